@@ -1,0 +1,6 @@
+"""Compiled kernels: whole solvers in C++ with one problem instance per SIMD lane; optional, see `available`."""
+
+from layercompiler.kernels.ldl import LDL, Factor
+from layercompiler.kernels.library import available, instruction_set
+
+__all__ = ["LDL", "Factor", "available", "instruction_set"]

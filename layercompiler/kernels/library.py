@@ -1,0 +1,88 @@
+"""Finds and loads the compiled kernels; everything that knows ctypes prototypes is here."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from layercompiler.errors import MissingDependencyError, OptionError
+
+ABI = 1
+_POINTER, _LONG, _INT, _REAL, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_char_p
+_PROTOTYPES = {
+    "lc_abi": (_INT, []),
+    "lc_error": (_TEXT, []),
+    "lc_target": (_TEXT, [_TEXT]),
+    "lc_ldl_new": (_POINTER, [_LONG, _LONG, _POINTER, _POINTER, _POINTER, _TEXT]),
+    "lc_ldl_free": (None, [_POINTER]),
+    "lc_ldl_facts": (None, [_POINTER, _POINTER]),
+    "lc_ldl_factor": (_POINTER, [_POINTER, _LONG, _POINTER, _REAL, _POINTER, _INT]),
+    "lc_factor_free": (None, [_POINTER]),
+    "lc_factor_solve": (_INT, [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _INT, _REAL, _INT]),
+}
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The compiled library, or None where it was not built or does not fit this version."""
+    for path in sorted(Path(__file__).parent.glob("_lanes*")):
+        if path.suffix not in (".so", ".dylib", ".dll", ".pyd"):
+            continue
+        try:
+            library = ctypes.CDLL(str(path))
+            for name, (result, arguments) in _PROTOTYPES.items():
+                function = getattr(library, name)
+                function.restype, function.argtypes = result, arguments
+            if library.lc_abi() == ABI:
+                return library
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def available() -> bool:
+    """Whether the compiled kernels are built and load on this machine."""
+    return load() is not None
+
+
+def require() -> ctypes.CDLL:
+    """The compiled library.
+
+    Raises:
+        MissingDependencyError: The kernels were not built.
+    """
+    library = load()
+    if library is None:
+        raise MissingDependencyError(
+            "the compiled kernels are not available",
+            where="layercompiler.kernels",
+            mend="install a C++17 compiler and reinstall layercompiler, or use another solver",
+        )
+    return library
+
+
+def instruction_set(name: str | None = None) -> str:
+    """The instruction set used here: the best one this machine runs, or `name` itself if the machine runs it.
+
+    Raises:
+        OptionError: The machine or the build has no such instruction set.
+    """
+    found = require().lc_target(name.encode() if name else None)
+    if found is None:
+        raise OptionError(
+            "unknown instruction set", where="isa", expected="avx512, avx2, neon or scalar, as the machine allows", got=repr(name)
+        )
+    return found.decode()
+
+
+def reason() -> str:
+    """Why the last failing call of this thread failed."""
+    return require().lc_error().decode()
+
+
+def address(array: np.ndarray) -> int:
+    """Where the numbers of a contiguous array lie."""
+    return array.ctypes.data

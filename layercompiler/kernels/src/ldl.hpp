@@ -1,0 +1,389 @@
+// Numeric LDL' of quasi-definite matrices and its triangular solves, left-looking over supernodes, one instance per lane.
+//
+// Included INSIDE the namespace of one target. F is the pack of the factor, V the pack of the right-hand sides; they differ (F = double) when one factor
+// serves many right-hand sides.
+
+// t[row][column] -= sum_k a[row][k] * b[column][k] for MI x MJ entries of a panel of width `width`.
+template <class V, int MI, int MJ>
+LC_INLINE void tile(V* __restrict t, const int32_t* rows, const int32_t* columns, int width, const V* __restrict a, const V* __restrict b, int depth) {
+  V sum[MI][MJ];
+  for (int i = 0; i < MI; i++)
+    for (int j = 0; j < MJ; j++) sum[i][j] = V{};
+  for (int k = 0; k < depth; k++) {
+    V right[MJ];
+#pragma GCC unroll 8
+    for (int j = 0; j < MJ; j++) right[j] = b[(int64_t)j * depth + k];
+#pragma GCC unroll 8
+    for (int i = 0; i < MI; i++) {
+      V left = a[(int64_t)i * depth + k];
+#pragma GCC unroll 8
+      for (int j = 0; j < MJ; j++) sum[i][j] = fma(left, right[j], sum[i][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MI; i++) {
+    V* row = t + (int64_t)rows[i] * width;
+#pragma GCC unroll 8
+    for (int j = 0; j < MJ; j++) row[columns[j]] -= sum[i][j];
+  }
+}
+
+template <class V, int MJ>
+static void tile_column(V* t, const int32_t* rows, int count, const int32_t* columns, int width, const V* a, const V* b, int depth) {
+  int i = 0;
+  for (; i + 4 <= count; i += 4) tile<V, 4, MJ>(t, rows + i, columns, width, a + (int64_t)i * depth, b, depth);
+  a += (int64_t)i * depth;
+  switch (count - i) {
+    case 3: tile<V, 3, MJ>(t, rows + i, columns, width, a, b, depth); break;
+    case 2: tile<V, 2, MJ>(t, rows + i, columns, width, a, b, depth); break;
+    case 1: tile<V, 1, MJ>(t, rows + i, columns, width, a, b, depth); break;
+    default: break;
+  }
+}
+
+// Registers hold 4 x 4 sums with 32 vector registers, 4 x 2 with 16.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int tile_width = 4;
+#else
+constexpr int tile_width = 2;
+#endif
+
+template <class V>
+static void apply_update(const Schedule& s, const Update& u, V* target, int width, const V* panels, const V* pivots, V* scaled) {
+  int depth = s.start[u.source + 1] - s.start[u.source], below = s.rowptr[u.source + 1] - s.rowptr[u.source], count = below - u.first;
+  const V* a = panels + s.offset[u.source] + (int64_t)(depth + u.first) * depth;
+  const V* d = pivots + s.start[u.source];
+  for (int j = 0; j < u.count; j++)
+    for (int k = 0; k < depth; k++) scaled[(int64_t)j * depth + k] = a[(int64_t)j * depth + k] * d[k];
+  const int32_t* rel = s.relative + u.relative;
+  int j = 0;
+  for (; j + tile_width <= u.count; j += tile_width)
+    tile_column<V, tile_width>(target, rel + j, count - j, rel + j, width, a + (int64_t)j * depth, scaled + (int64_t)j * depth, depth);
+  for (int left = u.count - j; left > 0; left = u.count - j) {
+    const V *aa = a + (int64_t)j * depth, *bb = scaled + (int64_t)j * depth;
+    if (left == 3) tile_column<V, 3>(target, rel + j, count - j, rel + j, width, aa, bb, depth);
+    else if (left == 2) tile_column<V, 2>(target, rel + j, count - j, rel + j, width, aa, bb, depth);
+    else tile_column<V, 1>(target, rel + j, count - j, rel + j, width, aa, bb, depth);
+    j += left;
+  }
+}
+
+// M panel rows at once: row <- row * inverse of the unit lower triangle `unit`.
+template <class V, int M> LC_INLINE void solve_rows(V* rows, const V* unit, int width) {
+  for (int c = 1; c < width; c++) {
+    V sum[M];
+#pragma GCC unroll 8
+    for (int i = 0; i < M; i++) sum[i] = rows[(int64_t)i * width + c];
+    for (int k = 0; k < c; k++) {
+      V l = unit[(int64_t)c * width + k];
+#pragma GCC unroll 8
+      for (int i = 0; i < M; i++) sum[i] = fnma(rows[(int64_t)i * width + k], l, sum[i]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < M; i++) rows[(int64_t)i * width + c] = sum[i];
+  }
+}
+
+// How pivots are repaired: one whose expected sign is not reached by `floor` becomes sign * `repair`.
+struct Pivoting {
+  double floor, repair;
+};
+
+// Panels hold the matrix (static regularisation included) on entry and L on exit. Returns the smallest expected-sign pivot before repair, NaN if any
+// pivot is NaN.
+template <class V>
+static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work, Pivoting rule) {
+  V smallest = splat<V>(1e300), poison = V{};
+  const V floor = splat<V>(rule.floor), repair = splat<V>(rule.repair);
+  for (int node = 0; node < s.supernodes; node++) {
+    int first = s.start[node], width = s.start[node + 1] - first, height = width + s.rowptr[node + 1] - s.rowptr[node];
+    V* t = panels + s.offset[node];
+    for (int u = s.updptr[node]; u < s.updptr[node + 1]; u++) apply_update<V>(s, s.updates[u], t, width, panels, pivots, work);
+    bool separable = s.separable[node];
+    for (int c = 0; c < width; c++) {
+      V sign = splat<V>(s.sign[first + c]), value = t[(int64_t)c * width + c], signed_value = value * sign;
+      smallest = vmin(smallest, signed_value);
+      poison = fma(value, splat<V>(0.0), poison);
+      value = select<V>(signed_value > floor, value, sign * repair);
+      V reciprocal = splat<V>(1.0) / value;
+      pivots[first + c] = value;
+      inverse[first + c] = reciprocal;
+      if (separable) continue;
+      for (int i = c + 1; i < width; i++) work[i] = t[(int64_t)i * width + c] * reciprocal;
+      for (int i = c + 1; i < width; i++) {
+        V* row = t + (int64_t)i * width;
+        for (int j = c + 1; j <= i; j++) row[j] = fnma(work[i], t[(int64_t)j * width + c], row[j]);
+      }
+      for (int i = c + 1; i < width; i++) t[(int64_t)i * width + c] = work[i];
+    }
+    int r = width;
+    if (!separable) {
+      for (; r + 8 <= height; r += 8) solve_rows<V, 8>(t + (int64_t)r * width, t, width);
+      for (; r + 2 <= height; r += 2) solve_rows<V, 2>(t + (int64_t)r * width, t, width);
+      if (r < height) solve_rows<V, 1>(t + (int64_t)r * width, t, width);
+    }
+    const V* scale = inverse + first;
+    for (r = width; r < height; r++)
+      for (int c = 0; c < width; c++) t[(int64_t)r * width + c] *= scale[c];
+  }
+  return smallest + poison;
+}
+
+// x <- (L D L')^-1 x for NR interleaved right-hand sides, x[i * NR + r].
+template <class F, class V, int NR>
+static void substitute(const Schedule& s, const F* panels, const F* inverse, V* x) {
+  for (int node = 0; node < s.supernodes; node++) {
+    int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
+    const F* t = panels + s.offset[node];
+    V* own = x + (int64_t)first * NR;
+    const int32_t* rows = s.rows + s.rowptr[node];
+    if (!s.separable[node])
+      for (int c = 1; c < width; c++)
+        for (int k = 0; k < c; k++) {
+          V l = spread<V>(t[(int64_t)c * width + k]);
+          for (int r = 0; r < NR; r++) own[c * NR + r] = fnma(l, own[k * NR + r], own[c * NR + r]);
+        }
+    t += (int64_t)width * width;
+    for (int i = 0; i < below; i++, t += width) {
+      V* y = x + (int64_t)rows[i] * NR;
+      V sum[NR];
+      for (int r = 0; r < NR; r++) sum[r] = y[r];
+      for (int k = 0; k < width; k++) {
+        V l = spread<V>(t[k]);
+        for (int r = 0; r < NR; r++) sum[r] = fnma(l, own[k * NR + r], sum[r]);
+      }
+      for (int r = 0; r < NR; r++) y[r] = sum[r];
+    }
+  }
+  for (int node = s.supernodes - 1; node >= 0; node--) {
+    int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
+    const F* t = panels + s.offset[node];
+    V* own = x + (int64_t)first * NR;
+    const int32_t* rows = s.rows + s.rowptr[node];
+    for (int c = 0; c < width; c++) {
+      V d = spread<V>(inverse[first + c]);
+      for (int r = 0; r < NR; r++) own[c * NR + r] *= d;
+    }
+    const F* low = t + (int64_t)width * width;
+    for (int i = 0; i < below; i++, low += width) {
+      const V* y = x + (int64_t)rows[i] * NR;
+      V value[NR];
+      for (int r = 0; r < NR; r++) value[r] = y[r];
+      for (int k = 0; k < width; k++) {
+        V l = spread<V>(low[k]);
+        for (int r = 0; r < NR; r++) own[k * NR + r] = fnma(l, value[r], own[k * NR + r]);
+      }
+    }
+    if (!s.separable[node])
+      for (int c = width - 1; c > 0; c--)
+        for (int k = 0; k < c; k++) {
+          V l = spread<V>(t[(int64_t)c * width + k]);
+          for (int r = 0; r < NR; r++) own[k * NR + r] = fnma(l, own[c * NR + r], own[k * NR + r]);
+        }
+  }
+}
+
+// r <- b - K x for the symmetric matrix given by its upper triangle; `norm` gets the largest |r|, NaN where r holds one.
+template <class F, class V, int NR>
+static void residual(const Schedule& s, const F* entries, const V* b, const V* x, V* r, V* norm) {
+  for (int64_t i = 0; i < (int64_t)s.n * NR; i++) r[i] = b[i];
+  for (int c = 0; c < s.n; c++) {
+    int k = s.colptr[c], last = s.colptr[c + 1] - 1;
+    V xc[NR], rc[NR];
+    for (int t = 0; t < NR; t++) xc[t] = x[(int64_t)c * NR + t], rc[t] = r[(int64_t)c * NR + t];
+    for (; k < last; k++) {
+      int64_t i = (int64_t)s.rowind[k] * NR;
+      V value = spread<V>(entries[k]);
+      for (int t = 0; t < NR; t++) {
+        rc[t] = fnma(value, x[i + t], rc[t]);
+        r[i + t] = fnma(value, xc[t], r[i + t]);
+      }
+    }
+    V value = spread<V>(entries[last]);
+    for (int t = 0; t < NR; t++) r[(int64_t)c * NR + t] = fnma(value, xc[t], rc[t]);
+  }
+  V poison[NR];
+  for (int t = 0; t < NR; t++) norm[t] = poison[t] = V{};
+  for (int i = 0; i < s.n; i++)
+    for (int t = 0; t < NR; t++) {
+      norm[t] = vmax(norm[t], vabs(r[(int64_t)i * NR + t]));
+      poison[t] = fma(r[(int64_t)i * NR + t], splat<V>(0.0), poison[t]);
+    }
+  for (int t = 0; t < NR; t++) norm[t] += poison[t];
+}
+
+// What one pack keeps of a factorisation.
+template <class V> struct Stored {
+  V *entries, *panels, *inverse, *scale;
+  Stored(const Schedule& s, double* base) {
+    entries = reinterpret_cast<V*>(base);
+    panels = entries + s.entries;
+    inverse = panels + s.panel;
+    scale = inverse + s.n;
+  }
+};
+
+// Symmetric scaling by powers of two until every row's largest entry lies between 1/16 and 16, four sweeps at most; static regularisation and pivots are
+// then on one scale. A lane that is there already is left alone.
+template <class V> static void equilibrate(const Schedule& s, const V* entries, V* scale, V* top) {
+  for (int i = 0; i < s.n; i++) scale[i] = splat<V>(1.0);
+  for (int sweep = 0; sweep < 4; sweep++) {
+    for (int i = 0; i < s.n; i++) top[i] = V{};
+    for (int c = 0; c < s.n; c++) {
+      V column = top[c], own = scale[c];
+      for (int k = s.colptr[c]; k < s.colptr[c + 1]; k++) {
+        V a = vabs(entries[k]) * (own * scale[s.rowind[k]]);
+        V& row = top[s.rowind[k]];
+        row = vmax(a, row);
+        column = vmax(a, column);
+      }
+      top[c] = vmax(column, top[c]);
+    }
+    Mask<V> uneven = none_of<V>();
+    for (int i = 0; i < s.n; i++) uneven = uneven | (top[i] > splat<V>(16.0)) | ((top[i] < splat<V>(0.0625)) & (top[i] > V{}));
+    if (!any<V>(uneven)) break;
+    for (int i = 0; i < s.n; i++) scale[i] = select<V>(uneven, scale[i] * power_of_two(splat<V>(1.4142135623730951) / root(top[i])), scale[i]);
+  }
+}
+
+template <class V> static void factor_chunk(const FactorJob& job, Chunk chunk, void* scratch) {
+  const Schedule& s = *job.schedule;
+  constexpr int N = lanes_of<V>;
+  Stored<V> keep(s, job.storage + chunk.first * job.footprint);
+  V* pivots = static_cast<V*>(scratch);
+  V* work = pivots + s.n;
+  const double* from[N];
+  for (int l = 0; l < N; l++) from[l] = job.values + (chunk.first + (l < chunk.count ? l : chunk.count - 1)) * job.stride;
+  for (int64_t k = 0; k < s.entries; k++) keep.entries[k] = V{};
+  for (int64_t k = 0; k < s.inputs; k++) {
+    V value;
+    for (int l = 0; l < N; l++) put(value, l, from[l][k]);
+    keep.entries[s.slot[k]] += value;
+  }
+  equilibrate<V>(s, keep.entries, keep.scale, pivots);
+  __builtin_memset((void*)keep.panels, 0, (size_t)s.panel * sizeof(V));
+  for (int c = 0; c < s.n; c++) {
+    V scale = keep.scale[c];
+    for (int k = s.colptr[c]; k < s.colptr[c + 1]; k++) keep.panels[s.target[k]] = keep.entries[k] * (scale * keep.scale[s.rowind[k]]);
+    V& diagonal = keep.panels[s.target[s.colptr[c + 1] - 1]];
+    diagonal += splat<V>(job.epsilon * s.sign[c]);
+  }
+  V smallest = factorise<V>(s, keep.panels, pivots, keep.inverse, work, Pivoting{1e-13, job.epsilon > 1e-13 ? job.epsilon : 1e-13});
+  for (int l = 0; l < chunk.count; l++) job.pivots[chunk.first + l] = get(smallest, l);
+}
+
+static int64_t round_up(int64_t k) { return (k + 7) / 8 * 8; }
+
+static size_t factor_scratch(const Schedule& s) { return sizeof(d8) * (size_t)(round_up(s.n) + round_up((int64_t)s.widest * s.tallest + 64)); }
+
+constexpr int columns_at_once = 4;
+
+// NR right-hand sides of one pack with refinement; every decision is per lane, and the best iterate stays.
+template <class F, class V, int NR>
+static void solve_group(const Schedule& s, const Stored<F>& keep, V* memory, double tolerance, int refine, V* relative, V*& result) {
+  int64_t size = (int64_t)s.n * NR;
+  V *b = memory, *x = b + size, *r = x + size, *trial = r + size, *rest = trial + size;
+  V norm[NR], goal[NR], size_b[NR];
+  Mask<V> active[NR];
+  for (int i = 0; i < s.n; i++) {
+    V d = spread<V>(keep.scale[i]);
+    for (int t = 0; t < NR; t++) x[(int64_t)i * NR + t] = b[(int64_t)i * NR + t] * d;
+  }
+  substitute<F, V, NR>(s, keep.panels, keep.inverse, x);
+  for (int t = 0; t < NR; t++) size_b[t] = V{};
+  for (int i = 0; i < s.n; i++) {
+    V d = spread<V>(keep.scale[i]);
+    for (int t = 0; t < NR; t++) {
+      x[(int64_t)i * NR + t] *= d;
+      size_b[t] = vmax(size_b[t], vabs(b[(int64_t)i * NR + t]));
+    }
+  }
+  residual<F, V, NR>(s, keep.entries, b, x, r, norm);
+  for (int t = 0; t < NR; t++) {
+    goal[t] = splat<V>(tolerance) * size_b[t];
+    active[t] = norm[t] > goal[t];
+  }
+  for (int step = 0; step < refine; step++) {
+    bool more = false;
+    for (int t = 0; t < NR; t++) more = more || any<V>(active[t]);
+    if (!more) break;
+    for (int i = 0; i < s.n; i++) {
+      V d = spread<V>(keep.scale[i]);
+      for (int t = 0; t < NR; t++) trial[(int64_t)i * NR + t] = r[(int64_t)i * NR + t] * d;
+    }
+    substitute<F, V, NR>(s, keep.panels, keep.inverse, trial);
+    for (int i = 0; i < s.n; i++) {
+      V d = spread<V>(keep.scale[i]);
+      for (int t = 0; t < NR; t++) trial[(int64_t)i * NR + t] = fma(trial[(int64_t)i * NR + t], d, x[(int64_t)i * NR + t]);
+    }
+    V next[NR];
+    residual<F, V, NR>(s, keep.entries, b, trial, rest, next);
+    for (int t = 0; t < NR; t++) active[t] = active[t] & (next[t] < norm[t]);
+    for (int i = 0; i < s.n; i++)
+      for (int t = 0; t < NR; t++) {
+        int64_t j = (int64_t)i * NR + t;
+        x[j] = select<V>(active[t], trial[j], x[j]);
+        r[j] = select<V>(active[t], rest[j], r[j]);
+      }
+    for (int t = 0; t < NR; t++) {
+      V old = norm[t];
+      norm[t] = select<V>(active[t], next[t], old);
+      active[t] = active[t] & (next[t] > goal[t]) & (next[t] < splat<V>(0.7) * old);
+    }
+  }
+  for (int t = 0; t < NR; t++) relative[t] = select<V>(size_b[t] > V{}, norm[t] / size_b[t], norm[t]);
+  result = x;
+}
+
+// Right-hand sides `first` .. `first + NR - 1` of each of the lanes, whose rows start at `source[l]`.
+template <class F, class V, int NR>
+static void solve_columns(const SolveJob& job, const Stored<F>& keep, V* memory, const int64_t* row, int used, int64_t advance) {
+  const Schedule& s = *job.schedule;
+  constexpr int N = lanes_of<V>;
+  for (int i = 0; i < s.n; i++)
+    for (int t = 0; t < NR; t++) {
+      V value;
+      for (int l = 0; l < N; l++) put(value, l, job.rhs[(row[l] + t * advance) * s.n + s.perm[i]]);
+      memory[(int64_t)i * NR + t] = value;
+    }
+  V relative[NR], *x;
+  solve_group<F, V, NR>(s, keep, memory, job.tolerance, job.refine, relative, x);
+  for (int l = 0; l < used; l++)
+    for (int t = 0; t < NR; t++) {
+      double* out = job.x + (row[l] + t * advance) * s.n;
+      for (int i = 0; i < s.n; i++) out[s.perm[i]] = get(x[(int64_t)i * NR + t], l);
+      job.residual[row[l] + t * advance] = get(relative[t], l);
+    }
+}
+
+// One pack of instances, all of its right-hand sides.
+template <class V> static void solve_own(const SolveJob& job, Chunk chunk, void* scratch) {
+  constexpr int N = lanes_of<V>;
+  Stored<V> keep(*job.schedule, const_cast<double*>(job.storage) + chunk.first * job.footprint);
+  V* memory = static_cast<V*>(scratch);
+  for (int64_t k = 0; k < job.columns;) {
+    int64_t row[N];
+    for (int l = 0; l < N; l++) row[l] = (chunk.first + (l < chunk.count ? l : chunk.count - 1)) * job.columns + k;
+    if (job.columns - k >= columns_at_once) {
+      solve_columns<V, V, columns_at_once>(job, keep, memory, row, chunk.count, 1);
+      k += columns_at_once;
+    } else if (job.columns - k >= 2) {
+      solve_columns<V, V, 2>(job, keep, memory, row, chunk.count, 1);
+      k += 2;
+    } else {
+      solve_columns<V, V, 1>(job, keep, memory, row, chunk.count, 1);
+      k += 1;
+    }
+  }
+}
+
+// One factor, right-hand sides in the lanes.
+template <class V> static void solve_shared(const SolveJob& job, Chunk chunk, void* scratch) {
+  constexpr int N = lanes_of<V>;
+  Stored<double> keep(*job.schedule, const_cast<double*>(job.storage));
+  int64_t row[N];
+  for (int l = 0; l < N; l++) row[l] = chunk.first + (l < chunk.count ? l : chunk.count - 1);
+  solve_columns<double, V, 1>(job, keep, static_cast<V*>(scratch), row, chunk.count, 1);
+}
+
+static size_t solve_scratch(const Schedule& s) { return sizeof(d8) * (size_t)round_up(5 * (int64_t)s.n * columns_at_once + 8); }

@@ -1,0 +1,276 @@
+#include "symbolic.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "ordering.hpp"
+
+namespace layercompiler {
+namespace {
+
+constexpr int32_t widest_supernode = 16;
+constexpr double padding_limit = 0.1;  // share of explicit zeros that a merged supernode may carry
+
+using Lists = std::vector<std::vector<int32_t>>;
+
+std::vector<int32_t> inverse(const std::vector<int32_t>& order) {
+  std::vector<int32_t> position(order.size());
+  for (size_t k = 0; k < order.size(); k++) position[order[k]] = static_cast<int32_t>(k);
+  return position;
+}
+
+// Neighbours with larger number, in elimination order.
+Lists later_neighbours(const Lists& neighbours, const std::vector<int32_t>& order) {
+  std::vector<int32_t> position = inverse(order);
+  Lists later(order.size());
+  for (size_t k = 0; k < order.size(); k++) {
+    for (int32_t j : neighbours[order[k]])
+      if (position[j] > static_cast<int32_t>(k)) later[k].push_back(position[j]);
+    std::sort(later[k].begin(), later[k].end());
+  }
+  return later;
+}
+
+}  // namespace
+
+// Elimination tree and column patterns of L (strictly below the diagonal) of one ordering.
+struct Symbolic::Tree {
+  std::vector<int32_t> parent;
+  Lists children, pattern;
+  int64_t entries = 0, flops = 0;
+
+  explicit Tree(const Lists& later) : parent(later.size(), -1), children(later.size()), pattern(later.size()) {
+    const int32_t n = static_cast<int32_t>(later.size());
+    std::vector<int32_t> mark(n, -1);
+    for (int32_t j = 0; j < n; j++) {
+      mark[j] = j;
+      auto& own = pattern[j];
+      auto add = [&](const std::vector<int32_t>& from) {
+        for (int32_t i : from)
+          if (i > j && mark[i] != j) {
+            mark[i] = j;
+            own.push_back(i);
+          }
+      };
+      add(later[j]);
+      for (int32_t c : children[j]) add(pattern[c]);
+      std::sort(own.begin(), own.end());
+      if (!own.empty()) {
+        parent[j] = own[0];
+        children[own[0]].push_back(j);
+      }
+      int64_t size = static_cast<int64_t>(own.size());
+      entries += size;
+      flops += size * size + 2 * size;
+    }
+  }
+};
+
+Symbolic::Symbolic(int64_t n, int64_t count, const int64_t* rows, const int64_t* columns, const int8_t* signs) {
+  if (n < 1 || n > (int64_t{1} << 30)) throw std::invalid_argument("the order of the matrix must be at least 1");
+  if (count < 0 || count > (int64_t{1} << 31) - n - 2) throw std::invalid_argument("too many entries");
+  for (int64_t k = 0; k < count; k++)
+    if (rows[k] < 0 || rows[k] > columns[k] || columns[k] >= n)
+      throw std::invalid_argument("entry " + std::to_string(k) + " (" + std::to_string(rows[k]) + ", " + std::to_string(columns[k]) + ") is not in the upper triangle of order " + std::to_string(n));
+  for (int64_t i = 0; i < n; i++)
+    if (signs[i] != 1 && signs[i] != -1) throw std::invalid_argument("sign " + std::to_string(i) + " is not +1 or -1");
+  n_ = static_cast<int32_t>(n);
+  inputs_ = count;
+  Lists neighbours(n_);
+  for (int64_t k = 0; k < count; k++)
+    if (rows[k] != columns[k]) {
+      neighbours[rows[k]].push_back(static_cast<int32_t>(columns[k]));
+      neighbours[columns[k]].push_back(static_cast<int32_t>(rows[k]));
+    }
+  for (auto& list : neighbours) {
+    std::sort(list.begin(), list.end());
+    list.erase(std::unique(list.begin(), list.end()), list.end());
+  }
+  choose_order(neighbours);
+  Lists later = later_neighbours(neighbours, perm_);
+  Tree tree(later);
+  factor_entries_ = tree.entries;
+  flops_ = tree.flops;
+  position_ = inverse(perm_);
+  sign_.resize(n_);
+  for (int32_t i = 0; i < n_; i++) sign_[i] = signs[perm_[i]];
+  group(tree);
+  plan_updates();
+  place_entries(count, rows, columns);
+  publish();
+}
+
+// The cheapest of the orderings, then a postorder in which leaves with one pattern stand side by side.
+void Symbolic::choose_order(const Lists& neighbours) {
+  int64_t best = -1;
+  for (Metric metric : {Metric::degree, Metric::fill}) {
+    std::vector<int32_t> order = minimum_degree(neighbours, metric);
+    int64_t flops = Tree(later_neighbours(neighbours, order)).flops;
+    if (best < 0 || flops < best) {
+      best = flops;
+      perm_ = order;
+    }
+  }
+  Lists later = later_neighbours(neighbours, perm_);
+  Tree tree(later);
+  auto leaves_first = [&](int32_t a, int32_t b) {
+    bool leaf_a = tree.children[a].empty(), leaf_b = tree.children[b].empty();
+    if (leaf_a != leaf_b) return leaf_a;
+    return leaf_a && later[a] < later[b];
+  };
+  std::vector<int32_t> roots, post;
+  for (int32_t i = 0; i < n_; i++)
+    if (tree.parent[i] < 0) roots.push_back(i);
+  for (auto& list : tree.children) std::stable_sort(list.begin(), list.end(), leaves_first);
+  std::stable_sort(roots.begin(), roots.end(), leaves_first);
+  std::vector<std::pair<int32_t, size_t>> stack;
+  for (int32_t root : roots) {
+    stack.push_back({root, 0});
+    while (!stack.empty()) {
+      auto [node, next] = stack.back();
+      if (next < tree.children[node].size()) {
+        stack.back().second++;
+        stack.push_back({tree.children[node][next], 0});
+      } else {
+        post.push_back(perm_[node]);
+        stack.pop_back();
+      }
+    }
+  }
+  perm_ = post;
+}
+
+// Supernodes: neighbouring columns of nested pattern, merged with their parent while the padding stays small; independent leaves of one pattern.
+void Symbolic::group(const Tree& tree) {
+  std::vector<Node> nodes;
+  auto below = [&](int32_t c) { return static_cast<int64_t>(tree.pattern[c].size()); };
+  for (int32_t j = 0; j < n_; j++) {
+    nodes.push_back({j, j + 1, below(j), false});
+    if (nodes.size() >= 2 && tree.children[j].empty() && below(j) > 0) {
+      Node& before = nodes[nodes.size() - 2];
+      int32_t width = before.last - before.first;
+      if ((before.separable || width == 1) && width < widest_supernode && tree.pattern[before.last - 1] == tree.pattern[j]) {
+        before.last = j + 1;
+        before.separable = true;
+        before.entries += below(j);
+        nodes.pop_back();
+        continue;
+      }
+    }
+    while (nodes.size() >= 2) {
+      Node &child = nodes[nodes.size() - 2], &node = nodes.back();
+      int32_t up = tree.parent[child.last - 1];
+      if (up < node.first || up >= node.last || child.separable || node.separable) break;
+      int64_t width = node.last - child.first, full = width * (width - 1) / 2 + width * below(node.last - 1), real = child.entries + node.entries;
+      if (width > widest_supernode) break;
+      double padding = static_cast<double>(full - real) / static_cast<double>(std::max<int64_t>(1, full));
+      bool tiny = child.last - child.first <= 2 && width <= 4;
+      if (full != real && !(padding < padding_limit || (tiny && padding < 2 * padding_limit))) break;
+      child.last = node.last;
+      child.entries = real;
+      nodes.pop_back();
+    }
+  }
+  start_ = {0};
+  rowptr_ = {0};
+  offset_ = {0};
+  owner_.resize(n_);
+  for (size_t s = 0; s < nodes.size(); s++) {
+    const auto& pattern = tree.pattern[nodes[s].last - 1];
+    rows_.insert(rows_.end(), pattern.begin(), pattern.end());
+    start_.push_back(nodes[s].last);
+    rowptr_.push_back(static_cast<int32_t>(rows_.size()));
+    separable_.push_back(nodes[s].separable);
+    int64_t width = nodes[s].last - nodes[s].first;
+    offset_.push_back(offset_.back() + width * (width + static_cast<int64_t>(pattern.size())));
+    for (int32_t c = nodes[s].first; c < nodes[s].last; c++) owner_[c] = static_cast<int32_t>(s);
+  }
+}
+
+void Symbolic::plan_updates() {
+  const int32_t count = static_cast<int32_t>(separable_.size());
+  std::vector<std::vector<Update>> incoming(count);
+  for (int32_t s = 0; s < count; s++)
+    for (int32_t r = rowptr_[s]; r < rowptr_[s + 1];) {
+      int32_t target = owner_[rows_[r]], end = r;
+      while (end < rowptr_[s + 1] && owner_[rows_[end]] == target) end++;
+      incoming[target].push_back({s, r - rowptr_[s], end - r, 0});
+      r = end;
+    }
+  updptr_ = {0};
+  std::vector<int32_t> place(n_, 0);
+  for (int32_t t = 0; t < count; t++) {
+    int32_t width = start_[t + 1] - start_[t];
+    for (int32_t c = start_[t]; c < start_[t + 1]; c++) place[c] = c - start_[t];
+    for (int32_t r = rowptr_[t]; r < rowptr_[t + 1]; r++) place[rows_[r]] = width + r - rowptr_[t];
+    for (Update& u : incoming[t]) {
+      u.relative = static_cast<int64_t>(relative_.size());
+      for (int32_t r = rowptr_[u.source] + u.first; r < rowptr_[u.source + 1]; r++) relative_.push_back(place[rows_[r]]);
+      updates_.push_back(u);
+    }
+    updptr_.push_back(static_cast<int32_t>(updates_.size()));
+  }
+}
+
+// Distinct entries by columns in elimination order, each with its place in the panels.
+void Symbolic::place_entries(int64_t count, const int64_t* rows, const int64_t* columns) {
+  std::vector<int64_t> key(count + n_);
+  auto key_of = [&](int64_t a, int64_t b) { return std::max(a, b) * n_ + std::min(a, b); };
+  for (int64_t k = 0; k < count; k++) key[k] = key_of(position_[rows[k]], position_[columns[k]]);
+  for (int32_t i = 0; i < n_; i++) key[count + i] = key_of(i, i);
+  std::vector<int64_t> distinct(key);
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  slot_.resize(count);
+  for (int64_t k = 0; k < count; k++) slot_[k] = std::lower_bound(distinct.begin(), distinct.end(), key[k]) - distinct.begin();
+  colptr_.assign(n_ + 1, 0);
+  for (int64_t e : distinct) {
+    rowind_.push_back(static_cast<int32_t>(e % n_));
+    colptr_[e / n_ + 1]++;
+  }
+  for (int32_t c = 0; c < n_; c++) colptr_[c + 1] += colptr_[c];
+  target_.resize(distinct.size());
+  for (size_t k = 0; k < distinct.size(); k++) {
+    int32_t column = static_cast<int32_t>(distinct[k] % n_), row = static_cast<int32_t>(distinct[k] / n_);  // of the lower triangle
+    int32_t node = owner_[column], width = start_[node + 1] - start_[node], place;
+    if (row < start_[node + 1]) place = row - start_[node];
+    else place = width + static_cast<int32_t>(std::lower_bound(rows_.begin() + rowptr_[node], rows_.begin() + rowptr_[node + 1], row) - (rows_.begin() + rowptr_[node]));
+    target_[k] = offset_[node] + static_cast<int64_t>(place) * width + (column - start_[node]);
+  }
+}
+
+int64_t Symbolic::find(int32_t row, int32_t column) const {
+  int32_t a = position_[row], b = position_[column];
+  if (a > b) std::swap(a, b);
+  auto first = rowind_.begin() + colptr_[b], last = rowind_.begin() + colptr_[b + 1], at = std::lower_bound(first, last, a);
+  return at != last && *at == a ? at - rowind_.begin() : -1;
+}
+
+void Symbolic::publish() {
+  view_.n = n_;
+  view_.supernodes = static_cast<int32_t>(separable_.size());
+  for (int32_t s = 0; s < view_.supernodes; s++) {
+    view_.widest = std::max(view_.widest, start_[s + 1] - start_[s]);
+    view_.tallest = std::max(view_.tallest, start_[s + 1] - start_[s] + rowptr_[s + 1] - rowptr_[s]);
+  }
+  view_.inputs = inputs_;
+  view_.entries = static_cast<int64_t>(rowind_.size());
+  view_.panel = offset_.back();
+  view_.start = start_.data();
+  view_.rowptr = rowptr_.data();
+  view_.rows = rows_.data();
+  view_.updptr = updptr_.data();
+  view_.relative = relative_.data();
+  view_.separable = separable_.data();
+  view_.offset = offset_.data();
+  view_.updates = updates_.data();
+  view_.target = target_.data();
+  view_.sign = sign_.data();
+  view_.colptr = colptr_.data();
+  view_.rowind = rowind_.data();
+  view_.slot = slot_.data();
+  view_.perm = perm_.data();
+}
+
+}  // namespace layercompiler

@@ -1,0 +1,44 @@
+// The symbolic phase: everything about K = L D L' that depends on the pattern, made once.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "shared.hpp"
+
+namespace layercompiler {
+
+class Symbolic {
+ public:
+  // Upper-triangle pattern (rows[k] <= columns[k], repeats are summed; the diagonal is added) and the expected pivot signs. Throws std::invalid_argument.
+  Symbolic(int64_t n, int64_t count, const int64_t* rows, const int64_t* columns, const int8_t* signs);
+
+  const Schedule& schedule() const { return view_; }
+  int64_t factor_entries() const { return factor_entries_; }
+  int64_t flops() const { return flops_; }
+  // Place of the entry (row, column) of the upper triangle in the caller's order, -1 if it is not in the pattern.
+  int64_t find(int32_t row, int32_t column) const;
+
+ private:
+  struct Tree;
+  struct Node {
+    int32_t first, last;
+    int64_t entries;
+    bool separable;
+  };
+  void choose_order(const std::vector<std::vector<int32_t>>& neighbours);
+  void group(const Tree& tree);
+  void plan_updates();
+  void place_entries(int64_t count, const int64_t* rows, const int64_t* columns);
+  void publish();
+
+  int32_t n_ = 0;
+  int64_t inputs_ = 0, factor_entries_ = 0, flops_ = 0;
+  std::vector<int32_t> perm_, position_, start_, rowptr_, rows_, updptr_, relative_, colptr_, rowind_, owner_;
+  std::vector<uint8_t> separable_;
+  std::vector<int64_t> offset_, target_, slot_;
+  std::vector<Update> updates_;
+  std::vector<double> sign_;
+  Schedule view_{};
+};
+
+}  // namespace layercompiler

@@ -1,0 +1,60 @@
+// One instruction set: compiled once per target with its own flags and its own namespace (LC_TARGET).
+#include "shared.hpp"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define LC_JOIN_(a, b) a##b
+#define LC_JOIN(a, b) LC_JOIN_(a, b)
+#define LC_TEXT_(a) #a
+#define LC_TEXT(a) LC_TEXT_(a)
+
+namespace layercompiler {
+namespace LC_JOIN(target_, LC_TARGET) {
+#include "vec.hpp"
+
+#include "ldl.hpp"
+
+#define LC_BY_WIDTH(function, ...)                              \
+  switch (chunk.width) {                                        \
+    LC_WIDTH_CASES(function, __VA_ARGS__)                       \
+    default: function<double>(__VA_ARGS__); break;              \
+  }
+#if defined(__AVX512F__)
+constexpr int target_lanes = 8;
+#define LC_WIDTH_CASES(function, ...) case 8: function<d8>(__VA_ARGS__); break; case 4: function<d4>(__VA_ARGS__); break;
+#elif defined(__AVX2__)
+constexpr int target_lanes = 4;
+#define LC_WIDTH_CASES(function, ...) case 4: function<d4>(__VA_ARGS__); break;
+#elif defined(__aarch64__)
+constexpr int target_lanes = 2;
+#define LC_WIDTH_CASES(function, ...) case 2: function<d2>(__VA_ARGS__); break;
+#else
+constexpr int target_lanes = 1;
+#define LC_WIDTH_CASES(function, ...)
+#endif
+
+static void factor(const FactorJob& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(factor_chunk, job, chunk, scratch) }
+
+static void solve(const SolveJob& job, Chunk chunk, void* scratch) {
+  if (job.shared) {
+    LC_BY_WIDTH(solve_shared, job, chunk, scratch)
+  } else {
+    LC_BY_WIDTH(solve_own, job, chunk, scratch)
+  }
+}
+
+}  // namespace
+extern const Target LC_JOIN(target_table_, LC_TARGET);
+const Target LC_JOIN(target_table_, LC_TARGET) = {
+    LC_TEXT(LC_TARGET),
+    LC_JOIN(target_, LC_TARGET)::target_lanes,
+    LC_JOIN(target_, LC_TARGET)::factor_scratch,
+    LC_JOIN(target_, LC_TARGET)::factor,
+    LC_JOIN(target_, LC_TARGET)::solve_scratch,
+    LC_JOIN(target_, LC_TARGET)::solve,
+};
+}  // namespace layercompiler
