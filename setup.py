@@ -54,7 +54,7 @@ class BuildKernels(build_ext):
                     [f"{SOURCES}/{name}"],
                     output_dir=self.build_temp,
                     macros=have,
-                    extra_postargs=FLAGS + ["-pthread", *extra],
+                    extra_postargs=[*FLAGS, "-pthread", *extra],
                     depends=ext.depends,
                 )
             for name, flags in TARGETS.items():

@@ -24,16 +24,13 @@ class LDL:
 
     Example:
         >>> import numpy as np
-        >>> from layercompiler.kernels import LDL, available
-        >>> if available():
-        ...     ldl = LDL(2, [0, 0, 1], [0, 1, 1], [1, -1])
-        ...     x, residual = ldl.factor(np.array([[2.0, 1.0, -1.0]])).solve(np.array([[3.0, 0.0]]))
-        ... else:
-        ...     x = np.array([[1.0, 1.0]])
+        >>> from layercompiler.kernels import LDL
+        >>> ldl = LDL(2, [0, 0, 1], [0, 1, 1], [1, -1])
+        >>> x, residual = ldl.factor(np.array([[2.0, 1.0, -1.0]])).solve(np.array([[3.0, 0.0]]))
         >>> x.round(12)
         array([[1., 1.]])
 
-    Cost: The symbolic phase tries two orderings; numeric work is `flops` per instance and factorisation.
+    Cost: The symbolic phase tries three orderings; numeric work is `flops` per instance and factorisation.
     """
 
     def __init__(self, n: int, rows: Any, cols: Any, signs: Any, *, isa: str | None = None) -> None:
@@ -72,9 +69,9 @@ class LDL:
         Returns:
             The factors, which keep themselves alive.
 
-        Units and scaling: each instance is first scaled to S K S by powers of two until the largest entry of every row lies between 1/16 and 16 (four
-        sweeps at most; a matrix that is there already is left alone); `eps` is added (with sign) to the diagonal of S K S, a pivot of wrong sign or
-        below 1e-13 there becomes `eps`, and `Factor.pivots` is measured there.
+        Units and scaling: each instance is first scaled to S K S by powers of two until the largest entry of every row lies
+        between 1/16 and 16 (four sweeps at most; a matrix that is there already is left alone); `eps` is added (with sign) to
+        the diagonal of S K S, a pivot of wrong sign or below 1e-13 there becomes `eps`, and `Factor.pivots` is measured there.
         """
         values = _reals(values, (self.nnz,), "values")
         return Factor(self, values, float(eps), int(threads))
@@ -100,8 +97,8 @@ class Factor:
 
     Attributes:
         batch: Number of instances.
-        pivots: Smallest pivot times its expected sign in the scaled matrix, shape (B,); tiny or negative: nearly singular or not quasi-definite;
-            NaN: the values hold a NaN or an infinity.
+        pivots: Smallest pivot times its expected sign in the scaled matrix, shape (B,); tiny or negative: nearly
+            singular or not quasi-definite; NaN: the values hold a NaN or an infinity.
     """
 
     def __init__(self, ldl: LDL, values: np.ndarray, eps: float, threads: int) -> None:
@@ -125,8 +122,8 @@ class Factor:
             threads: Threads that share the packs.
 
         Returns:
-            x of the shape of `rhs`, and the relative residual max|rhs - K x| / max|rhs| of shape (B,) or (B, k): that of the best iterate, which is
-            the one returned. NaN marks an instance whose data are not finite.
+            x of the shape of `rhs`, and the relative residual max|rhs - K x| / max|rhs| of shape (B,) or
+            (B, k): that of the best iterate, which is the one returned. NaN marks an instance whose data are not finite.
         """
         n = self.ldl.n
         rhs = np.ascontiguousarray(rhs, dtype=np.float64)

@@ -78,8 +78,9 @@ struct Ldl {
   Recycler recycler;
 };
 
+// A factor keeps its pattern alive: Python may finalise them in any order.
 struct Factor {
-  Ldl* owner;
+  std::shared_ptr<Ldl> owner;
   int64_t batch;
   size_t bytes;
   Memory storage;
@@ -97,19 +98,19 @@ LC_API const char* lc_target(const char* name) {
 }
 
 LC_API void* lc_ldl_new(int64_t n, int64_t count, const int64_t* rows, const int64_t* columns, const int8_t* signs, const char* target) {
-  Ldl* made = nullptr;
+  std::shared_ptr<Ldl>* made = nullptr;
   guarded([&] {
     const Target* t = find_target(target);
     if (!t) throw std::invalid_argument("this machine or build has no such instruction set");
-    made = new Ldl{Symbolic(n, count, rows, columns, signs), t, {}};
+    made = new std::shared_ptr<Ldl>(new Ldl{Symbolic(n, count, rows, columns, signs), t, {}});
   });
   return made;
 }
 
-LC_API void lc_ldl_free(void* ldl) { delete static_cast<Ldl*>(ldl); }
+LC_API void lc_ldl_free(void* ldl) { delete static_cast<std::shared_ptr<Ldl>*>(ldl); }
 
 LC_API void lc_ldl_facts(const void* ldl, int64_t* facts) {
-  const Ldl& l = *static_cast<const Ldl*>(ldl);
+  const Ldl& l = **static_cast<const std::shared_ptr<Ldl>*>(ldl);
   const Schedule& s = l.symbolic.schedule();
   facts[0] = l.symbolic.factor_entries();
   facts[1] = l.symbolic.flops();
@@ -122,12 +123,13 @@ LC_API void lc_ldl_facts(const void* ldl, int64_t* facts) {
 LC_API void* lc_ldl_factor(void* ldl, int64_t batch, const double* values, double epsilon, double* pivots, int32_t threads) {
   Factor* made = nullptr;
   guarded([&] {
-    Ldl& l = *static_cast<Ldl*>(ldl);
+    const std::shared_ptr<Ldl>& owner = *static_cast<std::shared_ptr<Ldl>*>(ldl);
+    Ldl& l = *owner;
     const Schedule& s = l.symbolic.schedule();
     const Target& t = *l.target;
     int64_t footprint = footprint_of(s), lanes = t.lanes, padded = batch <= 2 ? batch : (batch + lanes - 1) / lanes * lanes;
     size_t bytes = sizeof(double) * static_cast<size_t>(footprint) * static_cast<size_t>(padded);
-    std::unique_ptr<Factor> factor(new Factor{&l, batch, bytes, l.recycler.take(bytes)});
+    std::unique_ptr<Factor> factor(new Factor{owner, batch, bytes, l.recycler.take(bytes)});
     FactorJob job{&s, values, s.inputs, epsilon, factor->storage.get(), footprint, pivots};
     size_t need = t.factor_scratch(s);
     parallel(chunk_count(t.lanes, batch), threads, [&](int64_t i) { t.factor(job, chunk_at(t.lanes, batch, i), scratch(need)); });

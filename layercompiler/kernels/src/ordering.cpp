@@ -11,9 +11,9 @@ namespace {
 // The quotient graph: variables not yet eliminated, and elements (cliques left behind by eliminated ones).
 class QuotientGraph {
  public:
-  QuotientGraph(const std::vector<std::vector<int32_t>>& neighbours, Metric metric)
+  QuotientGraph(const std::vector<std::vector<int32_t>>& neighbours, const std::vector<int8_t>& stage)
       : n_(static_cast<int32_t>(neighbours.size())),
-        metric_(metric),
+        stage_(stage),
         variables_(neighbours),
         elements_(neighbours.size()),
         clique_(neighbours.size()),
@@ -21,15 +21,14 @@ class QuotientGraph {
         alive_(neighbours.size(), 1),
         degree_(neighbours.size()),
         outside_(neighbours.size()),
-        whole_(neighbours.size()),
         stamp_(neighbours.size(), -1),
         mark_(neighbours.size(), -1),
         members_(neighbours.size()),
-        current_score_(neighbours.size(), -1.0) {
+        score_(neighbours.size(), -1) {
     for (int32_t i = 0; i < n_; i++) {
       degree_[i] = static_cast<int64_t>(variables_[i].size());
       members_[i] = {i};
-      push(i, 0);
+      push(i);
     }
   }
 
@@ -44,13 +43,11 @@ class QuotientGraph {
   }
 
  private:
-  using Entry = std::pair<double, std::pair<int64_t, int32_t>>;  // score, age (latest first among equals), node
+  using Entry = std::pair<int64_t, std::pair<int64_t, int32_t>>;  // score, age (latest first among equals), node
 
-  void push(int32_t i, int64_t largest_clique) {
-    double d = static_cast<double>(degree_[i]), c = static_cast<double>(largest_clique);
-    double score = metric_ == Metric::degree ? d : (d * (d - 1) - c * (c - 1)) / 2 * static_cast<double>(weight_[i] > 0 ? 1.0 / weight_[i] : 1.0);
-    current_score_[i] = score;
-    heap_.push({score, {-(age_++), i}});
+  void push(int32_t i) {
+    score_[i] = degree_[i] + (static_cast<int64_t>(stage_[i]) << 40);
+    heap_.push({score_[i], {-(age_++), i}});
   }
 
   int32_t pop() {
@@ -58,7 +55,7 @@ class QuotientGraph {
       Entry top = heap_.top();
       heap_.pop();
       int32_t i = top.second.second;
-      if (alive_[i] && top.first == current_score_[i]) return i;
+      if (alive_[i] && top.first == score_[i]) return i;
     }
   }
 
@@ -98,13 +95,12 @@ class QuotientGraph {
       for (int32_t e : list) {
         if (stamp_[e] != round) {
           stamp_[e] = round;
-          outside_[e] = whole_[e] = live_weight(e);
+          outside_[e] = live_weight(e);
         }
         outside_[e] -= weight_[i];
       }
     }
     std::vector<std::pair<uint64_t, int32_t>> hashes;
-    std::vector<std::pair<int32_t, int64_t>> largest;
     for (int32_t i : clique) {
       auto& vars = variables_[i];
       size_t kept = 0;
@@ -119,18 +115,17 @@ class QuotientGraph {
       vars.resize(kept);
       auto& list = elements_[i];
       kept = 0;
-      int64_t through = 0, biggest = total - weight_[i];
+      int64_t through = 0;
       for (int32_t e : list)
         if (outside_[e] > 0) {
           list[kept++] = e;
           through += outside_[e];
-          biggest = std::max(biggest, whole_[e] - weight_[i]);
           hash += static_cast<uint64_t>(e) * 40503u + 17;
         } else if (clique_[e].size()) {
           dead_.push_back(e);
         }
       list.resize(kept);
-      if (vars.empty() && list.empty()) {  // nothing outside the clique: eliminate it with the pivot
+      if (vars.empty() && list.empty() && stage_[i] == stage_[pivot]) {  // nothing outside the clique: eliminate it with the pivot
         alive_[i] = 0;
         finish(i, result);
         total -= weight_[i];
@@ -141,15 +136,14 @@ class QuotientGraph {
       int64_t others = total - weight_[i];
       degree_[i] = std::min(std::min(degree_[i] + others, direct + through + others), static_cast<int64_t>(n_) - static_cast<int64_t>(result.size()) - weight_[i]);
       hashes.push_back({hash, i});
-      largest.push_back({i, biggest});
     }
     for (int32_t e : dead_) {
       clique_[e].clear();
     }
     dead_.clear();
     merge_equal(hashes);
-    for (auto& l : largest)
-      if (alive_[l.first]) push(l.first, l.second);
+    for (int32_t i : clique)
+      if (alive_[i]) push(i);
     size_t kept = 0;
     for (int32_t v : clique)
       if (alive_[v]) clique[kept++] = v;
@@ -177,7 +171,7 @@ class QuotientGraph {
       bool sorted = false;
       for (size_t b = a + 1; b < hashes.size() && hashes[b].first == hashes[a].first; b++) {
         int32_t j = hashes[b].second;
-        if (!alive_[j] || variables_[i].size() != variables_[j].size() || elements_[i].size() != elements_[j].size()) continue;
+        if (!alive_[j] || stage_[i] != stage_[j] || variables_[i].size() != variables_[j].size() || elements_[i].size() != elements_[j].size()) continue;
         if (!sorted) {
           sort_lists(i);
           sorted = true;
@@ -202,14 +196,14 @@ class QuotientGraph {
   }
 
   int32_t n_;
-  Metric metric_;
+  const std::vector<int8_t>& stage_;
   std::vector<std::vector<int32_t>> variables_, elements_, clique_;
   std::vector<int64_t> weight_;
   std::vector<char> alive_;
-  std::vector<int64_t> degree_, outside_, whole_;
+  std::vector<int64_t> degree_, outside_;
   std::vector<int32_t> stamp_, mark_;
   std::vector<std::vector<int32_t>> members_;
-  std::vector<double> current_score_;
+  std::vector<int64_t> score_;
   std::vector<int32_t> dead_;
   std::priority_queue<Entry, std::vector<Entry>, std::greater<Entry>> heap_;
   int64_t age_ = 0;
@@ -218,6 +212,8 @@ class QuotientGraph {
 
 }  // namespace
 
-std::vector<int32_t> minimum_degree(const std::vector<std::vector<int32_t>>& neighbours, Metric metric) { return QuotientGraph(neighbours, metric).order(); }
+std::vector<int32_t> minimum_degree(const std::vector<std::vector<int32_t>>& neighbours, const std::vector<int8_t>& stage) {
+  return QuotientGraph(neighbours, stage).order();
+}
 
 }  // namespace layercompiler

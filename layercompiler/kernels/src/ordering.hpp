@@ -5,11 +5,9 @@
 
 namespace layercompiler {
 
-enum class Metric { degree, fill };
-
-// Minimum degree on the quotient graph (approximate external degree, element absorption, mass elimination, indistinguishable nodes merged); `Metric::fill`
-// prefers the node whose elimination adds the fewest entries. Source: Amestoy, Davis, Duff 1996; Rothberg, Eisenstat 1998.
+// Minimum degree on the quotient graph (approximate external degree, element absorption, mass elimination, indistinguishable nodes merged). Nodes of a
+// smaller `stage` go first. Source: Amestoy, Davis, Duff 1996.
 // `neighbours[i]` holds every j != i joined with i, without repeats. Returns order[k] = node eliminated k-th.
-std::vector<int32_t> minimum_degree(const std::vector<std::vector<int32_t>>& neighbours, Metric metric);
+std::vector<int32_t> minimum_degree(const std::vector<std::vector<int32_t>>& neighbours, const std::vector<int8_t>& stage);
 
 }  // namespace layercompiler

@@ -25,7 +25,7 @@ class Symbolic {
     int64_t entries;
     bool separable;
   };
-  void choose_order(const std::vector<std::vector<int32_t>>& neighbours);
+  void choose_order(const std::vector<std::vector<int32_t>>& neighbours, const int8_t* signs);
   void group(const Tree& tree);
   void plan_updates();
   void place_entries(int64_t count, const int64_t* rows, const int64_t* columns);
