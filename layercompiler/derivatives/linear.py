@@ -1,0 +1,165 @@
+"""Linear solves for batches of symmetric quasi-definite matrices of one pattern: a symbolic phase, factors, refined solutions.
+
+Every solve adds eps * sign to the diagonal, refines against the matrix without it, and returns its own relative residual.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from layercompiler import kernels
+from layercompiler.programs.pattern import Pattern
+
+EPSILON = 1e-9
+_DENSE_LIMIT = 160
+
+
+class Factor(ABC):
+    """Factors of a batch of matrices.
+
+    Attributes:
+        pivots: (B,) smallest pivot (or singular value estimate) relative to the matrix's scale.
+    """
+
+    pivots: np.ndarray
+
+    @abstractmethod
+    def solve(self, rhs: np.ndarray, *, refine: int = 3, tol: float = 1e-14) -> tuple[np.ndarray, np.ndarray]:
+        """Solve K x = rhs, (B, N) each, refined; also the relative residuals (B,)."""
+
+
+class LinearSolve(ABC):
+    """Symbolic phase of one pattern (upper triangle, COO, row <= col) with the expected sign of each pivot."""
+
+    name: str
+
+    @abstractmethod
+    def factor(self, values: np.ndarray, eps: float = EPSILON) -> Factor:
+        """Factor K + eps diag(signs) for entry values (B, nnz)."""
+
+
+def linear_solve(size: int, rows: np.ndarray, cols: np.ndarray, signs: np.ndarray, name: str = "auto") -> LinearSolve:
+    """The linear solve for a pattern: compiled LDL' on lanes where it is built, else dense for small and qdldl for sparse ones."""
+    if name == "lanes" or (name == "auto" and kernels.available()):
+        return Lanes(size, rows, cols, signs)
+    if name == "dense" or (name == "auto" and size <= _DENSE_LIMIT):
+        return Dense(size, rows, cols, signs)
+    return Sparse(size, rows, cols, signs)
+
+
+class Lanes(LinearSolve):
+    """LDL' with one instance per SIMD lane (`layercompiler.kernels`)."""
+
+    name = "lanes"
+
+    def __init__(self, size: int, rows: np.ndarray, cols: np.ndarray, signs: np.ndarray) -> None:
+        self.ldl = kernels.LDL(size, rows, cols, signs)
+
+    def factor(self, values: np.ndarray, eps: float = EPSILON) -> Any:
+        """See `LinearSolve.factor`."""
+        return self.ldl.factor(np.ascontiguousarray(values), eps=eps)
+
+
+class Dense(LinearSolve):
+    """Batched inverses of the regularised matrix, refined; for small systems where no compiler was at hand."""
+
+    name = "dense"
+
+    def __init__(self, size: int, rows: np.ndarray, cols: np.ndarray, signs: np.ndarray) -> None:
+        self.size, self.rows, self.cols, self.signs = size, rows, cols, signs.astype(float)
+
+    def factor(self, values: np.ndarray, eps: float = EPSILON) -> Factor:
+        """See `LinearSolve.factor`."""
+        K = np.zeros((len(values), self.size, self.size))
+        K[:, self.rows, self.cols] = values
+        K[:, self.cols, self.rows] = values
+        regular = K.copy()
+        diagonal = np.arange(self.size)
+        regular[:, diagonal, diagonal] += eps * self.signs
+        bad = ~np.isfinite(regular).all(axis=(1, 2))
+        regular[bad] = np.eye(self.size)
+        try:
+            inverse = np.linalg.inv(regular)
+        except np.linalg.LinAlgError:
+            inverse = np.stack([np.linalg.pinv(k) for k in regular])
+        inverse[bad] = np.nan
+        with np.errstate(all="ignore"):
+            pivots = 1.0 / np.maximum(np.abs(inverse).sum(axis=2).max(axis=1, initial=0.0), 1e-300)
+        return _DenseFactor(K, inverse, pivots)
+
+
+class _DenseFactor(Factor):
+    def __init__(self, K: np.ndarray, inverse: np.ndarray, pivots: np.ndarray) -> None:
+        self.K, self.inverse, self.pivots = K, inverse, pivots
+
+    def solve(self, rhs: np.ndarray, *, refine: int = 3, tol: float = 1e-14) -> tuple[np.ndarray, np.ndarray]:
+        return refined(lambda r: np.matmul(self.inverse, r[:, :, None])[:, :, 0], lambda x: np.matmul(self.K, x[:, :, None])[:, :, 0], rhs, refine, tol)
+
+
+class Sparse(LinearSolve):
+    """qdldl, one instance at a time."""
+
+    name = "qdldl"
+
+    def __init__(self, size: int, rows: np.ndarray, cols: np.ndarray, signs: np.ndarray) -> None:
+        all_rows = np.concatenate([rows, np.arange(size)])
+        all_cols = np.concatenate([cols, np.arange(size)])
+        keys, self.slot = np.unique(all_cols * size + all_rows, return_inverse=True)
+        self.indices = (keys % size).astype(np.int32)
+        self.indptr = np.concatenate([[0], np.cumsum(np.bincount(keys // size, minlength=size))]).astype(np.int32)
+        self.size, self.nnz, self.signs = size, len(keys), signs.astype(float)
+        off = rows != cols
+        self.pattern = Pattern(np.concatenate([rows, cols[off]]), np.concatenate([cols, rows[off]]), (size, size))
+        self.mirror = np.concatenate([np.arange(len(rows)), np.flatnonzero(off)])
+
+    def factor(self, values: np.ndarray, eps: float = EPSILON) -> Factor:
+        """See `LinearSolve.factor`."""
+        import qdldl
+
+        packed = np.zeros((len(values), self.nnz))
+        entries = self.slot[: values.shape[1]]
+        packed[:, entries] = values
+        packed[:, self.slot[values.shape[1] :]] += eps * self.signs
+        solvers = []
+        for row in packed:
+            matrix = sp.csc_matrix((row, self.indices, self.indptr), shape=(self.size, self.size))
+            solvers.append(qdldl.Solver(matrix, upper=True) if np.isfinite(row).all() else None)
+        return _SparseFactor(self, values, solvers)
+
+
+class _SparseFactor(Factor):
+    def __init__(self, plan: Sparse, values: np.ndarray, solvers: list[Any]) -> None:
+        self.plan, self.values, self.solvers = plan, values[:, plan.mirror], solvers
+        self.pivots = np.array([np.nan if s is None else np.abs(s.factors()[1]).min(initial=np.inf) for s in solvers])
+
+    def solve(self, rhs: np.ndarray, *, refine: int = 3, tol: float = 1e-14) -> tuple[np.ndarray, np.ndarray]:
+        def inverse(r: np.ndarray) -> np.ndarray:
+            return np.stack([np.full(len(row), np.nan) if s is None else s.solve(row) for s, row in zip(self.solvers, r, strict=True)])
+
+        return refined(inverse, lambda x: self.plan.pattern.product(self.values, x), rhs, refine, tol)
+
+
+def refined(inverse: Any, product: Any, rhs: np.ndarray, refine: int, tol: float) -> tuple[np.ndarray, np.ndarray]:
+    """Iterative refinement that keeps, per instance, the iterate with the smallest residual."""
+    scale = np.maximum(np.abs(rhs).max(axis=1, initial=0.0), 1e-300)
+    with np.errstate(all="ignore"):
+        best = inverse(rhs)
+        residual = rhs - product(best)
+        error = np.abs(residual).max(axis=1, initial=0.0) / scale
+        for _ in range(refine):
+            if np.all(~(error > tol)):
+                break
+            trial = best + inverse(residual)
+            trial_residual = rhs - product(trial)
+            trial_error = np.abs(trial_residual).max(axis=1, initial=0.0) / scale
+            better = trial_error < error
+            if not better.any():
+                break
+            best = np.where(better[:, None], trial, best)
+            residual = np.where(better[:, None], trial_residual, residual)
+            error = np.where(better, trial_error, error)
+    return best, error

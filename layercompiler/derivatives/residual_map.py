@@ -1,0 +1,150 @@
+"""The residual map of a quadratic cone program: certificate, Newton refinement, and the linearisation that differentiates.
+
+With v = y - s, y = Proj_{K*}(v), s = y - v the optimality conditions are F(x, v) = 0 with
+
+    F(x, v) = [P x + A'y + q;  A x + s - b],      F' = [[P, A'D], [A, D - I]],  D = Proj'(v).
+
+One matrix refines (Newton), certifies (||F||) and differentiates (source: Busseti, Moursi, Boyd 2019; Agrawal et al. 2019).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from layercompiler.cones import ProductProjection
+from layercompiler.derivatives.products import Products
+from layercompiler.derivatives.scaling import Equilibrator
+from layercompiler.derivatives.system import Linearization, System
+from layercompiler.programs.cone import Data, Structure
+
+TARGET = 1e-13  # relative residual at which refinement stops
+_SHORTER = (0.5, 0.25, 0.1, 0.02)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A batch of points with their residuals, in scaled coordinates.
+
+    Attributes:
+        x: (B, n).
+        v: (B, m), y - s.
+        projection: Projection of v onto K*.
+        F_x: (B, n) stationarity residual; `F_y` (B, m) feasibility residual.
+        norm: (B,) relative residual: the larger of both, each over one plus the size of its terms.
+    """
+
+    x: np.ndarray
+    v: np.ndarray
+    projection: ProductProjection
+    F_x: np.ndarray
+    F_y: np.ndarray
+    norm: np.ndarray
+
+    def take(self, index: np.ndarray) -> Point:
+        """The instances `index`."""
+        return Point(self.x[index], self.v[index], self.projection.take(index), self.F_x[index], self.F_y[index], self.norm[index])
+
+    def put(self, index: np.ndarray, other: Point) -> Point:
+        """This batch with the instances `index` replaced by those of `other`."""
+        if len(index) == 0:
+            return self
+        out = Point(self.x.copy(), self.v.copy(), self.projection.put(index, other.projection), self.F_x.copy(), self.F_y.copy(), self.norm.copy())
+        for mine, theirs in zip((out.x, out.v, out.F_x, out.F_y, out.norm), (other.x, other.v, other.F_x, other.F_y, other.norm), strict=True):
+            mine[index] = theirs
+        return out
+
+
+class ResidualMap:
+    """F, its refinement and its linearisation for one structure.
+
+    Args:
+        structure: The pattern.
+        fixed: Entries of A that are nonzero constants.
+        linear: Name of the linear solve.
+    """
+
+    def __init__(self, structure: Structure, fixed: np.ndarray, linear: str = "auto") -> None:
+        self.structure = structure
+        self.system = System(structure, fixed, linear)
+        self.equilibrate = Equilibrator(structure)
+        self._polyhedral = all(cone.name in ("zero", "nonnegative") for cone, _ in structure.cones.blocks)
+
+    def point(self, data: Data, products: Products, x: np.ndarray, v: np.ndarray) -> Point:
+        """Evaluate F at (x, v)."""
+        with np.errstate(all="ignore"):
+            projection = self.structure.cones.project_dual(v)
+            y = projection.y
+            Px, ATy, Ax, s = products.P(x), products.AT(y), products.A(x), y - v
+            F_x, F_y = Px + ATy + data.q, Ax + s - data.b
+            top = 1.0 + np.maximum(np.maximum(_size(Px), _size(ATy)), _size(data.q))
+            bottom = 1.0 + np.maximum(np.maximum(_size(Ax), _size(s)), _size(data.b))
+            norm = np.maximum(_size(F_x) / top, _size(F_y) / bottom)
+            return Point(x, v, projection, F_x, F_y, np.where(np.isnan(norm), np.inf, norm))
+
+    def linearize(self, data: Data, point: Point) -> Linearization:
+        """Factor the linear system at a point."""
+        with np.errstate(all="ignore"):
+            return self.system.factor(data, point.projection)
+
+    def refine(
+        self, data: Data, products: Products, x: np.ndarray, v: np.ndarray, steps: int
+    ) -> tuple[Point, np.ndarray, Linearization | None]:
+        """Newton steps on F, each instance on its own, taken only while its ||F|| falls.
+
+        Returns:
+            The best point of each instance, the number of steps taken (B,), and the last linearisation where it is also
+            that of the returned points.
+        """
+        point = self.point(data, products, x, v)
+        taken = np.zeros(len(x), int)
+        active = np.flatnonzero((point.norm > TARGET) & np.isfinite(point.norm))
+        kept: Linearization | None = None
+        for _ in range(steps):
+            if len(active) == 0:
+                break
+            whole = len(active) == len(x)
+            part, bound, here = (data, products, point) if whole else (data.take(active), products.take(active), point.take(active))
+            linear = self.linearize(part, here)
+            dx, dy, _ = linear.solve(-here.F_x, -here.F_y)
+            with np.errstate(all="ignore"):
+                dv = bound.A(dx) + dy + here.F_y
+            after = self._search(part, bound, here, dx, dv)
+            moved = after.norm < here.norm
+            # A step that no longer gains is the end: the limit of rounding, or a degenerate point.
+            goes_on = moved & (after.norm > TARGET) & (after.norm < 0.9 * here.norm)
+            if moved.all():
+                point = after if whole else point.put(active, after)
+            elif moved.any():
+                point = point.put(active[moved], after.take(np.flatnonzero(moved)))
+            kept = linear if whole and self._same_derivative(here, point) else None
+            taken[active[moved]] += 1
+            active = active[goes_on]
+        return point, taken, kept
+
+    def _same_derivative(self, before: Point, after: Point) -> bool:
+        """Whether the projection's derivative is the same at two batches of points: equal active sets of polyhedral cones."""
+        return self._polyhedral and bool(np.array_equal(before.v > 0, after.v > 0))
+
+    def _search(self, data: Data, products: Products, here: Point, dx: np.ndarray, dv: np.ndarray) -> Point:
+        """The first of a few step lengths that lowers ||F||, per instance; where none does, the point itself."""
+        trial = self.point(data, products, here.x + dx, here.v + dv)
+        falls = trial.norm < here.norm
+        if falls.all():
+            return trial
+        best = here.put(np.flatnonzero(falls), trial.take(np.flatnonzero(falls)))
+        open_ = np.flatnonzero(~falls)
+        for step in _SHORTER:
+            part, bound = data.take(open_), products.take(open_)
+            trial = self.point(part, bound, here.x[open_] + step * dx[open_], here.v[open_] + step * dv[open_])
+            falls = trial.norm < here.norm[open_]
+            best = best.put(open_[falls], trial.take(np.flatnonzero(falls)))
+            open_ = open_[~falls]
+            if len(open_) == 0:
+                break
+        return best
+
+
+def _size(a: np.ndarray) -> np.ndarray:
+    return np.abs(a).max(axis=1, initial=0.0)

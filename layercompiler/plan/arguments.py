@@ -1,0 +1,203 @@
+"""Arguments of a call: binding by position or name, shapes and broadcasting, types, finiteness, declared domains."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from layercompiler.errors import DtypeError, NonFiniteInputError, ParameterDomainError, ShapeError
+from layercompiler.programs.cone import ConeProgram, ParameterSpec
+
+
+@dataclass(frozen=True)
+class Values:
+    """Checked arguments of one call.
+
+    Attributes:
+        batch: Broadcast batch shape; `count` is its number of instances.
+        shapes: Shapes of the arguments as given.
+        flat: Per parameter (1 or count, size), float64, C order; non-finite instances are set to zero.
+        finite: (count,) bool, False where an argument of the instance holds NaN or an infinity.
+    """
+
+    batch: tuple[int, ...]
+    count: int
+    shapes: tuple[tuple[int, ...], ...]
+    flat: tuple[np.ndarray, ...]
+    finite: np.ndarray
+
+
+class Arguments:
+    """Reads the arguments of one program's calls."""
+
+    def __init__(self, program: ConeProgram) -> None:
+        self.parameters = program.parameters
+        self.names = [p.name for p in self.parameters]
+
+    def bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """Values in parameter order; see `CompiledProblem.arguments`."""
+        values: dict[str, Any] = dict(zip(self.names, args, strict=False))
+        if len(args) > len(self.names) or (not kwargs and len(args) != len(self.names)):
+            raise ShapeError(
+                f"the layer takes {len(self.names)} parameters",
+                expected=f"{len(self.names)} ({', '.join(f'{p.name} {p.shape}' for p in self.parameters)})",
+                got=f"{len(args)}",
+                mend="pass one value per parameter, in this order or by name",
+            )
+        for name, value in kwargs.items():
+            if name not in self.names:
+                close = difflib.get_close_matches(name, self.names, 1)
+                raise ShapeError(
+                    f"the layer has no parameter '{name}'",
+                    expected=f"some of {self.names}",
+                    got=f"'{name}'",
+                    mend=f"did you mean '{close[0]}'?" if close else "see `layer.compiled.parameters`",
+                )
+            if name in values:
+                raise ShapeError(f"parameter '{name}' is given twice, by position and by name", mend="give it once")
+            values[name] = value
+        missing = [name for name in self.names if name not in values]
+        if missing:
+            raise ShapeError(f"parameters {missing} are missing", expected=f"{len(self.names)}", got=f"{len(values)}", mend="pass them by name or position")
+        return [values[name] for name in self.names]
+
+    def batch_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """Broadcast batch shape; see `CompiledProblem.batch_shape`."""
+        if len(shapes) != len(self.parameters):
+            raise ShapeError(
+                f"the layer takes {len(self.parameters)} parameters", expected=f"{len(self.parameters)}", got=f"{len(shapes)}"
+            )
+        leads = []
+        for p, shape in zip(self.parameters, shapes, strict=True):
+            k = len(p.shape)
+            if len(shape) < k or tuple(shape[len(shape) - k :]) != p.shape:
+                raise ShapeError(
+                    f"parameter '{p.name}' has the wrong shape",
+                    where=f"parameter '{p.name}'",
+                    expected=f"{p.shape} after any batch dimensions",
+                    got=f"{tuple(shape)}",
+                    mend=f"the last {k} dimensions must be {p.shape}; leading dimensions are the batch",
+                )
+            leads.append(tuple(shape[: len(shape) - k]))
+        try:
+            return np.broadcast_shapes(*leads)
+        except ValueError:
+            raise ShapeError(
+                "the batch shapes of the parameters do not broadcast",
+                where=", ".join(f"'{p.name}' has batch {lead}" for p, lead in zip(self.parameters, leads, strict=True)),
+                expected="equal batch dimensions, or 1, or none (numpy broadcasting)",
+                got=" and ".join(str(lead) for lead in sorted(set(leads))),
+            ) from None
+
+    def read(self, arrays: Sequence[Any], check: bool, raise_nonfinite: bool) -> Values:
+        """Convert and check the arrays of a call."""
+        converted = [_real(p, a) for p, a in zip(self.parameters, arrays, strict=True)]
+        shapes = tuple(a.shape for a in converted)
+        batch = self.batch_shape(shapes)
+        count = int(np.prod(batch, dtype=int))
+        finite = np.ones(count, bool)
+        flat = []
+        for p, a, given in zip(self.parameters, converted, arrays, strict=True):
+            lead = a.shape[: a.ndim - len(p.shape)]
+            if check and p.attributes:
+                _check_domain(p, a, lead, getattr(given, "dtype", np.dtype(float)))
+            if int(np.prod(lead, dtype=int)) == 1:
+                values = a.reshape(1, p.size)
+            else:
+                values = np.broadcast_to(a, (*batch, *p.shape)).reshape(count, p.size)
+            flat.append(values)
+            sums = values.sum(axis=1)  # a NaN or an infinity anywhere shows in the sum; sums that overflow are looked at again
+            if not np.isfinite(sums).all():
+                good = np.isfinite(values).all(axis=1)
+                if not good.all():
+                    if raise_nonfinite:
+                        _raise_nonfinite(p, values, good, lead)
+                    finite &= good
+                    flat[-1] = np.where(good[:, None], values, 0.0)
+        return Values(batch, count, shapes, tuple(flat), finite)
+
+
+def _real(parameter: ParameterSpec, value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.asarray(None)
+    if array.dtype == np.float64:
+        return array
+    if array.dtype.kind not in "fiub":
+        raise DtypeError(
+            f"parameter '{parameter.name}' is not an array of real numbers",
+            where=f"parameter '{parameter.name}'",
+            expected="a real dtype (float or int)",
+            got="complex " + str(array.dtype) if array.dtype.kind == "c" else f"dtype {array.dtype}",
+            mend="pass the real part, or real and imaginary parts as separate parameters" if array.dtype.kind == "c" else "pass an array or a tensor of numbers",
+        )
+    return array.astype(np.float64)
+
+
+def _raise_nonfinite(parameter: ParameterSpec, values: np.ndarray, good: np.ndarray, lead: tuple[int, ...]) -> None:
+    bad = np.flatnonzero(~good)
+    kind = "NaN" if np.isnan(values[bad]).any() else "an infinity"
+    places = [tuple(int(j) for j in np.unravel_index(i, lead)) for i in bad] if lead and len(good) > 1 else []
+    raise NonFiniteInputError(
+        f"parameter '{parameter.name}' holds {kind}",
+        where=f"parameter '{parameter.name}'" + (f", batch index {_listed(places)}" if places else ""),
+        expected="finite numbers",
+        got=kind,
+        mend="mend the values, or export with on_error='flag' to keep the other instances",
+    )
+
+
+def _listed(places: Sequence[tuple[int, ...]]) -> str:
+    shown = ", ".join(str(p[0]) if len(p) == 1 else str(p) for p in places[:8])
+    return shown + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
+
+
+def _check_domain(parameter: ParameterSpec, a: np.ndarray, lead: tuple[int, ...], dtype: Any) -> None:
+    """Raise where values violate the declared attributes; NaN passes (it is reported as such)."""
+    eps = 1e3 * float(np.finfo(dtype).eps) if np.dtype(dtype if isinstance(dtype, np.dtype) else float).kind == "f" else 1e-9
+    k = len(parameter.shape)
+    inner = tuple(range(a.ndim - k, a.ndim))
+    scale = np.abs(a).max(initial=0.0) if a.size else 0.0
+    tolerance = eps * (scale if np.isfinite(scale) else 1.0)
+    for attribute in parameter.attributes:
+        bad = _violations(attribute, a, inner, tolerance)
+        if bad is not None and bad.any():
+            places = [tuple(int(j) for j in p) for p in np.argwhere(bad)] if lead else []
+            raise ParameterDomainError(
+                f"parameter '{parameter.name}' was declared {attribute} but its value is not",
+                where=f"parameter '{parameter.name}'" + (f", batch index {_listed(places)}" if places else ""),
+                expected=attribute,
+                got=f"smallest entry {np.nanmin(a):.3g}, largest {np.nanmax(a):.3g}",
+                mend="mend the value, or pass options=dict(check_domain=False) to skip this check",
+            )
+
+
+def _violations(attribute: str, a: np.ndarray, inner: tuple[int, ...], tolerance: float) -> np.ndarray | None:
+    match attribute:
+        case "nonneg":
+            return (a < -tolerance).any(axis=inner)
+        case "nonpos":
+            return (a > tolerance).any(axis=inner)
+        case "pos":
+            return (a <= 0).any(axis=inner)
+        case "neg":
+            return (a >= 0).any(axis=inner)
+        case "symmetric":
+            return (np.abs(a - a.swapaxes(-1, -2)) > tolerance).any(axis=inner)
+        case "diag":
+            return (np.abs(a * (1 - np.eye(a.shape[-1]))) > tolerance).any(axis=inner)
+        case "PSD" | "NSD":
+            asymmetric = (np.abs(a - a.swapaxes(-1, -2)) > tolerance).any(axis=inner)
+            signed = np.where(np.isfinite(a).all(axis=inner, keepdims=True), a if attribute == "PSD" else -a, 0.0)
+            n = a.shape[-1]
+            try:
+                np.linalg.cholesky(signed + (n * tolerance + 1e-300) * np.eye(n))
+                return asymmetric
+            except np.linalg.LinAlgError:
+                return asymmetric | (np.linalg.eigvalsh(signed)[..., 0] < -n * tolerance)
+    return None

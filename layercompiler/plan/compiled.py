@@ -1,0 +1,196 @@
+"""The run time of a compiled cone program: bind, solve, refine, recover, and their derivatives, on numpy arrays.
+
+This is the only thing the frameworks wrap. A `CompiledProblem` is immutable: any number of threads may share it, and per-call
+state travels in an `Evaluation`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from layercompiler.plan.arguments import Arguments
+from layercompiler.derivatives.residual_map import ResidualMap
+from layercompiler.plan.evaluation import Bound, Evaluation
+from layercompiler.programs.cone import ConeProgram, OutputSpec, ParameterSpec
+from layercompiler.programs.presolve import eliminate
+from layercompiler.plan.report import report
+from layercompiler.plan.search import Search
+from layercompiler.solvers import Options
+from layercompiler.status import Info, Solution, Status
+
+
+class CompiledProblem:
+    """A cone program compiled once, solved and differentiated for any batch of parameter values.
+
+    Args:
+        program: The parametrised cone program.
+        solver: Name of the engine, or "auto".
+        on_error: "raise" (after all instances are solved) or "flag" (NaN outputs, zero derivatives).
+        options: Default options of every call.
+    """
+
+    def __init__(self, program: ConeProgram, solver: str = "auto", on_error: str = "raise", options: Options | None = None) -> None:
+        self.program = program
+        self.solver, self.on_error, self.options = solver, on_error, options or Options()
+        self.elimination = eliminate(program)
+        self.structure = self.elimination.structure
+        fixed = ~program.A.parametric & (program.A.constant != 0)
+        self.map = ResidualMap(self.structure, fixed[self.elimination.keep_A])
+        self.search = Search(self.structure, self.map, solver)
+        self.reader = Arguments(program)
+        self.fingerprint = _fingerprint(program)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CompiledProblem, (self.program, self.solver, self.on_error, self.options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledProblem:
+        return self
+
+    @property
+    def parameters(self) -> tuple[ParameterSpec, ...]:
+        """The parameters in call order."""
+        return self.program.parameters
+
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """The outputs in order."""
+        return self.program.outputs
+
+    @property
+    def zsize(self) -> int:
+        """Length of the primal-dual vector of one instance."""
+        return self.structure.n + self.structure.m
+
+    def batch_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """Broadcast batch shape of arguments of the given shapes."""
+        return self.reader.batch_shape(shapes)
+
+    def arguments(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """Values in parameter order from positional and named arguments."""
+        return self.reader.bind(args, kwargs)
+
+    def evaluate(self, arrays: Sequence[Any], *, warm_start: Any = None, options: Options | None = None) -> Evaluation:
+        """Solve a batch.
+
+        Args:
+            arrays: One array per parameter, (batch..., *shape), leading dimensions broadcast.
+            warm_start: `Solution.warm_start` (or `Evaluation.z`) of an earlier call with the same batch shape.
+            options: Instead of the compiled ones.
+
+        Raises:
+            SolveError: With on_error="raise", when an instance is not solved; it carries the whole `Solution`.
+        """
+        began = time.perf_counter()
+        options = options or self.options
+        values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error == "raise")
+        bound = Bound.of(self, values)
+        found = self.search(bound.scaled, bound.products, values.finite, options, began, self._start(warm_start, values))
+        linear = found.linear if found.linear is not None else self.map.linearize(bound.scaled, found.point)
+        info = self._info(found, linear, values, began)
+        evaluation = Evaluation(self, bound, found.point, linear, info)
+        if self.on_error == "raise" and not info.ok.all():
+            evaluation.raise_failures()
+        return evaluation
+
+    def restore(self, arrays: Sequence[Any], z: np.ndarray) -> Evaluation:
+        """The evaluation of an earlier call from its arrays and its primal-dual vector, without solving."""
+        values = self.reader.read(arrays, check=False, raise_nonfinite=False)
+        bound = Bound.of(self, values)
+        flat = np.array(z, dtype=float).reshape(values.count, self.zsize)
+        bad = ~np.isfinite(flat).all(axis=1)
+        flat[bad] = 0.0
+        point = self.map.point(bound.scaled, bound.products, flat[:, : self.structure.n], flat[:, self.structure.n :])
+        status = np.where(bad, Status.FAILED, Status.SOLVED).astype(np.int8)
+        return Evaluation(self, bound, point, None, _restored_info(status.reshape(values.batch)))
+
+    def solve(self, *args: Any, warm_start: Any = None, options: Options | dict[str, Any] | None = None, **named: Any) -> Solution:
+        """Solve and return everything: named values, optimal value, status, residuals."""
+        merged = self.options if options is None else Options.of(options)
+        return self.evaluate(self.arguments(args, named), warm_start=warm_start, options=merged).solution()
+
+    def vjp(self, arrays: Sequence[Any], cotangents: Sequence[Any]) -> tuple[np.ndarray, ...]:
+        """Solve, and pull output cotangents back to the parameters."""
+        return self.evaluate(arrays).vjp(cotangents)
+
+    def jvp(self, arrays: Sequence[Any], tangents: Sequence[Any]) -> tuple[np.ndarray, ...]:
+        """Solve, and push parameter tangents forward to the outputs."""
+        return self.evaluate(arrays).jvp(tangents)
+
+    def _start(self, warm_start: Any, values: Any) -> np.ndarray | None:
+        if warm_start is None:
+            return None
+        z = getattr(warm_start, "warm_start", warm_start)
+        z = np.asarray(z, dtype=float)
+        if z.size == 0 or z.shape[-1] != self.zsize:
+            return None
+        try:
+            return np.broadcast_to(z, (*values.batch, self.zsize)).reshape(values.count, self.zsize)
+        except ValueError:
+            return None
+
+    def _info(self, found: Any, linear: Any, values: Any, began: float) -> Info:
+        with np.errstate(all="ignore"):
+            small = ~(linear.factor.pivots > 1e-7)
+        solved = found.status == Status.SOLVED
+        degenerate = solved & (small | ~found.point.projection.smooth)
+        unique = np.ones(values.count, bool)
+        if self.structure.n <= 1500:
+            for i in np.flatnonzero(solved & small):
+                unique[i] = not linear.primal_rank_deficient(i)
+        shape = values.batch
+        return Info(
+            status=found.status.reshape(shape),
+            residual=found.point.norm.reshape(shape),
+            iterations=found.iterations.reshape(shape),
+            refinements=found.refinements.reshape(shape),
+            degenerate=degenerate.reshape(shape),
+            unique=unique.reshape(shape),
+            engine=found.engine.reshape(shape),
+            time=time.perf_counter() - began,
+        )
+
+    def describe(self) -> str:
+        """One line: kind, parameters, outputs, size, cones, engine."""
+        parameters = ", ".join(f"{p.name} {p.shape}" for p in self.parameters)
+        outputs = ", ".join(f"{o.name} {o.shape}" for o in self.outputs)
+        cones = ", ".join(f"{count} x {cone.name}({cone.dim})" if cone.dim > 1 else f"{count} {cone.name}" for cone, count in self.structure.cones.blocks)
+        return (
+            f"parameters: {parameters or 'none'}; outputs: {outputs}; n={self.structure.n}, m={self.structure.m}; "
+            f"cones: {cones or 'none'}; solver: {self.search.describe()}"
+        )
+
+    def __repr__(self) -> str:
+        return f"CompiledProblem({self.describe()})"
+
+    def report(self) -> str:
+        """What each pass did, as a compiler would print it."""
+        return report(self)
+
+    def to(self, framework: str) -> Any:
+        """The same compiled problem as a layer of a framework, without compiling again."""
+        return importlib.import_module("layercompiler.export").export(self, framework)  # the door stands above the plan
+
+
+def _restored_info(status: np.ndarray) -> Info:
+    zeros = np.zeros(status.shape, int)
+    flags = np.zeros(status.shape, bool)
+    return Info(status, np.full(status.shape, np.nan), zeros, zeros, flags, ~flags, np.full(status.shape, "restored", dtype=object), 0.0)
+
+
+def _fingerprint(program: ConeProgram) -> str:
+    digest = hashlib.sha256()
+    s = program.structure
+    for array in (s.P_rows, s.P_cols, s.A_rows, s.A_cols):
+        digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+    digest.update(repr((s.n, s.cones.blocks, program.parameters, [(o.name, o.shape, o.source) for o in program.outputs])).encode())
+    for m in program.maps:
+        digest.update(m.constant.tobytes())
+        for b in m.blocks:
+            digest.update(np.ascontiguousarray(b.rows, dtype=np.int64).tobytes() + np.ascontiguousarray(b.cols, dtype=np.int64).tobytes() + b.coefs.tobytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,557 @@
+"""A solved batch and everything that is linear at it: outputs, VJP, JVP, and the second-order products.
+
+With gx, gy the cotangents of x and y, (u, t) solves the linear system of the residual map, and the gradients of the data are
+
+    dq = -u,   db = t,   dA = -(y u' + t x'),   dP = -(u x' + x u') / 2,
+
+pulled back to the parameters by the transposes of the affine maps. Second order differentiates these formulas once more along a
+tangent; the only curvature beyond the bilinear terms is the second derivative of the projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layercompiler.derivatives.products import Products
+from layercompiler.derivatives.residual_map import Point
+from layercompiler.derivatives.scaling import Scaling
+from layercompiler.derivatives.system import Linearization
+from layercompiler.errors import DerivativeError, ShapeError, SolveError
+from layercompiler.plan.arguments import Values
+from layercompiler.programs.cone import Data
+from layercompiler.status import Info, Solution, Status
+
+if TYPE_CHECKING:
+    from layercompiler.plan.compiled import CompiledProblem
+
+_ACCURATE = 1e-9  # relative residual of the linear system below which a derivative is returned as it is
+_LEAST_SQUARES = 3000  # largest system that falls back to dense least squares
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The numbers of one call: channel values, data of the full program, and the reduced and scaled data that are solved."""
+
+    values: Values
+    thetas: tuple[np.ndarray, ...]
+    raw: tuple[np.ndarray, ...]
+    full: Data
+    scaled: Data
+    scaling: Scaling | None
+    products: Products
+
+    @classmethod
+    def of(cls, problem: CompiledProblem, values: Values) -> Bound:
+        """Bind checked arguments."""
+        with np.errstate(all="ignore"):
+            raw = tuple(values.flat[c.parameter] for c in problem.program.channels)
+            thetas = tuple(
+                np.log(np.where(r > 0, r, 1.0)) if c.log else r for c, r in zip(problem.program.channels, raw, strict=True)
+            )
+            full = problem.program.bind(thetas, values.count)
+            scaled, scaling = problem.map.equilibrate(problem.elimination.reduce(full))
+        return cls(values, thetas, raw, full, scaled, scaling, Products.of(problem.structure, scaled))
+
+
+class Evaluation:
+    """One solved batch; a pure value that any thread may differentiate any number of times.
+
+    Attributes:
+        outputs: One array per output, (batch..., *shape), float64.
+        z: (batch..., zsize) primal-dual vector; NaN marks failed instances.
+        info: Per-instance facts.
+    """
+
+    def __init__(self, problem: CompiledProblem, bound: Bound, point: Point, linear: Linearization | None, info: Info) -> None:
+        self.problem, self.bound, self.point, self.info = problem, bound, point, info
+        self._linear = linear
+        self.batch, self.count = bound.values.batch, bound.values.count
+        self.bad = np.flatnonzero(info.status.reshape(-1) != Status.SOLVED)
+        x_hat, y_hat = point.x, point.projection.y
+        scaling = bound.scaling
+        if scaling is not None:
+            x_hat, y_hat = x_hat * scaling.x, y_hat * scaling.y
+        self.x, self.y = problem.elimination.expand(bound.full, x_hat, y_hat)
+        z = np.concatenate([point.x, point.v], axis=1)
+        if len(self.bad):
+            z[self.bad] = np.nan
+        self.z = z.reshape(*self.batch, -1)
+        self._flat = tuple(self._read(o) for o in problem.outputs)
+        self.outputs = tuple(self._shaped(f, o.shape) for f, o in zip(self._flat, problem.outputs, strict=True))
+
+    # Outputs -------------------------------------------------------------------------------------------------------------
+
+    def _read(self, output: Any) -> np.ndarray:
+        """Flat values (count, size) of one output, NaN where the instance failed."""
+        with np.errstate(all="ignore"):
+            if output.source == "value":
+                raw = output.sign * self._objective()[:, None]
+            else:
+                raw = output.pick(self.x if output.source == "primal" else self.y)
+            flat = np.exp(raw) if output.exponential else raw
+        if len(self.bad):
+            flat = np.array(flat)
+            flat[self.bad] = np.nan
+        return flat
+
+    def _objective(self) -> np.ndarray:
+        d = self.bound.full
+        return np.sum(self.x * (0.5 * self._P(d.P, self.x) + d.q), axis=1) + d.d[:, 0]
+
+    def _shaped(self, flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return flat.reshape(*self.batch, *shape)
+
+    def solution(self) -> Solution:
+        """Everything a person asks for after a solve."""
+        outputs = self.problem.outputs
+        values: dict[str, np.ndarray] = {o.name: v for o, v in zip(outputs, self.outputs, strict=True)}
+        value = self._shaped(self._read(self.problem.program.value), ())
+        return Solution(self.outputs, MappingProxyType(values), value, self.info, self.z)
+
+    def raise_failures(self) -> None:
+        """Raise SolveError naming the failed instances and their statuses."""
+        status = self.info.status.reshape(-1)
+        indices = tuple(tuple(int(j) for j in np.unravel_index(i, self.batch)) if self.batch else () for i in self.bad)
+        shown = "; ".join(
+            f"{'instance ' + str(index[0] if len(index) == 1 else index) if index else 'the instance'}: {Status(int(status[i])).message}"
+            for index, i in list(zip(indices, self.bad, strict=True))[:8]
+        )
+        words = sorted({_WORDS.get(Status(int(status[i])), "not solved") for i in self.bad})
+        raise SolveError(
+            f"{len(self.bad)} of {self.count} instances not solved ({', '.join(words)})",
+            where=shown + ("; ..." if len(self.bad) > 8 else ""),
+            mend="the exception's `.solution` holds the results of all instances; export with on_error='flag' to go on without the failed ones",
+            solution=self.solution(),
+            indices=indices,
+        )
+
+    # First order ---------------------------------------------------------------------------------------------------------
+
+    def vjp(self, cotangents: Sequence[Any]) -> tuple[np.ndarray, ...]:
+        """Pull cotangents of the outputs back to the parameters.
+
+        Args:
+            cotangents: One per output, (batch..., *shape), or None for zero.
+
+        Returns:
+            One per parameter, of the shape of the argument (summed over broadcast dimensions).
+        """
+        if self.count == 0:
+            return self._zeros_like_arguments()
+        g = self._cotangents(cotangents)
+        gx, gy, gv = self._pull_outputs(g)
+        u, t = self._solve(gx, gy)
+        return self._gather_parameters(self._data_gradient(u, t, gv))
+
+    def jvp(self, tangents: Sequence[Any]) -> tuple[np.ndarray, ...]:
+        """Push tangents of the parameters forward to the outputs.
+
+        Args:
+            tangents: One per parameter, of the shape of the argument, or None for zero.
+
+        Returns:
+            One per output, (batch..., *shape).
+        """
+        if self.count == 0:
+            return tuple(np.zeros_like(o) for o in self.outputs)
+        tangent = self._push(self._channel_tangents(tangents))
+        return tuple(self._shaped(self._clean(tangent.output(o, f)), o.shape) for o, f in zip(self.problem.outputs, self._flat, strict=True))
+
+    # Second order --------------------------------------------------------------------------------------------------------
+
+    def hvp(self, cotangents: Sequence[Any], tangents: Sequence[Any]) -> tuple[np.ndarray, ...]:
+        """Derivative of `vjp(cotangents)` along `tangents`: (d^2/dtheta^2 <g, f>) h, one per parameter."""
+        if self.count == 0:
+            return self._zeros_like_arguments()
+        g = self._cotangents(cotangents)
+        channels = self._channel_tangents(tangents)
+        h = self._push(channels)
+        gx, gy, gv = self._pull_outputs(g)
+        u, t = self._solve(gx, gy)
+        dgx, dgy, dgv = self._pull_outputs_along(g, h)
+        curved = self._curvature(self._A(self.bound.full.A, u) + t - gy, h.dv)
+        r_x = dgx - self._P(h.P, u) - self._AT(h.A, t) - self._AT(self.bound.full.A, curved)
+        du, dt = self._solve(r_x, dgy - self._A(h.A, u) - curved)
+        dt = dt + curved
+        data = self._data_gradient(u, t, gv)
+        moved = self._data_gradient_along(u, t, gv, du, dt, dgv, h)
+        return self._gather_parameters_along(data, moved, channels)
+
+    def second(self, tangents1: Sequence[Any], tangents2: Sequence[Any]) -> tuple[np.ndarray, ...]:
+        """Second derivative of the outputs along two tangents, D^2 f [h1, h2]; one per output."""
+        if self.count == 0:
+            return tuple(np.zeros_like(o) for o in self.outputs)
+        c1, c2 = self._channel_tangents(tangents1), self._channel_tangents(tangents2)
+        h, k = self._push(c1), self._push(c2)
+        mixed = self._push_data(self._mixed_channels(c1, c2))
+        A = self.bound.full.A
+        R_x = self._P(k.P, h.x) + self._AT(k.A, h.y) + self._P(h.P, k.x) + self._AT(h.A, k.y)
+        R_x = R_x + self._P(mixed.P, self.x) + self._AT(mixed.A, self.y) + _or_zero(mixed.q)
+        R_y = self._A(k.A, h.x) + self._A(h.A, k.x) + self._A(mixed.A, self.x) - _or_zero(mixed.b)
+        curved = self._curvature(h.dv, k.dv)
+        ddx, ddy = self._solve(-(R_x + self._AT(A, curved)), -(R_y + curved))
+        ddy = ddy + curved
+        d = self.bound.full
+        Px = self._P(d.P, self.x)
+        ddv = np.sum((Px + d.q) * ddx, axis=1) + np.sum(self._P(d.P, h.x) * k.x, axis=1)
+        for a, b in ((h, k), (k, h)):
+            ddv = ddv + np.sum((self._P(a.P, self.x) + _or_zero(a.q)) * b.x, axis=1)
+        ddv = ddv + mixed.value(self.x, self._P(mixed.P, self.x))
+        both = _Tangent(ddx, ddy, np.zeros((1, 1)), None, None, None, None, None, ddv)
+        out = []
+        for o, f in zip(self.problem.outputs, self._flat, strict=True):
+            flat = both.raw(o)
+            flat = f * (flat + h.raw(o) * k.raw(o)) if o.exponential else flat
+            out.append(self._shaped(self._clean(flat), o.shape))
+        return tuple(out)
+
+    # The linear system ---------------------------------------------------------------------------------------------------
+
+    @property
+    def linear(self) -> Linearization:
+        """The factored linear system, made on first use where the solve did not leave it behind."""
+        if self._linear is None:
+            self._linear = self.problem.map.linearize(self.bound.scaled, self.point)
+        return self._linear
+
+    def _solve(self, r_x: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """P u + A't = r_x, t = D (A u + t - ... ) for full-size right-hand sides: see `System`."""
+        elimination, full, scaling = self.problem.elimination, self.bound.full, self.bound.scaling
+        with np.errstate(all="ignore"):
+            a, b = elimination.reduce_rhs(full, r_x, h)
+            if scaling is not None:
+                a, b = a * scaling.r_x, b * scaling.r_y
+            u, t, residual = self.linear.solve(a, b)
+            u, t = self._robust(a, b, u, t, residual)
+            if scaling is not None:
+                u, t = u * scaling.x, t * scaling.y
+            return elimination.expand_step(full, u, t, r_x, h)
+
+    def _robust(self, a: np.ndarray, b: np.ndarray, u: np.ndarray, t: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Least squares where refinement left a residual: singular systems get their minimum-norm solution."""
+        asked = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+        poor = asked & ~(residual <= _ACCURATE)
+        poor[self.bad] = False
+        if poor.any():
+            if self.linear.system.size > _LEAST_SQUARES:
+                raise DerivativeError(
+                    "the linear system of the derivative is singular and too large for least squares",
+                    where=f"instances {np.flatnonzero(poor)[:8].tolist()}",
+                    expected=f"relative residual <= {_ACCURATE:g}",
+                    got=f"{np.nanmax(residual[poor]):.1e}",
+                    mend="add a small strictly convex term to the objective so that the solution is unique",
+                )
+            u, t = np.array(u), np.array(t)
+            for i in np.flatnonzero(poor):
+                u[i], t[i] = self.linear.solve_least_squares(i, a[i], b[i])
+        return u, t
+
+    def _curvature(self, xi: np.ndarray, dv: np.ndarray) -> np.ndarray:
+        """D^2 Proj[dv, xi] in the full program's coordinates; zero on the eliminated rows, whose cone is linear."""
+        e, scaling = self.problem.elimination, self.bound.scaling
+        a, b = (xi[:, e.keep_y], dv[:, e.keep_y]) if e.active else (xi, dv)
+        if scaling is not None:
+            a, b = a / scaling.y, b / scaling.y
+        out = self.point.projection.second(a, b)
+        if scaling is not None:
+            out = out * scaling.y
+        if not e.active:
+            return out
+        wide = np.zeros((len(out), e.full.m))
+        wide[:, e.keep_y] = out
+        return wide
+
+    # Products with data-shaped matrices ----------------------------------------------------------------------------------
+
+    def _P(self, values: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+        s = self.problem.program.structure
+        if values is None or len(s.P_rows) == 0:
+            return np.zeros_like(x)
+        return s.P_pattern.product(values[:, s.P_mirror], x)
+
+    def _A(self, values: np.ndarray | None, x: np.ndarray) -> np.ndarray:
+        s = self.problem.program.structure
+        return np.zeros((len(x), s.m)) if values is None else s.A_pattern.product(values, x)
+
+    def _AT(self, values: np.ndarray | None, y: np.ndarray) -> np.ndarray:
+        s = self.problem.program.structure
+        return np.zeros((len(y), s.n)) if values is None else s.A_pattern.transposed(values, y)
+
+    # Cotangents ----------------------------------------------------------------------------------------------------------
+
+    def _cotangents(self, cotangents: Sequence[Any]) -> list[np.ndarray | None]:
+        outputs = self.problem.outputs
+        if len(cotangents) != len(outputs):
+            raise ShapeError("one cotangent per output is needed", expected=f"{len(outputs)}", got=f"{len(cotangents)}")
+        flat: list[np.ndarray | None] = []
+        for o, g in zip(outputs, cotangents, strict=True):
+            if g is None:
+                flat.append(None)
+                continue
+            array = np.asarray(g, dtype=float)
+            if array.shape != (*self.batch, *o.shape):
+                raise ShapeError(f"the cotangent of output '{o.name}' has the wrong shape", expected=f"{(*self.batch, *o.shape)}", got=f"{array.shape}")
+            array = array.reshape(self.count, o.size)
+            if len(self.bad):
+                array = np.array(array)
+                array[self.bad] = 0.0
+            flat.append(array)
+        return flat
+
+    def _pull_outputs(self, g: Sequence[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Cotangents of x, y and of the objective (None where no output is the value)."""
+        s = self.problem.program.structure
+        gx, gy, gv = np.zeros((self.count, s.n)), np.zeros((self.count, s.m)), None
+        for o, flat, value in zip(self.problem.outputs, g, self._flat, strict=True):
+            if flat is None:
+                continue
+            pulled = flat * self._finite(value) if o.exponential else flat
+            if o.source == "value":
+                gv = o.sign * pulled if gv is None else gv + o.sign * pulled
+            else:
+                o.spread(pulled, gx if o.source == "primal" else gy)
+        if gv is not None:
+            d = self.bound.full
+            gx += gv * (self._P(d.P, self.x) + d.q)
+        return gx, gy, gv
+
+    def _pull_outputs_along(self, g: Sequence[np.ndarray | None], h: _Tangent) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Derivative of `_pull_outputs` along a tangent."""
+        s = self.problem.program.structure
+        gx, gy, gv, dgv = np.zeros((self.count, s.n)), np.zeros((self.count, s.m)), None, None
+        for o, flat, value in zip(self.problem.outputs, g, self._flat, strict=True):
+            if flat is None:
+                continue
+            if o.exponential:
+                pulled = flat * self._finite(value)
+                moved = pulled * h.raw(o)
+                if o.source == "value":
+                    dgv = _plus(dgv, o.sign * moved)
+                else:
+                    o.spread(moved, gx if o.source == "primal" else gy)
+            else:
+                pulled = flat
+            if o.source == "value":
+                gv = _plus(gv, o.sign * pulled)
+        d = self.bound.full
+        if gv is not None:
+            gx += gv * (self._P(h.P, self.x) + self._P(d.P, h.x) + _or_zero(h.q))
+        if dgv is not None:
+            gx += dgv * (self._P(d.P, self.x) + d.q)
+        return gx, gy, dgv
+
+    def _data_gradient(self, u: np.ndarray, t: np.ndarray, gv: np.ndarray | None) -> tuple[Any, ...]:
+        """Gradients of (P, q, d, A, b), lazily: functions of no argument."""
+        s = self.problem.program.structure
+        x, y = self.x, self.y
+
+        def P() -> np.ndarray:
+            i, j = s.P_rows, s.P_cols
+            half = np.where(i == j, 0.5, 1.0)
+            out = -(u[:, i] * x[:, j] + x[:, i] * u[:, j]) * half
+            return out if gv is None else out + gv * (x[:, i] * x[:, j]) * half
+
+        def A() -> np.ndarray:
+            return -(y[:, s.A_rows] * u[:, s.A_cols] + t[:, s.A_rows] * x[:, s.A_cols])
+
+        q = -u if gv is None else -u + gv * x
+        return P, (lambda: q), (lambda: np.zeros((self.count, 1)) if gv is None else gv), A, (lambda: t)
+
+    def _data_gradient_along(
+        self, u: np.ndarray, t: np.ndarray, gv: np.ndarray | None, du: np.ndarray, dt: np.ndarray, dgv: np.ndarray | None, h: _Tangent
+    ) -> tuple[Any, ...]:
+        """Derivative of `_data_gradient` along a tangent."""
+        s = self.problem.program.structure
+        x, y = self.x, self.y
+
+        def P() -> np.ndarray:
+            i, j = s.P_rows, s.P_cols
+            half = np.where(i == j, 0.5, 1.0)
+            out = -(du[:, i] * x[:, j] + x[:, i] * du[:, j] + u[:, i] * h.x[:, j] + h.x[:, i] * u[:, j]) * half
+            if gv is not None:
+                out = out + gv * (h.x[:, i] * x[:, j] + x[:, i] * h.x[:, j]) * half
+            return out if dgv is None else out + dgv * (x[:, i] * x[:, j]) * half
+
+        def A() -> np.ndarray:
+            i, j = s.A_rows, s.A_cols
+            return -(h.y[:, i] * u[:, j] + y[:, i] * du[:, j] + dt[:, i] * x[:, j] + t[:, i] * h.x[:, j])
+
+        q = -du
+        q = q if gv is None else q + gv * h.x
+        q = q if dgv is None else q + dgv * x
+        return P, (lambda: q), (lambda: np.zeros((self.count, 1)) if dgv is None else dgv), A, (lambda: dt)
+
+    def _gather_parameters(self, gradients: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
+        return self._to_arguments(self._pull_channels(gradients))
+
+    def _pull_channels(self, gradients: tuple[Any, ...]) -> list[np.ndarray | None]:
+        """Transposes of the affine maps: gradients of the data to gradients of the channels, (1 or count, size)."""
+        shared = [len(t) == 1 for t in self.bound.thetas]
+        out: list[np.ndarray | None] = [None] * len(self.problem.program.channels)
+        for m, gradient in zip(self.problem.program.maps, gradients, strict=True):
+            if m.blocks:
+                m.adjoint(self._clean(gradient()), out, shared)
+        return out
+
+    def _to_arguments(self, channels: Sequence[np.ndarray | None], log_scaled: bool = False) -> tuple[np.ndarray, ...]:
+        """Chain rule of the logarithms, and sums over broadcast dimensions."""
+        program, values = self.problem.program, self.bound.values
+        flat: list[np.ndarray | None] = [None] * len(program.parameters)
+        for c, raw, gradient in zip(program.channels, self.bound.raw, channels, strict=True):
+            if gradient is not None:
+                flat[c.parameter] = _plus(flat[c.parameter], gradient / raw if c.log and not log_scaled else gradient)
+        out = []
+        for p, shape, gradient in zip(program.parameters, values.shapes, flat, strict=True):
+            if gradient is None:
+                out.append(np.zeros(shape))
+                continue
+            lead = shape[: len(shape) - len(p.shape)]
+            if len(gradient) == 1 and int(np.prod(lead, dtype=int)) == 1:
+                out.append(gradient.reshape(shape))
+                continue
+            wide = np.broadcast_to(gradient, (self.count, p.size)).reshape(*self.batch, p.size)
+            out.append(_unbroadcast(wide, lead).reshape(shape))
+        return tuple(out)
+
+    def _gather_parameters_along(
+        self, gradients: tuple[Any, ...], moved: tuple[Any, ...], tangents: Sequence[np.ndarray | None]
+    ) -> tuple[np.ndarray, ...]:
+        program = self.problem.program
+        along = self._pull_channels(moved)
+        if any(c.log for c in program.channels):
+            # theta -> log theta: d/dh (g / theta) = g' / theta - g h / theta^2, with h / theta the channel's own tangent.
+            plain = self._pull_channels(gradients)
+            for i, (c, raw, tangent) in enumerate(zip(program.channels, self.bound.raw, tangents, strict=True)):
+                if c.log:
+                    change, value = along[i], plain[i]
+                    total = None if change is None else change / raw
+                    if value is not None and tangent is not None:
+                        total = _plus(total, -value * tangent / raw)
+                    along[i] = total
+        return self._to_arguments(along, log_scaled=True)
+
+    # Tangents ------------------------------------------------------------------------------------------------------------
+
+    def _channel_tangents(self, tangents: Sequence[Any]) -> list[np.ndarray | None]:
+        """Tangents of the channels, (1 or count, size), None for zero."""
+        program, values = self.problem.program, self.bound.values
+        if len(tangents) != len(program.parameters):
+            raise ShapeError("one tangent per parameter is needed", expected=f"{len(program.parameters)}", got=f"{len(tangents)}")
+        flat: list[np.ndarray | None] = []
+        for p, shape, tangent in zip(program.parameters, values.shapes, tangents, strict=True):
+            if tangent is None:
+                flat.append(None)
+                continue
+            array = np.asarray(tangent, dtype=float)
+            if array.shape != shape:
+                raise ShapeError(f"the tangent of parameter '{p.name}' has the wrong shape", expected=f"{shape}", got=f"{array.shape}")
+            lead = shape[: len(shape) - len(p.shape)]
+            if int(np.prod(lead, dtype=int)) == 1:
+                flat.append(array.reshape(1, p.size))
+            else:
+                flat.append(np.broadcast_to(array, (*self.batch, *p.shape)).reshape(self.count, p.size))
+        out: list[np.ndarray | None] = []
+        for c, raw in zip(program.channels, self.bound.raw, strict=True):
+            tangent = flat[c.parameter]
+            out.append(tangent / raw if c.log and tangent is not None else tangent)
+        return out
+
+    def _mixed_channels(self, c1: Sequence[np.ndarray | None], c2: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
+        """Second derivative of the channels along two tangents: -h k / theta^2 for logarithms, else zero."""
+        pairs = zip(self.problem.program.channels, c1, c2, strict=True)
+        return [-a * b if c.log and a is not None and b is not None else None for c, a, b in pairs]
+
+    def _push_data(self, channels: Sequence[np.ndarray | None]) -> _Tangent:
+        P, q, d, A, b = (m.linear(channels) for m in self.problem.program.maps)
+        none = np.zeros((1, 1))
+        return _Tangent(none, none, none, P, q, d, A, b, none)
+
+    def _push(self, channels: Sequence[np.ndarray | None]) -> _Tangent:
+        """Tangents of the data, of x, y, v and of the objective along channel tangents."""
+        t = self._push_data(channels)
+        d = self.bound.full
+        Px = self._P(t.P, self.x)
+        r_x = Px + self._AT(t.A, self.y) + _or_zero(t.q)
+        r_y = self._A(t.A, self.x) - _or_zero(t.b)
+        dx, dy = self._solve(-r_x, -r_y)
+        dv = self._A(d.A, dx) + dy + r_y
+        value = t.value(self.x, Px) + np.sum((self._P(d.P, self.x) + d.q) * dx, axis=1)
+        return _Tangent(dx, dy, dv, t.P, t.q, t.d, t.A, t.b, value)
+
+    # Small things --------------------------------------------------------------------------------------------------------
+
+    def _clean(self, flat: np.ndarray) -> np.ndarray:
+        """Exactly zero for failed instances."""
+        if len(self.bad) and len(flat) == self.count:
+            flat = np.array(flat)
+            flat[self.bad] = 0.0
+        return flat
+
+    def _finite(self, flat: np.ndarray) -> np.ndarray:
+        return self._clean(flat)
+
+    def _zeros_like_arguments(self) -> tuple[np.ndarray, ...]:
+        return tuple(np.zeros(shape) for shape in self.bound.values.shapes)
+
+
+@dataclass(frozen=True)
+class _Tangent:
+    """Tangents of the solution and of the data; None for data that do not move."""
+
+    x: np.ndarray
+    y: np.ndarray
+    dv: np.ndarray
+    P: np.ndarray | None
+    q: np.ndarray | None
+    d: np.ndarray | None
+    A: np.ndarray | None
+    b: np.ndarray | None
+    objective: np.ndarray
+
+    def value(self, x: np.ndarray, Px: np.ndarray) -> np.ndarray:
+        """Derivative of the objective through the data alone: x'P'x / 2 + q'x + d."""
+        out = 0.5 * np.sum(Px * x, axis=1)
+        out = out if self.q is None else out + np.sum(self.q * x, axis=1)
+        return out if self.d is None else out + self.d[:, 0]
+
+    def raw(self, output: Any) -> np.ndarray:
+        """Tangent of an output before its exponential, (count, size)."""
+        if output.source == "value":
+            return output.sign * self.objective[:, None]
+        return output.pick(self.x if output.source == "primal" else self.y)
+
+    def output(self, output: Any, value: np.ndarray) -> np.ndarray:
+        """Tangent of an output."""
+        return value * self.raw(output) if output.exponential else self.raw(output)
+
+
+_WORDS = {
+    Status.PRIMAL_INFEASIBLE: "infeasible",
+    Status.DUAL_INFEASIBLE: "unbounded",
+    Status.ITERATION_LIMIT: "iteration limit",
+    Status.TIME_LIMIT: "time limit",
+    Status.INACCURATE: "inaccurate",
+    Status.NONFINITE_INPUT: "NaN or infinite input",
+    Status.FAILED: "failed",
+}
+
+
+def _or_zero(a: np.ndarray | None) -> np.ndarray | float:
+    return 0.0 if a is None else a
+
+
+def _plus(a: np.ndarray | None, b: np.ndarray) -> np.ndarray:
+    return b if a is None else a + b
+
+
+def _unbroadcast(wide: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
+    """Sum (*batch, size) over the dimensions along which `lead` was broadcast."""
+    extra = wide.ndim - 1 - len(lead)
+    wide = wide.sum(axis=tuple(range(extra))) if extra else wide
+    ones = tuple(i for i, n in enumerate(lead) if n == 1 and wide.shape[i] != 1)
+    return wide.sum(axis=ones, keepdims=True) if ones else wide

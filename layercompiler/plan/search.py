@@ -1,0 +1,217 @@
+"""From numbers to certified points: run an engine roughly, refine on the residual map, decide the status by the residual."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from layercompiler.derivatives.products import Products
+from layercompiler.derivatives.residual_map import Point, ResidualMap
+from layercompiler.derivatives.system import Linearization
+from layercompiler.programs.cone import Data, Structure
+from layercompiler.solvers import Engine, Options, engine
+from layercompiler.solvers.engine import engine_names
+from layercompiler.errors import UnsupportedConeError
+from layercompiler.status import Status
+
+_ROUGH, _TIGHT = 1e-6, 1e-10
+_EXACT = 1e-11  # a refined point this good is final; a worse one is kept while a tighter run is tried
+_LARGE_PSD = 60  # from this order on an interior-point iteration outlasts any time limit
+
+
+@dataclass
+class Found:
+    """The points of a batch with their status, before recovery."""
+
+    point: Point
+    linear: Linearization | None
+    status: np.ndarray
+    iterations: np.ndarray
+    refinements: np.ndarray
+    engine: np.ndarray
+
+
+class Search:
+    """The engines of one structure, in the order they are tried.
+
+    Args:
+        structure: The reduced program's pattern.
+        residual_map: Its residual map.
+        solver: Name of an engine, or "auto".
+    """
+
+    def __init__(self, structure: Structure, residual_map: ResidualMap, solver: str) -> None:
+        self.structure, self.map = structure, residual_map
+        self.attempts: list[tuple[Engine, float]] = []
+        self.reason = ""
+        if solver.lower() == "auto":
+            first = self._choose()
+        else:
+            first = engine(solver)
+            self.reason = "asked for"
+            if not first.accepts(structure):
+                kinds = sorted({cone.name for cone, _ in structure.cones.blocks})
+                raise UnsupportedConeError(
+                    f"solver '{first.name}' cannot solve this problem",
+                    expected=f"cones among {sorted(first.cones)}" + ("" if first.quadratic else " and a linear objective"),
+                    got=f"cones {kinds}" + (" and a quadratic objective" if len(structure.P_rows) else ""),
+                    mend="use solver='auto'",
+                )
+        chosen = first(structure)
+        self.attempts = [(chosen, _ROUGH), (chosen, _TIGHT)]
+        for name, tolerance in (("clarabel", _TIGHT), ("scs", 1e-9)):
+            kind = engine(name)
+            if kind is not first and kind.accepts(structure):
+                self.attempts.append((kind(structure), tolerance))
+
+    def _choose(self) -> type[Engine]:
+        largest = max((cone.order for cone, _ in self.structure.cones.blocks if cone.name == "psd"), default=0)
+        if largest > _LARGE_PSD:
+            self.reason = f"PSD order {largest} > {_LARGE_PSD}"
+            return engine("scs")
+        for name in ("lanes",):
+            if name in engine_names():
+                kind = engine(name)
+                if kind.available() and kind.accepts(self.structure):
+                    self.reason = "every cone runs on lanes"
+                    return kind
+        self.reason = "handles every cone"
+        return engine("clarabel")
+
+    def describe(self) -> str:
+        """The chosen engine and why."""
+        return f"{self.attempts[0][0].name} ({self.reason})"
+
+    def __call__(
+        self, data: Data, products: Products, finite: np.ndarray, options: Options, began: float, start: np.ndarray | None
+    ) -> Found:
+        """Solve a (scaled) batch; instances that are not `finite` are not touched."""
+        state = _State(self.structure, data, finite)
+        if start is not None:
+            self._try_start(state, data, products, start, options)
+        for level, (solver, tolerance) in enumerate(self.attempts):
+            pending = np.flatnonzero(state.pending)
+            if len(pending) == 0:
+                break
+            left = None if options.time_limit is None else options.time_limit - (time.perf_counter() - began)
+            if left is not None and left <= 0:
+                state.status[pending] = np.where(state.norm[pending] <= options.tolerance, Status.SOLVED, Status.TIME_LIMIT)
+                break
+            if level and options.max_iterations is not None:
+                break
+            whole = len(pending) == data.batch
+            part, bound = (data, products) if whole else (data.take(pending), products.take(pending))
+            if options.engine_tolerance is not None:
+                tolerance = min(options.engine_tolerance, tolerance) if level else options.engine_tolerance
+            raw = solver.solve(part, tolerance, options, left)
+            self._absorb(state, pending, part, bound, raw, solver.name, options)
+        return state.found(self, data, products, options)
+
+    def _try_start(self, state: _State, data: Data, products: Products, start: np.ndarray, options: Options) -> None:
+        """Newton from a given primal-dual point; instances that reach the exact residual need no engine."""
+        good = np.isfinite(start).all(axis=1) & state.pending
+        index = np.flatnonzero(good)
+        if len(index):
+            z = start[index]
+            point, taken, _ = self.map.refine(
+                data.take(index), products.take(index), z[:, : self.structure.n], z[:, self.structure.n :], options.refinements
+            )
+            state.keep(index, point, taken, np.zeros(len(index), int), "warm start", point.norm <= _EXACT)
+
+    def _absorb(self, state: _State, pending: np.ndarray, data: Data, products: Products, raw: object, name: str, options: Options) -> None:
+        status = raw.status
+        certified = _certified(self.structure, data, products, raw)
+        state.conclude(pending[certified], status[certified], raw.iterations[certified], name)
+        limited = ((status == Status.ITERATION_LIMIT) & (options.max_iterations is not None)) | (
+            (status == Status.TIME_LIMIT) & (options.time_limit is not None)
+        )
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(raw.x).all(axis=1) & np.isfinite(raw.y).all(axis=1) & np.isfinite(raw.s).all(axis=1)
+        certificate = (status == Status.PRIMAL_INFEASIBLE) | (status == Status.DUAL_INFEASIBLE)
+        usable = finite & ~certified & ~certificate
+        for index, steps in ((np.flatnonzero(usable & ~limited), options.refinements), (np.flatnonzero(usable & limited), 0)):
+            if len(index) == 0:
+                continue
+            whole = len(index) == data.batch
+            part, bound = (data, products) if whole else (data.take(index), products.take(index))
+            point, taken, linear = self.map.refine(part, bound, raw.x[index], raw.y[index] - raw.s[index], steps)
+            exact = point.norm <= (_EXACT if steps else options.tolerance)
+            state.keep(pending[index], point, taken, raw.iterations[index], name, exact)
+            if linear is not None and whole and len(pending) == state.count:
+                state.linear = linear
+        failed = state.pending[pending] & limited
+        state.conclude(pending[failed], status[failed], raw.iterations[failed], name)
+        state.last[pending] = status
+
+
+class _State:
+    """What is known of each instance while engines are tried."""
+
+    def __init__(self, structure: Structure, data: Data, finite: np.ndarray) -> None:
+        count = data.batch
+        self.count = count
+        self.x, self.v = np.zeros((count, structure.n)), np.zeros((count, structure.m))
+        self.norm = np.full(count, np.inf)
+        self.status = np.where(finite, Status.FAILED, Status.NONFINITE_INPUT).astype(np.int8)
+        self.last = np.full(count, Status.FAILED, np.int8)
+        self.pending = finite.copy()
+        self.iterations, self.refinements = np.zeros(count, int), np.zeros(count, int)
+        self.engine = np.full(count, "", dtype=object)
+        self.point: Point | None = None
+        self.linear: Linearization | None = None
+
+    def keep(self, index: np.ndarray, point: Point, taken: np.ndarray, iterations: np.ndarray, name: str, exact: np.ndarray) -> None:
+        """Keep the points that are better than what is held; `exact` ones are final."""
+        better = point.norm < self.norm[index]
+        if better.all() and len(index) == self.count:
+            self.point = point
+        elif better.any():
+            self.point = self.linear = None
+        at = index[better]
+        self.x[at], self.v[at], self.norm[at] = point.x[better], point.v[better], point.norm[better]
+        self.refinements[at], self.engine[at] = taken[better], name
+        self.iterations[index] += iterations
+        done = index[exact]
+        self.status[done], self.pending[done] = Status.SOLVED, False
+
+    def conclude(self, index: np.ndarray, status: np.ndarray, iterations: np.ndarray, name: str) -> None:
+        """Give instances a final status."""
+        self.status[index], self.pending[index], self.engine[index] = status, False, name
+        self.iterations[index] += iterations
+
+    def found(self, search: Search, data: Data, products: Products, options: Options) -> Found:
+        """The result, with instances that never became exact judged by the accepted tolerance."""
+        open_ = self.pending & (self.status != Status.TIME_LIMIT)
+        good = open_ & (self.norm <= options.tolerance)
+        self.status[good] = Status.SOLVED
+        bad = open_ & ~good
+        limit = (self.last == Status.ITERATION_LIMIT) | (self.last == Status.TIME_LIMIT)
+        self.status[bad] = np.where(limit[bad], self.last[bad], np.where(np.isfinite(self.norm[bad]), Status.INACCURATE, Status.FAILED))
+        point = self.point if self.point is not None else search.map.point(data, products, self.x, self.v)
+        return Found(point, self.linear if self.point is not None else None, self.status, self.iterations, self.refinements, self.engine)
+
+
+def _certified(structure: Structure, data: Data, products: Products, raw: object) -> np.ndarray:
+    """(B,) bool: claims of infeasibility whose certificate holds on the data.
+
+    Primal infeasible: y in K*, A'y = 0, b'y < 0. Dual infeasible: Px = 0, -Ax in K, q'x < 0.
+    """
+    tolerance = 1e-6
+    out = np.zeros(data.batch, bool)
+    claims_primal, claims_dual = raw.status == Status.PRIMAL_INFEASIBLE, raw.status == Status.DUAL_INFEASIBLE
+    with np.errstate(all="ignore"):
+        if claims_primal.any():
+            y = np.where(np.isfinite(raw.y), raw.y, 0.0)
+            gain = -np.sum(data.b * y, axis=1)
+            y = y / np.where(gain > 0, gain, np.nan)[:, None]
+            defect = np.maximum(np.abs(products.AT(y)).max(axis=1, initial=0.0), structure.cones.dual_violation(y))
+            out |= claims_primal & (defect <= tolerance * (1 + np.abs(y).max(axis=1, initial=0.0)))
+        if claims_dual.any():
+            x = np.where(np.isfinite(raw.x), raw.x, 0.0)
+            gain = -np.sum(data.q * x, axis=1)
+            x = x / np.where(gain > 0, gain, np.nan)[:, None]
+            defect = np.maximum(np.abs(products.P(x)).max(axis=1, initial=0.0), structure.cones.primal_violation(-products.A(x)))
+            out |= claims_dual & (defect <= tolerance * (1 + np.abs(x).max(axis=1, initial=0.0)))
+    return out

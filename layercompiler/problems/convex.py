@@ -1,0 +1,216 @@
+"""A disciplined convex (or geometric) CVXPY problem becomes a `ConeProgram`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import scipy.sparse as sp
+
+from layercompiler.errors import BuildError, NotAProblemError, ParameterMismatchError
+from layercompiler.problems import discipline
+from layercompiler.problems.canonical import Canonical, canonicalize
+from layercompiler.programs.affine import AffineMap, Channel
+from layercompiler.programs.cone import ConeProgram, OutputSpec, ParameterSpec, Structure
+
+_DECLARED = ("nonneg", "nonpos", "pos", "neg", "symmetric", "PSD", "NSD", "diag")
+
+
+def compile_convex(
+    problem: cp.Problem,
+    parameters: Sequence[cp.Parameter] | None = None,
+    outputs: Sequence[Any] | None = None,
+    gp: bool | None = None,
+) -> ConeProgram:
+    """Compile a CVXPY problem into a parametrised cone program.
+
+    Args:
+        problem: DCP or DGP, and DPP in its parameters.
+        parameters: Parameters in call order; None for all, in order of appearance. Parameters left out are constants
+            and need a `.value`.
+        outputs: Variables, dual variables, affine expressions or `problem.objective`; None for all variables.
+        gp: True for a geometric program, False for a convex one, None to detect.
+
+    Raises:
+        NotAProblemError: `problem` is no `cvxpy.Problem`.
+        NotDCPError: Not convex by the rules; the error names the subexpression.
+        NotDPPError: Parameters do not enter affinely; the error names the subexpression and a rewrite.
+        IntegerVariableError: Boolean or integer variables.
+        ParameterMismatchError: A listed parameter or output is not in the problem, or a constant has no value.
+    """
+    if not isinstance(problem, cp.Problem):
+        raise NotAProblemError(
+            "only a cvxpy.Problem can be compiled here",
+            expected="a cvxpy.Problem",
+            got=type(problem).__name__,
+            mend="write the problem as cvxpy.Problem(objective, constraints)",
+        )
+    gp = discipline.check(problem, gp)
+    listed = _listed_parameters(problem, parameters)
+    wanted = list(problem.variables()) if outputs is None else list(outputs)
+    extended, leaves = _extend(problem, wanted)
+    canonical = canonicalize(extended, gp)
+    return _program(canonical, extended, listed, wanted, leaves)
+
+
+def _listed_parameters(problem: cp.Problem, parameters: Sequence[cp.Parameter] | None) -> list[cp.Parameter]:
+    present = problem.parameters()
+    if parameters is None:
+        return present
+    ids = {p.id for p in present}
+    listed = list(parameters)
+    for p in listed:
+        if not isinstance(p, cp.Parameter):
+            raise ParameterMismatchError(
+                "`parameters` holds something else than a parameter", where=str(p), expected="cvxpy.Parameter", got=type(p).__name__
+            )
+        if p.id not in ids:
+            raise ParameterMismatchError(
+                f"parameter '{p.name()}' is listed but does not occur in the problem",
+                where=f"parameters={[q.name() for q in listed]}",
+                expected=f"some of {sorted(q.name() for q in present)}",
+                mend=f"remove '{p.name()}' from `parameters`, or use it in the problem",
+            )
+    if len({p.id for p in listed}) != len(listed):
+        raise ParameterMismatchError("a parameter is listed twice", where=str([p.name() for p in listed]), mend="list each parameter once")
+    chosen = {p.id for p in listed}
+    for p in present:
+        if p.id not in chosen and p.value is None:
+            raise ParameterMismatchError(
+                f"parameter '{p.name()}' is not listed and has no value to be a constant",
+                where=f"parameters={[q.name() for q in listed]}",
+                mend=f"list it in `parameters`, or set its `.value` before exporting ('{p.name()}'.value = ...)",
+            )
+    return listed
+
+
+def _extend(problem: cp.Problem, wanted: Sequence[Any]) -> tuple[cp.Problem, dict[int, Any]]:
+    """Give every expression output a variable of its own, equal to it; returns the problem and {position: leaf}."""
+    duals = {v.id: (c, i) for c in problem.constraints for i, v in enumerate(c.dual_variables)}
+    variables = {v.id for v in problem.variables()}
+    leaves: dict[int, Any] = {}
+    extra: list[Any] = []
+    for position, item in enumerate(wanted):
+        if isinstance(item, (cp.Minimize, cp.Maximize)):
+            if item is not problem.objective:
+                raise ParameterMismatchError("an output is an objective of another problem", where=str(item), mend="pass `problem.objective`")
+            leaves[position] = "value"
+        elif isinstance(item, cp.Variable) and item.id in duals:
+            leaves[position] = duals[item.id]
+        elif isinstance(item, cp.Variable):
+            if item.id not in variables:
+                raise ParameterMismatchError(
+                    f"variable '{item.name()}' is listed as an output but does not occur in the problem",
+                    expected=f"some of {sorted(v.name() for v in problem.variables())}",
+                )
+            leaves[position] = item
+        elif isinstance(item, cp.Expression):
+            leaves[position], constraint = _defined(item, problem)
+            extra.append(constraint)
+        else:
+            raise ParameterMismatchError(
+                "an output is neither a variable, a dual variable, an expression nor the problem's objective",
+                where=f"output {position}",
+                got=type(item).__name__,
+            )
+    return (cp.Problem(problem.objective, [*problem.constraints, *extra]) if extra else problem), leaves
+
+
+def _defined(expression: cp.Expression, problem: cp.Problem) -> tuple[cp.Variable, Any]:
+    """A variable equal to an expression, which must be affine (log-log affine in a geometric program)."""
+    geometric = not expression.is_affine() and expression.is_log_log_affine()
+    missing = {v.id for v in expression.variables()} - {v.id for v in problem.variables()}
+    if missing or not (geometric or expression.is_affine()):
+        raise BuildError(
+            "an output expression is not an affine function of the problem's variables",
+            where=str(expression),
+            got=f"curvature {expression.curvature}" + (", with variables that the problem lacks" if missing else ""),
+            mend="return the variables and evaluate the expression in your framework; the problem's objective can be an output itself",
+        )
+    variable = cp.Variable(expression.shape, name=str(expression), pos=geometric)
+    return variable, variable == expression
+
+
+def _program(
+    canonical: Canonical, problem: cp.Problem, listed: Sequence[cp.Parameter], wanted: Sequence[Any], leaves: dict[int, Any]
+) -> ConeProgram:
+    channels, ranges, lowering, fixed = _channels(canonical, problem, listed)
+
+    def affine(tensor: sp.csr_array) -> AffineMap:
+        csc = sp.csc_array(tensor)
+        parts = [sp.csc_array(csc[:, columns]) @ lower for columns, lower in lowering]
+        constant = csc[:, [csc.shape[1] - 1]]
+        for columns, values in fixed:
+            constant = constant + sp.csc_array(csc[:, columns]) @ sp.csc_array(values.reshape(-1, 1))
+        return AffineMap.from_sparse(sp.hstack([*parts, sp.csc_array(constant)]), ranges)
+
+    structure = Structure(canonical.n, canonical.P_rows, canonical.P_cols, canonical.A_rows, canonical.A_cols, canonical.cones)
+    sign = -1.0 if isinstance(problem.objective, cp.Maximize) else 1.0
+    value = OutputSpec("value", (), "value", exponential=canonical.is_dgp, sign=sign)
+    return ConeProgram(
+        structure=structure,
+        P=affine(canonical.P),
+        q=affine(canonical.q),
+        d=affine(canonical.d),
+        A=affine(canonical.A),
+        b=affine(canonical.b),
+        parameters=tuple(_parameter_spec(p) for p in listed),
+        channels=tuple(channels),
+        outputs=tuple(_output(canonical, item, leaves[i], value) for i, item in enumerate(wanted)),
+        value=value,
+        kind="DGP" if canonical.is_dgp else "DCP",
+    )
+
+
+def _parameter_spec(parameter: cp.Parameter) -> ParameterSpec:
+    return ParameterSpec(parameter.name(), tuple(parameter.shape), tuple(a for a in _DECLARED if parameter.attributes.get(a)))
+
+
+def _channels(canonical: Canonical, problem: cp.Problem, listed: Sequence[cp.Parameter]) -> tuple[Any, Any, Any, Any]:
+    """Channels of the listed parameters, their columns after lowering, the lowering matrices, and the constants' values."""
+    position = {p.id: i for i, p in enumerate(listed)}
+    channels: list[Channel] = []
+    ranges: list[tuple[int, slice]] = []
+    lowering: list[tuple[slice, sp.csc_array]] = []
+    fixed: list[tuple[slice, np.ndarray]] = []
+    width = 0
+    for p in problem.parameters():
+        for columns, index, log in canonical.parameter_columns(p):
+            flat = index.ravel()
+            entries = np.flatnonzero(flat >= 0)
+            shared = np.bincount(flat[entries], minlength=columns.stop - columns.start)
+            # An entry stored once but written twice (symmetric) reads the mean of both, so that its gradient is symmetric.
+            lower = sp.csc_array(
+                (1.0 / shared[flat[entries]], (flat[entries], entries)), shape=(columns.stop - columns.start, p.size)
+            )
+            if p.id in position:
+                ranges.append((len(channels), slice(width, width + p.size)))
+                channels.append(Channel(position[p.id], p.size, log))
+                lowering.append((columns, lower))
+                width += p.size
+            else:
+                values = np.asarray(p.value.toarray() if sp.issparse(p.value) else p.value, dtype=float).ravel()
+                fixed.append((columns, lower @ (np.log(values) if log else values)))
+    return channels, ranges, lowering, fixed
+
+
+def _output(canonical: Canonical, item: Any, leaf: Any, value: OutputSpec) -> OutputSpec:
+    if isinstance(leaf, str):
+        return value
+    if isinstance(leaf, tuple):
+        constraint, position = leaf
+        matrix = canonical.dual_map(constraint, position).tocoo()
+        return OutputSpec(item.name(), tuple(item.shape), "dual", matrix.row.astype(np.intp), matrix.col.astype(np.intp), matrix.data)
+    index = canonical.variable_index(leaf)
+    name = item.name() if isinstance(item, cp.Variable) else str(item)
+    if index is None:
+        if leaf.size == 0:
+            return OutputSpec(name, tuple(leaf.shape), "primal")
+        raise ParameterMismatchError(
+            f"variable '{name}' vanished when the problem was compiled", mend="use it in the objective or in a constraint"
+        )
+    rows = np.flatnonzero(index.ravel() >= 0)
+    cols = index.ravel()[rows]
+    return OutputSpec(name, tuple(leaf.shape), "primal", rows, cols, np.ones(len(rows)), exponential=canonical.is_dgp)

@@ -1,0 +1,1 @@
+"""Frozen, framework-free truth: what a problem becomes once it is compiled."""

@@ -1,0 +1,254 @@
+"""Presolve: substitute variables that an equality defines, so that least squares in a residual becomes a QP in x.
+
+CVXPY writes `sum_squares(A @ x - b)` with a residual r = Ax - b, an equality, and P = 2I on r. Such a *defined variable*
+x_k occurs in one equality row, c x_k + a'x = beta with a constant c, in no other row, and in P only on the diagonal.
+With w = P_kk / c^2 its elimination leaves
+
+    P + w a a',   q - (w beta + q_k / c) a,   d + w beta^2 / 2 + q_k beta / c
+
+and the point comes back by x_k = (beta - a'x) / c, y_i = -(P_kk x_k + q_k) / c. Linear systems in the matrix of the residual
+map are reduced and expanded by the same block elimination, so derivatives are those of the program as written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from layercompiler.cones import Product
+from layercompiler.programs.cone import ConeProgram, Data, Structure
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Defined variables whose rows share one support: `entries` (rows, support) index A, `target` the entries of P."""
+
+    where: np.ndarray
+    entries: np.ndarray
+    target: np.ndarray
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """The substitution of defined variables; with nothing to substitute every method is the identity.
+
+    Attributes:
+        full: Structure of the program as canonicalised.
+        structure: Structure of the reduced program.
+        k: Eliminated variables, with their equality rows `i`, the coefficient `c`, and the position of P_kk (-1: none).
+        i: See `k`.
+        c: See `k`.
+        P_kk: See `k`.
+    """
+
+    full: Structure
+    structure: Structure
+    k: np.ndarray
+    i: np.ndarray
+    c: np.ndarray
+    P_kk: np.ndarray
+    keep_x: np.ndarray
+    keep_y: np.ndarray
+    keep_P: np.ndarray
+    keep_A: np.ndarray
+    place_P: np.ndarray
+    row_entries: np.ndarray
+    row_of: np.ndarray
+    col_of: np.ndarray
+    groups: tuple[_Group, ...]
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is substituted."""
+        return len(self.k) > 0
+
+    def reduce(self, data: Data) -> Data:
+        """Numbers of the reduced program."""
+        if not self.active:
+            return data
+        w, beta, q_k = self._weights(data)
+        P = np.zeros((max(len(data.P), len(data.A)), len(self.structure.P_rows)))
+        P[:, self.place_P] = data.P[:, self.keep_P]
+        for group in self.groups:
+            a = data.A[:, group.entries]
+            block = np.matmul(a.swapaxes(-1, -2) * w[:, None, group.where], a)
+            upper = np.triu_indices(block.shape[-1])
+            P[:, group.target] += block[:, upper[0], upper[1]]
+        pull = w * beta + q_k / self.c
+        q = data.q[:, self.keep_x] - self._rows_transposed(data.A, pull)
+        d = data.d + np.sum(0.5 * w * beta**2 + q_k / self.c * beta, axis=-1, keepdims=True)
+        return Data(P, q, d, data.A[:, self.keep_A], data.b[:, self.keep_y])
+
+    def expand(self, data: Data, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Point of the full program from that of the reduced one: (B, n'), (B, m') to (B, n), (B, m)."""
+        if not self.active:
+            return x, y
+        _, beta, q_k = self._weights(data)
+        return self._expand(data, x, y, beta, -q_k)
+
+    def reduce_rhs(self, data: Data, r_x: np.ndarray, r_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Right-hand side of the reduced linear system: rows of P dx + A'dy = r_x and of A dx + ... = r_y."""
+        if not self.active:
+            return r_x, r_y
+        w = self._weights(data)[0]
+        pull = r_x[:, self.k] / self.c - w * r_y[:, self.i]
+        return r_x[:, self.keep_x] - self._rows_transposed(data.A, pull), r_y[:, self.keep_y]
+
+    def expand_step(self, data: Data, dx: np.ndarray, dy: np.ndarray, r_x: np.ndarray, r_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Solution of the full linear system from that of the reduced one."""
+        if not self.active:
+            return dx, dy
+        return self._expand(data, dx, dy, r_y[:, self.i], r_x[:, self.k])
+
+    def _expand(
+        self, data: Data, x: np.ndarray, y: np.ndarray, row: np.ndarray, column: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        batch = len(x)
+        full_x, full_y = np.zeros((batch, self.full.n)), np.zeros((batch, self.full.m))
+        full_x[:, self.keep_x], full_y[:, self.keep_y] = x, y
+        x_k = (row - self._rows_product(data.A, x)) / self.c
+        P_kk = np.where(self.P_kk >= 0, data.P[:, self.P_kk], 0.0) if data.P.shape[1] else 0.0
+        full_x[:, self.k], full_y[:, self.i] = x_k, (column - P_kk * x_k) / self.c
+        return full_x, full_y
+
+    def _weights(self, data: Data) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        P_kk = np.where(self.P_kk >= 0, data.P[:, self.P_kk], 0.0) if data.P.shape[1] else np.zeros((1, len(self.k)))
+        return P_kk / self.c**2, data.b[:, self.i], data.q[:, self.k]
+
+    def _rows_product(self, A: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """a'x for each defining row: (B, n') to (B, k)."""
+        out = np.zeros((max(len(A), len(x)), len(self.k)))
+        if len(self.row_entries):
+            terms = A[:, self.row_entries] * x[:, self.col_of]
+            starts = np.flatnonzero(np.diff(self.row_of, prepend=-1))
+            out[:, self.row_of[starts]] = np.add.reduceat(terms, starts, axis=1)
+        return out
+
+    def _rows_transposed(self, A: np.ndarray, pull: np.ndarray) -> np.ndarray:
+        """Sum of pull_i a_i: (B, k) to (B, n')."""
+        out = np.zeros((max(len(A), len(pull)), self.structure.n))
+        if len(self.row_entries):
+            terms = A[:, self.row_entries] * pull[:, self.row_of]
+            order = np.argsort(self.col_of, kind="stable")
+            sorted_cols = self.col_of[order]
+            starts = np.flatnonzero(np.diff(sorted_cols, prepend=-1))
+            out[:, sorted_cols[starts]] = np.add.reduceat(terms[:, order], starts, axis=1)
+        return out
+
+
+def eliminate(program: ConeProgram) -> Elimination:
+    """Choose the defined variables whose substitution does not increase the number of nonzeros, and plan it."""
+    s = program.structure
+    k, i, entry, P_kk = _candidates(program)
+    chosen = _profitable(s, k, i, entry, P_kk)
+    k, i, entry, P_kk = k[chosen], i[chosen], entry[chosen], P_kk[chosen]
+    c = program.A.constant[entry]
+    keep_x = np.setdiff1d(np.arange(s.n), k)
+    keep_y = np.setdiff1d(np.arange(s.m), i)
+    new_col, new_row = np.full(s.n, -1), np.full(s.m, -1)
+    new_col[keep_x], new_row[keep_y] = np.arange(len(keep_x)), np.arange(len(keep_y))
+
+    eliminated_row, eliminated_col = np.full(s.m, -1), np.zeros(s.n, bool)
+    eliminated_row[i], eliminated_col[k] = np.arange(len(k)), True
+    in_row = (eliminated_row[s.A_rows] >= 0) & ~eliminated_col[s.A_cols]
+    row_entries = np.flatnonzero(in_row)
+    row_entries = row_entries[np.argsort(eliminated_row[s.A_rows[row_entries]], kind="stable")]
+    row_of, col_of = eliminated_row[s.A_rows[row_entries]], new_col[s.A_cols[row_entries]]
+    keep_A = np.flatnonzero(eliminated_row[s.A_rows] < 0)
+    keep_P = np.flatnonzero(~eliminated_col[s.P_rows] & ~eliminated_col[s.P_cols])
+
+    n = len(keep_x)
+    old_keys = new_col[s.P_cols[keep_P]] * n + new_col[s.P_rows[keep_P]]
+    groups, keys = _groups(row_entries, row_of, col_of, P_kk, n)
+    all_keys = np.unique(np.concatenate([old_keys, *keys])) if len(old_keys) or keys else np.zeros(0, np.intp)
+    reduced = Structure(
+        n=n,
+        P_rows=(all_keys % max(n, 1)).astype(np.intp),
+        P_cols=(all_keys // max(n, 1)).astype(np.intp),
+        A_rows=new_row[s.A_rows[keep_A]],
+        A_cols=new_col[s.A_cols[keep_A]],
+        cones=_without_zero_rows(s.cones, len(i)),
+    )
+    return Elimination(
+        full=s,
+        structure=reduced if len(k) else s,
+        k=k,
+        i=i,
+        c=c,
+        P_kk=P_kk,
+        keep_x=keep_x,
+        keep_y=keep_y,
+        keep_P=keep_P,
+        keep_A=keep_A,
+        place_P=np.searchsorted(all_keys, old_keys),
+        row_entries=row_entries,
+        row_of=row_of,
+        col_of=col_of,
+        groups=tuple(_Group(w, e, np.searchsorted(all_keys, key)) for (w, e), key in zip(groups, keys, strict=True)),
+    )
+
+
+def _candidates(program: ConeProgram) -> tuple[np.ndarray, ...]:
+    """Defined variables k, their rows i, the entry of A that holds c, and the entry of P that holds P_kk (-1: none)."""
+    s = program.structure
+    zero = _zero_rows(s.cones)
+    uses = np.bincount(s.A_cols, minlength=s.n)
+    off = s.P_rows != s.P_cols
+    coupled = np.zeros(s.n, bool)
+    coupled[s.P_rows[off]] = coupled[s.P_cols[off]] = True
+    diagonal = np.full(s.n, -1)
+    diagonal[s.P_rows[~off]] = np.flatnonzero(~off)
+    good = (s.A_rows < zero) & (uses[s.A_cols] == 1) & ~coupled[s.A_cols]
+    good &= ~program.A.parametric & (np.abs(program.A.constant) > 1e-3) & (np.abs(program.A.constant) < 1e3)
+    entries = np.flatnonzero(good)
+    # One variable per row: the one with a constant, simple P_kk; rows are sorted, so the first of each row is taken.
+    _, first = np.unique(s.A_rows[entries], return_index=True)
+    entries = entries[first]
+    k = s.A_cols[entries]
+    return k, s.A_rows[entries], entries, diagonal[k]
+
+
+def _profitable(s: Structure, k: np.ndarray, i: np.ndarray, entry: np.ndarray, P_kk: np.ndarray) -> np.ndarray:
+    """Indices of the candidates to substitute: always without P_kk; else where a group's fill costs no more than its rows."""
+    chosen = list(np.flatnonzero(P_kk < 0))
+    supports: dict[bytes, list[int]] = {}
+    for j in np.flatnonzero(P_kk >= 0):
+        row = s.A_cols[s.A_indptr[i[j]] : s.A_indptr[i[j] + 1]]
+        supports.setdefault(row[row != k[j]].tobytes(), []).append(int(j))
+    for key, members in supports.items():
+        width = len(key) // s.A_cols.itemsize
+        if width * (width + 1) // 2 <= len(members) * (width + 2):
+            chosen += members
+    return np.sort(np.array(chosen, dtype=np.intp))
+
+
+def _groups(
+    row_entries: np.ndarray, row_of: np.ndarray, col_of: np.ndarray, P_kk: np.ndarray, n: int
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
+    """Rows with a quadratic term, grouped by support: ((which k), (rows, support) entries of A) and their keys in P."""
+    by_support: dict[bytes, list[int]] = {}
+    bounds = np.searchsorted(row_of, np.arange(len(P_kk) + 1))
+    for j in np.flatnonzero(P_kk >= 0):
+        if bounds[j] < bounds[j + 1]:
+            by_support.setdefault(col_of[bounds[j] : bounds[j + 1]].tobytes(), []).append(int(j))
+    groups, keys = [], []
+    for members in by_support.values():
+        entries = np.stack([row_entries[bounds[j] : bounds[j + 1]] for j in members])
+        cols = col_of[bounds[members[0]] : bounds[members[0] + 1]]
+        upper = np.triu_indices(len(cols))
+        low, high = np.minimum(cols[upper[0]], cols[upper[1]]), np.maximum(cols[upper[0]], cols[upper[1]])
+        groups.append((np.array(members), entries))
+        keys.append(high * n + low)
+    return groups, keys
+
+
+def _zero_rows(cones: Product) -> int:
+    return cones.blocks[0][1] if cones.blocks and cones.blocks[0][0].name == "zero" else 0
+
+
+def _without_zero_rows(cones: Product, removed: int) -> Product:
+    if not removed:
+        return cones
+    (zero, count), *rest = cones.blocks
+    return Product((*(((zero, count - removed),) if count > removed else ()), *rest))
