@@ -1,0 +1,207 @@
+"""The walk that finds the smallest subexpression at which a demand on curvature fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import cvxpy as cp
+from cvxpy.atoms.affine.affine_atom import AffAtom
+from cvxpy.utilities import scopes
+
+
+@dataclass(frozen=True)
+class Need:
+    """A demand on an expression: convex, concave, both (affine), or either of the two."""
+
+    convex: bool
+    concave: bool
+
+    def name(self, gp: bool) -> str:
+        """The demand in words."""
+        log = "log-log " * gp
+        if self == ANY:
+            return f"{log}convex or {log}concave"
+        return f"{log}affine" if self == AFFINE else f"{log}{'convex' if self.convex else 'concave'}"
+
+
+CONVEX, CONCAVE, AFFINE, ANY = Need(True, False), Need(False, True), Need(True, True), Need(False, False)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A subexpression whose arguments are sound but which does not meet the demand made on it.
+
+    Attributes:
+        expression: The subexpression.
+        need: The demand.
+        path: Python that reaches it.
+        cause: "nested" for a parametric quadratic form below an atom that is not affine, "number" for a parameter where
+            only a number can stand; else empty.
+    """
+
+    expression: Any
+    need: Need
+    path: str
+    cause: str = ""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """One set of composition rules.
+
+    Attributes:
+        gp: Log-log curvature (DGP) in place of curvature (DCP).
+        dpp: Parameters count as variables.
+        quadratic: Quadratic forms with a parametric matrix are allowed (the quadratic objective keeps them).
+    """
+
+    gp: bool = False
+    dpp: bool = False
+    quadratic: bool = False
+
+    def _scope(self) -> ExitStack:
+        stack = ExitStack()
+        if self.dpp:
+            stack.enter_context(scopes.dpp_scope())
+        if self.quadratic:
+            stack.enter_context(scopes.quad_form_dpp_scope())
+        return stack
+
+    def meets(self, e: Any, need: Need) -> bool:
+        """Whether the composition rules prove the demand."""
+        with self._scope():
+            convex = e.is_log_log_convex() if self.gp else e.is_convex()
+            concave = e.is_log_log_concave() if self.gp else e.is_concave()
+        return _suits(need, convex, concave)
+
+    def atom_meets(self, e: Any, need: Need) -> bool:
+        """Whether the outermost atom alone, with affine arguments, would meet the demand."""
+        with self._scope():
+            convex = e.is_atom_log_log_convex() if self.gp else e.is_atom_convex()
+            concave = e.is_atom_log_log_concave() if self.gp else e.is_atom_concave()
+        return _suits(need, convex, concave)
+
+    def argument_need(self, e: Any, index: int, need: Need) -> Need:
+        """The demand that an atom under the demand `need` passes on to one of its arguments."""
+        up, down = e.is_incr(index), e.is_decr(index)
+        if need == AFFINE or not (up or down):
+            return AFFINE
+        return need if up else Need(need.concave, need.convex)
+
+    def curvature(self, e: Any) -> str:
+        """What an expression is, in words."""
+        convex, concave = self.meets(e, CONVEX), self.meets(e, CONCAVE)
+        if self.gp:
+            return (
+                "log-log affine"
+                if convex and concave
+                else "log-log convex" * convex or "log-log concave" * concave or "of unknown log-log curvature"
+            )
+        if e.is_constant():
+            return "constant"
+        return "affine" if convex and concave else "convex" * convex or "concave" * concave or "of unknown curvature"
+
+
+def _suits(need: Need, convex: bool, concave: bool) -> bool:
+    return convex or concave if need == ANY else (convex or not need.convex) and (concave or not need.concave)
+
+
+def failures(e: Any, need: Need | None, rules: Rules, path: str) -> Iterator[Failure]:
+    """Yield the failures under one demand; `need` None stands for "a number, not a parameter"."""
+    if need is None:
+        if rules.dpp:
+            yield Failure(e, AFFINE, path, cause="number")
+        return
+    yield from _walk(e, need, rules, path)
+    if rules.quadratic and rules.meets(e, need):
+        yield from _nested(e, path, affine_above=True)
+
+
+def _walk(e: Any, need: Need, rules: Rules, path: str) -> Iterator[Failure]:
+    if rules.meets(e, need):
+        return
+    only_parameters = rules.dpp and not e.variables()
+    if not e.args or (only_parameters and not _is_wrapper(e)) or _is_difference(e, rules):
+        yield Failure(e, need, path)
+        return
+    unsound = [i for i, a in enumerate(e.args) if not rules.meets(a, ANY)]
+    if unsound:
+        known = need != ANY and rules.atom_meets(e, need)
+        for i in unsound:
+            yield from _walk(e.args[i], rules.argument_need(e, i, need) if known else ANY, rules, f"{path}.args[{i}]")
+        return
+    need = _settle(e, need, rules)
+    if need == ANY or not rules.atom_meets(e, need):
+        yield Failure(e, need, path)
+        return
+    inner = [
+        failure
+        for i, a in enumerate(e.args)
+        if not rules.meets(a, below := rules.argument_need(e, i, need))
+        for failure in _walk(a, below, rules, f"{path}.args[{i}]")
+    ]
+    if not _passes_through(e, need, rules):
+        inner = [f for f in inner if rules.dpp and not f.expression.variables()]
+    yield from inner or [Failure(e, need, path)]
+
+
+def _settle(e: Any, need: Need, rules: Rules) -> Need:
+    """Turn "either" into the one the atom could deliver; it stays "either" where the atom could deliver both or none."""
+    if need != ANY:
+        return need
+    convex, concave = rules.atom_meets(e, CONVEX), rules.atom_meets(e, CONCAVE)
+    return ANY if convex == concave else (CONVEX if convex else CONCAVE)
+
+
+def _is_wrapper(e: Any) -> bool:
+    return type(e).__name__ in {"NegExpression", "Promote", "broadcast_to"}
+
+
+def _is_difference(e: Any, rules: Rules) -> bool:
+    """In geometric programming a difference is the violation, not the negated term in it."""
+    return rules.gp and type(e).__name__ == "AddExpression" and any(type(a).__name__ == "NegExpression" for a in e.args)
+
+
+def _passes_through(e: Any, need: Need, rules: Rules) -> bool:
+    """Whether a failure is an argument's own fault: sums, stacks, negations, products with a factor of known sign."""
+    if rules.gp or not isinstance(e, AffAtom):
+        return False
+    return all(rules.argument_need(e, i, CONVEX) != AFFINE for i, a in enumerate(e.args) if a.variables()) or need == AFFINE
+
+
+def _nested(e: Any, path: str, affine_above: bool) -> Iterator[Failure]:
+    """Parametric quadratic forms below an atom that is not affine: cvxpy calls them DPP and freezes P at its value.
+
+    A quadratic objective keeps P only where everything above the form is affine.
+    """
+    if type(e).__name__ == "QuadForm" and e.args[1].parameters() and not affine_above:
+        yield Failure(e, CONVEX, path, cause="nested")
+        return
+    for i, a in enumerate(e.args):
+        yield from _nested(a, f"{path}.args[{i}]", affine_above and isinstance(e, AffAtom))
+
+
+def parametric_quadratic(e: Any) -> bool:
+    """Whether an expression holds a quadratic form whose matrix depends on parameters."""
+    if type(e).__name__ == "QuadForm" and e.args[1].parameters():
+        return True
+    return any(parametric_quadratic(a) for a in e.args)
+
+
+def leaves(problem: cp.Problem) -> list[Any]:
+    """Every variable, parameter and constant of a problem, once."""
+    found: dict[int, Any] = {}
+
+    def visit(e: Any) -> None:
+        if not e.args:
+            found[id(e)] = e
+        for a in e.args:
+            visit(a)
+
+    visit(problem.objective)
+    for constraint in problem.constraints:
+        visit(constraint)
+    return list(found.values())
