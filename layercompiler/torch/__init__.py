@@ -1,0 +1,5 @@
+"""The torch binding: `Layer`, and `CvxpyLayer` with the signature of the cvxpylayers class."""
+
+from layercompiler.torch.layer import Layer, Solution
+
+__all__ = ["Layer", "Solution"]
