@@ -36,7 +36,7 @@ class LDL:
     def __init__(self, n: int, rows: Any, cols: Any, signs: Any, *, isa: str | None = None) -> None:
         self._handle = None
         self.n = int(n)
-        self.rows, self.cols = _indices(rows, "rows"), _indices(cols, "cols")
+        self.rows, self.cols = indices(rows, "rows"), indices(cols, "cols")
         self.signs = np.array(signs, dtype=np.int8)
         self.isa = library.instruction_set(isa)
         if self.rows.shape != self.cols.shape or self.signs.shape != (self.n,):
@@ -147,7 +147,7 @@ class Factor:
             self._handle = None
 
 
-def _indices(values: Any, name: str) -> np.ndarray:
+def indices(values: Any, name: str) -> np.ndarray:
     array = np.asarray(values)
     if array.size and array.dtype.kind not in "iu":
         raise DtypeError("indices must be integers", where=name, got=str(array.dtype))

@@ -21,6 +21,10 @@ _PROTOTYPES = {
     "lc_ldl_facts": (None, [_POINTER, _POINTER]),
     "lc_ldl_factor": (_POINTER, [_POINTER, _LONG, _POINTER, _REAL, _POINTER, _INT]),
     "lc_factor_free": (None, [_POINTER]),
+    "lc_conic_new": (_POINTER, [_LONG] * 3 + [_POINTER] * 2 + [_LONG] + [_POINTER] * 2 + [_LONG] * 3 + [_POINTER] * 3 + [_TEXT]),
+    "lc_conic_free": (None, [_POINTER]),
+    "lc_conic_facts": (None, [_POINTER, _POINTER]),
+    "lc_conic_solve": (_INT, [_POINTER, _LONG] + [_POINTER, _LONG] * 4 + [_POINTER] * 9 + [_REAL] * 3 + [_INT, _REAL, _INT]),
     "lc_factor_solve": (_INT, [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _INT, _REAL, _INT]),
 }
 

@@ -1,4 +1,6 @@
 // The C interface that Python loads with ctypes. No exception leaves it: functions return 0, or -1 with the reason in lc_error().
+#include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -11,6 +13,7 @@
 #include <vector>
 
 #include "pool.hpp"
+#include "program.hpp"
 #include "symbolic.hpp"
 #include "targets.hpp"
 
@@ -156,5 +159,46 @@ LC_API int lc_factor_solve(const void* factor, int64_t batch, int64_t columns, c
     int64_t count = shared ? batch * columns : batch;
     size_t need = t.solve_scratch(s);
     parallel(chunk_count(t.lanes, count), threads, [&](int64_t i) { t.solve(job, chunk_at(t.lanes, count, i), scratch(need)); });
+  });
+}
+
+LC_API void* lc_conic_new(int64_t n, int64_t m, int64_t p_count, const int64_t* p_rows, const int64_t* p_cols, int64_t a_count, const int64_t* a_rows,
+                          const int64_t* a_cols, int64_t zero, int64_t nonnegative, int64_t cones, const int32_t* kinds, const int64_t* sizes,
+                          const double* alphas, const char* target) {
+  ConicProgram* made = nullptr;
+  guarded([&] {
+    const Target* t = find_target(target);
+    if (!t) throw std::invalid_argument("this machine or build has no such instruction set");
+    made = new ConicProgram({n, m, p_count, p_rows, p_cols, a_count, a_rows, a_cols, zero, nonnegative, cones, kinds, sizes, alphas}, t);
+  });
+  return made;
+}
+
+LC_API void lc_conic_free(void* program) { delete static_cast<ConicProgram*>(program); }
+
+LC_API void lc_conic_facts(const void* program, int64_t* facts) {
+  const ConicProgram& c = *static_cast<const ConicProgram*>(program);
+  facts[0] = c.symbolic().factor_entries();
+  facts[1] = c.symbolic().flops();
+  facts[2] = c.view().size;
+  facts[3] = c.view().folded;
+  facts[4] = c.target()->lanes;
+}
+
+static double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// Operands with stride 0 are shared by all instances. warm_* may be null together.
+LC_API int lc_conic_solve(const void* program, int64_t batch, const double* p, int64_t p_stride, const double* q, int64_t q_stride, const double* a,
+                          int64_t a_stride, const double* b, int64_t b_stride, const double* warm_x, const double* warm_y, const double* warm_s, double* x,
+                          double* y, double* s, int8_t* status, int32_t* iterations, double* quality, double gap, double feasibility, double infeasibility,
+                          int32_t limit, double time_limit, int32_t threads) {
+  return guarded([&] {
+    const ConicProgram& c = *static_cast<const ConicProgram*>(program);
+    const Target& t = *c.target();
+    bool timed = std::isfinite(time_limit);
+    ConicOptions options{gap, feasibility, infeasibility, limit, 6, timed ? seconds() + time_limit : INFINITY, timed ? seconds : nullptr};
+    ConicJob job{&c.view(), options, p, q, a, b, p_stride, q_stride, a_stride, b_stride, warm_x, warm_y, warm_s, x, y, s, status, iterations, quality};
+    size_t need = t.conic_scratch(c.view());
+    parallel(chunk_count(t.lanes, batch), threads, [&](int64_t i) { t.conic(job, chunk_at(t.lanes, batch, i), scratch(need)); });
   });
 }

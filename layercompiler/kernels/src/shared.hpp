@@ -68,6 +68,58 @@ struct SolveJob {
   double tolerance;
 };
 
+enum ConeKind : int32_t { second_order = 2, positive_semidefinite = 3, exponential = 4, power = 5 };
+
+// A cone of rows `row` .. `row + dim - 1`; `slot` is where its places in the KKT matrix begin in Program::slots.
+struct Cone {
+  int32_t kind, row, dim, order;
+  bool expanded;    // second-order: diagonal and two extra columns instead of a dense block
+  double alpha;     // power; 0 marks the exponential cone
+  int64_t slot;     // dense: upper triangle by columns; expanded: diagonal, column v, column u, their two diagonals
+  int64_t storage;  // where its numbers begin in the cone memory
+};
+
+// A conic program's structure: minimise 1/2 x'Px + q'x subject to Ax + s = b, s in K, rows in the order zero, nonnegative, others.
+struct Program {
+  const Schedule* schedule;  // of the KKT matrix
+  int32_t n, m, size;        // size: order of the KKT matrix
+  int32_t zero, nonnegative, cones, degree, largest_order;
+  bool symmetric;  // no exponential or power cone
+  int64_t p_entries, a_entries, cone_storage;
+  const int32_t *p_row, *p_col, *a_row, *a_col;  // sorted by columns
+  const int64_t *p_from, *a_from;                // entry -> place in the caller's values
+  const int64_t *p_slot, *a_slot;                // entry -> place in the KKT matrix; -1: folded
+  const int64_t* row_slot;                       // diagonal of zero and nonnegative rows; -1: folded
+  const int64_t* variable_slot;                  // diagonal of x
+  const int32_t *x_place, *row_place;            // KKT unknown of each variable and row in elimination order; -1: folded
+  int32_t folded;                                // nonnegative rows with one entry, eliminated into the diagonal
+  const int32_t *fold_row, *fold_col;
+  const int64_t* fold_entry;
+  const Cone* cone;
+  const int64_t* slots;
+  int32_t extras;
+  const int32_t* extra_place;  // unknowns added by expanded cones
+};
+
+struct ConicOptions {
+  double gap, feasibility, infeasibility;
+  int32_t iterations, refine;
+  double deadline;     // by `clock`; infinite if none
+  double (*clock)();
+};
+
+struct ConicJob {
+  const Program* program;
+  ConicOptions options;
+  const double *p, *q, *a, *b;
+  int64_t p_stride, q_stride, a_stride, b_stride;
+  const double *warm_x, *warm_y, *warm_s;  // null: cold
+  double *x, *y, *s;
+  int8_t* status;
+  int32_t* iterations;
+  double* quality;  // three per instance: relative primal and dual residual, relative gap
+};
+
 // What one instruction set offers. `scratch` counts bytes of 64-byte aligned memory that each thread must bring.
 struct Target {
   const char* name;
@@ -76,6 +128,8 @@ struct Target {
   void (*factor)(const FactorJob&, Chunk, void* scratch);
   size_t (*solve_scratch)(const Schedule&);
   void (*solve)(const SolveJob&, Chunk, void* scratch);
+  size_t (*conic_scratch)(const Program&);
+  void (*conic)(const ConicJob&, Chunk, void* scratch);
 };
 
 // Numbers that one instance keeps: entries, panels, inverse pivots, scaling.

@@ -16,7 +16,12 @@ namespace layercompiler {
 namespace LC_JOIN(target_, LC_TARGET) {
 #include "vec.hpp"
 
+#include "functions.hpp"
 #include "ldl.hpp"
+#include "psd.hpp"
+#include "three.hpp"
+
+#include "conic.hpp"
 
 #define LC_BY_WIDTH(function, ...)                              \
   switch (chunk.width) {                                        \
@@ -47,6 +52,8 @@ static void solve(const SolveJob& job, Chunk chunk, void* scratch) {
   }
 }
 
+static void conic(const ConicJob& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(conic_chunk, job, chunk, scratch) }
+
 }  // namespace
 extern const Target LC_JOIN(target_table_, LC_TARGET);
 const Target LC_JOIN(target_table_, LC_TARGET) = {
@@ -56,5 +63,7 @@ const Target LC_JOIN(target_table_, LC_TARGET) = {
     LC_JOIN(target_, LC_TARGET)::factor,
     LC_JOIN(target_, LC_TARGET)::solve_scratch,
     LC_JOIN(target_, LC_TARGET)::solve,
+    LC_JOIN(target_, LC_TARGET)::conic_scratch,
+    LC_JOIN(target_, LC_TARGET)::conic,
 };
 }  // namespace layercompiler

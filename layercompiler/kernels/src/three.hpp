@@ -1,0 +1,237 @@
+// Exponential and power cones: three-dimensional, not symmetric. Included INSIDE the namespace of one target.
+//
+// Both have the dual barrier f(z) = -log r(z) - sum_i c_i log|z_i|, of degree 3:
+//   exponential  K* = {(u, v, w): u < 0, -u exp(v / u) <= e w}            r = v - u - u log(-w / u),              c = (1, 0, 1)
+//   power        K* = {(u / a)^a (v / (1 - a))^(1 - a) >= |w|}            r = (u/a)^2a (v/(1-a))^(2-2a) - w^2,     c = (1 - a, a, 0)
+// Source: Dahl, Andersen 2021 (primal-dual scaling and corrector); Goulart, Chen 2024 (the conic embedding with quadratic objective).
+
+template <class V> struct Barrier {
+  V r, first[3], second[6], third[6];  // r, gradient, Hessian (11 12 13 22 23 33), third derivatives (111 112 122 222 133 333)
+  V weight[3], reciprocal[3];  // c, and 1 / z where c is not 0
+};
+
+// r of the dual cone; positive inside (together with the signs of the weighted coordinates), NaN or negative outside.
+template <class V> LC_INLINE V dual_margin(const V* z, double alpha) {
+  const V zero = V{};
+  if (alpha == 0) {
+    V r = z[1] - z[0] - z[0] * vlog(-z[2] / z[0]);
+    return select<V>((z[0] < zero) & (z[2] > zero), r, splat<V>(-1.0));
+  }
+  V top = vexp<V>(fma(splat<V>(alpha), vlog(z[0] * splat<V>(1 / alpha)), splat<V>(1 - alpha) * vlog(z[1] * splat<V>(1 / (1 - alpha)))));
+  V w = vabs(z[2]);
+  return select<V>((z[0] > zero) & (z[1] > zero), (top - w) * (top + w), splat<V>(-1.0));
+}
+
+template <class V> LC_INLINE V primal_margin(const V* s, double alpha) {
+  const V zero = V{};
+  if (alpha == 0) return select<V>((s[1] > zero) & (s[2] > zero), s[1] * vlog(s[2] / s[1]) - s[0], splat<V>(-1.0));
+  V top = vexp<V>(fma(splat<V>(alpha), vlog(s[0]), splat<V>(1 - alpha) * vlog(s[1])));
+  V w = vabs(s[2]);
+  return select<V>((s[0] > zero) & (s[1] > zero), (top - w) * (top + w), splat<V>(-1.0));
+}
+
+template <class V> static inline void barrier_at(const V* z, double alpha, Barrier<V>& f) {
+  V zero = V{};
+  if (alpha == 0) {
+    V l = vlog(-z[2] / z[0]), i1 = splat<V>(1.0) / z[0], i3 = splat<V>(1.0) / z[2];
+    f.r = z[1] - z[0] - z[0] * l;
+    f.first[0] = -l;
+    f.first[1] = splat<V>(1.0);
+    f.first[2] = -z[0] * i3;
+    f.second[0] = i1;
+    f.second[1] = f.second[3] = f.second[4] = zero;
+    f.second[2] = -i3;
+    f.second[5] = z[0] * i3 * i3;
+    f.third[0] = -i1 * i1;
+    f.third[1] = f.third[2] = f.third[3] = zero;
+    f.third[4] = i3 * i3;
+    f.third[5] = splat<V>(-2.0) * z[0] * i3 * i3 * i3;
+    f.weight[0] = splat<V>(1.0);
+    f.weight[1] = zero;
+    f.weight[2] = splat<V>(1.0);
+    f.reciprocal[0] = i1;
+    f.reciprocal[1] = zero;
+    f.reciprocal[2] = i3;
+    return;
+  }
+  double a = alpha, c = 1 - alpha;
+  V i1 = splat<V>(1.0) / z[0], i2 = splat<V>(1.0) / z[1];
+  V top = vexp<V>(fma(splat<V>(a), vlog(z[0] * splat<V>(1 / a)), splat<V>(c) * vlog(z[1] * splat<V>(1 / c)))), phi = top * top, w = vabs(z[2]);
+  f.r = (top - w) * (top + w);
+  f.first[0] = splat<V>(2 * a) * phi * i1;
+  f.first[1] = splat<V>(2 * c) * phi * i2;
+  f.first[2] = splat<V>(-2.0) * z[2];
+  f.second[0] = splat<V>(2 * a * (2 * a - 1)) * phi * i1 * i1;
+  f.second[1] = splat<V>(4 * a * c) * phi * i1 * i2;
+  f.second[2] = f.second[4] = zero;
+  f.second[3] = splat<V>(2 * c * (2 * c - 1)) * phi * i2 * i2;
+  f.second[5] = splat<V>(-2.0);
+  f.third[0] = splat<V>(2 * a * (2 * a - 1) * (2 * a - 2)) * phi * i1 * i1 * i1;
+  f.third[1] = splat<V>(4 * a * c * (2 * a - 1)) * phi * i1 * i1 * i2;
+  f.third[2] = splat<V>(4 * a * c * (2 * c - 1)) * phi * i1 * i2 * i2;
+  f.third[3] = splat<V>(2 * c * (2 * c - 1) * (2 * c - 2)) * phi * i2 * i2 * i2;
+  f.third[4] = f.third[5] = zero;
+  f.weight[0] = splat<V>(c);
+  f.weight[1] = splat<V>(a);
+  f.weight[2] = zero;
+  f.reciprocal[0] = i1;
+  f.reciprocal[1] = i2;
+  f.reciprocal[2] = zero;
+}
+
+template <class V> LC_INLINE void times3(const V* h, const V* u, V* out) {
+  V a = h[0] * u[0] + h[1] * u[1] + h[2] * u[2], b = h[1] * u[0] + h[3] * u[1] + h[4] * u[2], c = h[2] * u[0] + h[4] * u[1] + h[5] * u[2];
+  out[0] = a;
+  out[1] = b;
+  out[2] = c;
+}
+template <class V> LC_INLINE V dot3(const V* a, const V* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
+
+template <class V> LC_INLINE void gradient_of(const Barrier<V>& f, V* g) {
+  V ir = splat<V>(1.0) / f.r;
+  for (int i = 0; i < 3; i++) g[i] = -f.first[i] * ir - f.weight[i] * f.reciprocal[i];
+}
+
+template <class V> LC_INLINE void hessian_of(const Barrier<V>& f, V* h) {
+  V ir = splat<V>(1.0) / f.r;
+  int k = 0;
+  for (int i = 0; i < 3; i++)
+    for (int j = i; j < 3; j++, k++) {
+      h[k] = (f.first[i] * ir) * (f.first[j] * ir) - f.second[k] * ir;
+      if (i == j) h[k] += f.weight[i] * f.reciprocal[i] * f.reciprocal[i];
+    }
+}
+
+// out = D^3 f(z)[u, v].
+template <class V> LC_INLINE void third_of(const Barrier<V>& f, const V* u, const V* v, V* out) {
+  V ir = splat<V>(1.0) / f.r, hu[3], hv[3], t[3];
+  times3(f.second, u, hu);
+  times3(f.second, v, hv);
+  V ru = dot3(f.first, u), rv = dot3(f.first, v), ruv = dot3(u, hv);
+  const V* d = f.third;
+  t[0] = d[0] * u[0] * v[0] + d[1] * (u[0] * v[1] + u[1] * v[0]) + d[2] * u[1] * v[1] + d[4] * u[2] * v[2];
+  t[1] = d[1] * u[0] * v[0] + d[2] * (u[0] * v[1] + u[1] * v[0]) + d[3] * u[1] * v[1];
+  t[2] = d[4] * (u[0] * v[2] + u[2] * v[0]) + d[5] * u[2] * v[2];
+  for (int i = 0; i < 3; i++) {
+    V c = ir * (ir * (ruv * f.first[i] + hu[i] * rv + hv[i] * ru) - t[i]) - splat<V>(2.0) * (ir * ru) * (ir * rv) * (ir * f.first[i]);
+    out[i] = c - splat<V>(2.0) * f.weight[i] * (u[i] * f.reciprocal[i]) * (v[i] * f.reciprocal[i]) * f.reciprocal[i];
+  }
+}
+
+// The dual point z with s = -grad f(z), by one scalar equation each.
+template <class V> static inline void shadow_of(const V* s, double alpha, V* z) {
+  const V one = splat<V>(1.0);
+  if (alpha == 0) {
+    // y + log(1 + y) = p with p = log(s3 / s2) - s1 / s2; then z1 = -1 / (y s2), z3 = (1 + 1/y) / s3.
+    V p = vlog(s[2] / s[1]) - s[0] / s[1];
+    V y = select<V>(p < splat<V>(3.0), p * splat<V>(0.5) * (one + p * splat<V>(0.1)), p - vlog(p));
+    for (int k = 0; k < 5; k++) {
+      V h = y + vlog(one + y) - p;
+      y = y - h * (one + y) / (splat<V>(2.0) + y);
+      y = select<V>(y > splat<V>(0.25) * p, y, splat<V>(0.25) * p);
+    }
+    z[0] = -one / (y * s[1]);
+    z[2] = (one + one / y) / s[2];
+    z[1] = one / s[1] + z[0] * (one + vlog((one + y) * s[1] / s[2]));
+    return;
+  }
+  // With t = phi / r = 1 / (1 - rho): z1 = (2 a t + 1 - a) / s1, z2 = (2 (1 - a) t + a) / s2 and 4 t (t - 1) / s3^2 = phi; Newton in log rho.
+  double a = alpha, c = 1 - alpha;
+  V w = vabs(s[2]);
+  V base = splat<V>(2 * a) * vlog(s[0] * splat<V>(a)) + splat<V>(2 * c) * vlog(s[1] * splat<V>(c));
+  V tiny = splat<V>(1e-140);
+  V target = splat<V>(2.0) * vlog(vmax(w, tiny)) - splat<V>(1.3862943611198906) - base;  // log rho - 2 log(1 - rho) - 2a log(..) - 2c log(..) = target
+  auto rest = [&](V t) { return splat<V>(2 * a) * vlog(fma(splat<V>(2 * a), t, splat<V>(c))) + splat<V>(2 * c) * vlog(fma(splat<V>(2 * c), t, splat<V>(a))); };
+  V rho = vexp<V>(vmin(target + rest(one), splat<V>(-0.05)));
+  for (int k = 0; k < 12; k++) {
+    V gap = one - rho, t = one / gap;
+    V h = vlog(rho) - splat<V>(2.0) * vlog(gap) - rest(t) - target;
+    V slope = one + splat<V>(2.0) * rho * t -
+              rho * t * t * (splat<V>(4 * a * a) / fma(splat<V>(2 * a), t, splat<V>(c)) + splat<V>(4 * c * c) / fma(splat<V>(2 * c), t, splat<V>(a)));
+    V next = rho * vexp<V>(vmax(vmin(-h / slope, splat<V>(3.0)), splat<V>(-3.0)));
+    rho = select<V>(next < one, next, one - splat<V>(0.1) * gap);
+  }
+  V t = one / (one - rho);
+  z[0] = fma(splat<V>(2 * a), t, splat<V>(c)) / s[0];
+  z[1] = fma(splat<V>(2 * c), t, splat<V>(a)) / s[1];
+  // z3 = -s3 r / 2 with r = 4 (t - 1) / s3^2
+  z[2] = select<V>(w > tiny, splat<V>(-2.0) * (t - one) / s[2], V{});
+}
+
+template <class V> static inline V dual_barrier(const V* z, double alpha) {
+  V r = dual_margin(z, alpha), f = -vlog(r);
+  if (alpha == 0) return f - vlog(-z[0]) - vlog(z[2]);
+  return f - splat<V>(1 - alpha) * vlog(z[0]) - splat<V>(alpha) * vlog(z[1]);
+}
+template <class V> static inline V primal_barrier(const V* s, double alpha) {
+  V z[3];
+  shadow_of(s, alpha, z);
+  return splat<V>(-3.0) - dual_barrier(z, alpha);
+}
+
+// The scaling H with H z = s and H z~ = s~ (shadow points), nearest to mu times the Hessian; that Hessian itself where the points are too central or too
+// far off for the former, and in the lanes of `dual_only`.
+template <class V> static inline void scale_three(const V* s, const V* z, double alpha, V mu, Mask<V> dual_only, V* h, V* gradient, V* hessian) {
+  const V zero = V{};
+  Barrier<V> f;
+  barrier_at(z, alpha, f);
+  gradient_of(f, gradient);
+  hessian_of(f, hessian);
+  V st[3] = {-gradient[0], -gradient[1], -gradient[2]}, zt[3];
+  shadow_of(s, alpha, zt);
+  V sz = dot3(s, z), m = sz * splat<V>(1.0 / 3), mt = dot3(st, zt) * splat<V>(1.0 / 3);
+  V ds[3], dz[3], hz[3], tmp[3], axis[3];
+  for (int i = 0; i < 3; i++) {
+    ds[i] = s[i] - m * st[i];
+    dz[i] = z[i] - m * zt[i];
+  }
+  V dd = dot3(ds, dz), e1 = m * mt - splat<V>(1.0);
+  times3(hessian, zt, hz);
+  V e2 = dot3(hz, zt) - splat<V>(3.0) * mt * mt;
+  for (int i = 0; i < 3; i++) tmp[i] = mt * st[i] - hz[i];
+  axis[0] = z[1] * zt[2] - z[2] * zt[1];
+  axis[1] = z[2] * zt[0] - z[0] * zt[2];
+  axis[2] = z[0] * zt[1] - z[1] * zt[0];
+  V an = splat<V>(1.0) / root(vmax(dot3(axis, axis), splat<V>(1e-300)));
+  V norm = zero, ie2 = splat<V>(1.0) / e2, third = splat<V>(1.0 / 3), isz = splat<V>(1.0) / sz, idd = splat<V>(1.0) / dd, block[6];
+  int k = 0;
+  for (int i = 0; i < 3; i++)
+    for (int j = i; j < 3; j++, k++) {
+      V v = hessian[k] - third * st[i] * st[j] - tmp[i] * tmp[j] * ie2;
+      norm = fma(i == j ? v : v + v, v, norm);
+      block[k] = isz * s[i] * s[j] + idd * ds[i] * ds[j];
+    }
+  V t = m * root(norm) * an * an;
+  Mask<V> good = (vabs(e1) > splat<V>(1.5e-8)) & (vabs(e2) > splat<V>(2.3e-16)) & (sz > zero) & (dd > zero) & !dual_only;
+  V sum = zero;
+  k = 0;
+  for (int i = 0; i < 3; i++)
+    for (int j = i; j < 3; j++, k++) {
+      block[k] = fma(t * axis[i], axis[j], block[k]);
+      sum += vabs(block[k]);
+    }
+  good = good & finite<V>(sum);
+  for (k = 0; k < 6; k++) h[k] = select<V>(good, block[k], mu * hessian[k]);
+}
+
+// Third-order corrector -1/2 D^3 f(z)[dz, hessian^-1 ds]; zero where the Hessian cannot be inverted.
+template <class V> static inline void correct_three(const V* z, double alpha, const V* h, const V* ds, const V* dz, V* out) {
+  Barrier<V> f;
+  barrier_at(z, alpha, f);
+  V l11 = root(h[0]), l21 = h[1] / l11, l31 = h[2] / l11, l22 = root(h[3] - l21 * l21), l32 = (h[4] - l31 * l21) / l22, l33 = root(h[5] - l31 * l31 - l32 * l32);
+  V a = ds[0] / l11, b = (ds[1] - l21 * a) / l22, c = (ds[2] - l31 * a - l32 * b) / l33, v[3];
+  v[2] = c / l33;
+  v[1] = (b - l32 * v[2]) / l22;
+  v[0] = (a - l21 * v[1] - l31 * v[2]) / l11;
+  V t[3];
+  third_of(f, dz, v, t);
+  Mask<V> good = finite<V>(t[0] + t[1] + t[2]);
+  for (int i = 0; i < 3; i++) out[i] = select<V>(good, splat<V>(-0.5) * t[i], V{});
+}
+
+// The central point: s = z = -grad f(z).
+template <class V> LC_INLINE void center_three(double alpha, V* u) {
+  u[0] = splat<V>(alpha == 0 ? -1.051383945322714 : __builtin_sqrt(1 + alpha));
+  u[1] = splat<V>(alpha == 0 ? 0.556409619469370 : __builtin_sqrt(2 - alpha));
+  u[2] = splat<V>(alpha == 0 ? 1.258967884768947 : 0.0);
+}
