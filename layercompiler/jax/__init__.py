@@ -1,0 +1,5 @@
+"""jax: compiled problems as functions that jit, vmap and differentiate."""
+
+from layercompiler.jax.layer import Layer
+
+__all__ = ["Layer"]

@@ -1,0 +1,82 @@
+"""Recent evaluations by exact value, so that a stateless backward pass finds the factorization its forward pass left behind.
+
+jax and TensorFlow graphs hand nothing but arrays from one host call to the next. The arrays of a call and its primal-dual point
+determine the evaluation, so looking it up changes the cost of a derivative and never its value.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+CAPACITY = 4  # evaluations, each with its factorization: enough for a few layers' worth of calls in flight, and bounded
+
+
+class _Entry(NamedTuple):
+    arrays: tuple[np.ndarray, ...]
+    z: np.ndarray
+    evaluation: Any
+
+
+class Memory:
+    """The last few evaluations of one compiled problem; any number of threads may share it.
+
+    Args:
+        problem: A `CompiledProblem`; only `evaluate` and `restore` are used.
+        capacity: How many evaluations are kept; the one used longest ago goes first.
+    """
+
+    def __init__(self, problem: Any, capacity: int = CAPACITY) -> None:
+        self._problem, self._capacity = problem, capacity
+        self._entries: tuple[_Entry, ...] = ()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def solve(self, arrays: Sequence[np.ndarray], **options: Any) -> Any:
+        """Evaluate at a copy of `arrays` (the caller's buffers may not outlive the call) and remember it."""
+        copies = tuple(_copy(a) for a in arrays)
+        return self._keep(_Entry(copies, *_point(self._problem.evaluate(copies, **options))))
+
+    def at(self, arrays: Sequence[np.ndarray], z: np.ndarray) -> Any:
+        """The evaluation of `arrays` whose point is `z`: a remembered one, or restored from `z` and remembered."""
+        for entry in reversed(self._entries):
+            if _same(entry.z, z) and all(map(_same, entry.arrays, arrays)):
+                return self._keep(entry)
+        copies, z = tuple(_copy(a) for a in arrays), _copy(z)
+        return self._keep(_Entry(copies, z, self._problem.restore(copies, z)))
+
+    def _keep(self, entry: _Entry) -> Any:
+        with self._lock:
+            others = tuple(e for e in self._entries if e is not entry)
+            self._entries = (*others[max(0, len(others) + 1 - self._capacity) :], entry)
+        return entry.evaluation
+
+
+def _point(evaluation: Any) -> tuple[np.ndarray, Any]:
+    return evaluation.z, evaluation
+
+
+def _core(a: np.ndarray) -> np.ndarray:
+    """The part of `a` that broadcasting did not repeat."""
+    return a[tuple(slice(0, 1) if stride == 0 and k > 1 else slice(None) for k, stride in zip(a.shape, a.strides, strict=True))]
+
+
+def _copy(a: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(np.array(_core(a)), a.shape)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal to the last bit (so that NaN equals itself, and 0 differs from -0)."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if _core(a).shape == _core(b).shape:
+        a, b = _core(a), _core(b)
+    if a.size and a.flat[0] != b.flat[0] and a.flat[0] == a.flat[0]:
+        return False  # nearly every miss ends here, before the whole array is read
+    words = np.dtype(f"u{a.dtype.itemsize}")
+    return bool((np.ascontiguousarray(a).view(words) == np.ascontiguousarray(b).view(words)).all())
