@@ -131,7 +131,7 @@ def _mode(value: Any) -> None:
     if name.startswith("lpgd"):
         raise OptionError(
             f"mode={value!r} asks for a perturbed gradient, which is not the derivative of the solution",
-            mend="leave `mode` out: the derivative is exact; for a gradient that informs where the exact one is zero, use a discrete estimator",
+            mend="leave `mode` out: the derivative is exact; estimators of other gradients are for discrete problems",
         )
     raise OptionError(f"unknown mode {value!r}", expected=f"one of {sorted(EXACT_MODES)}", got=repr(value))
 

@@ -38,6 +38,18 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
 
+class _Rounded:
+    """A float64 array of numbers that were rounded to `dtype`: the checks of declared attributes allow for it."""
+
+    __slots__ = ("array", "dtype")
+
+    def __init__(self, array: np.ndarray, code: str) -> None:
+        self.array, self.dtype = array, np.dtype(code)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.array
+
+
 def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float64))  # a copy: the caller may write to it
 
@@ -65,15 +77,19 @@ def _evaluation(bound: Bound, theta: Sequence[Tensor], z: Tensor) -> Any:
     return bound.compiled.restore([_array(t) for t in theta], _array(z))
 
 
-def _options(bound: Bound) -> dict[str, Any]:
-    return {} if bound.options is None else {"options": bound.options}
+def solve(theta: Sequence[Tensor], warm: Tensor | None, name: str, dtypes: str) -> list[Tensor]:
+    """Outputs and z of the problem `name` at `theta`, starting from `warm`.
 
-
-def solve(theta: Sequence[Tensor], warm: Tensor | None, name: str) -> list[Tensor]:
-    """Outputs and z of the problem `name` at `theta`, starting from `warm`."""
+    Args:
+        theta: One float64 tensor per parameter.
+        warm: z of an earlier solve, or None.
+        name: The problem.
+        dtypes: One character per parameter, the numpy code of the dtype that it was given in; empty where all were float64.
+    """
     bound = find(name)
     arrays = [_array(t) for t in theta]
-    evaluation = bound.compiled.evaluate(arrays, warm_start=None if warm is None else _array(warm), **_options(bound))
+    given = [a if c == "d" else _Rounded(a, c) for a, c in zip(arrays, dtypes, strict=True)] if dtypes else arrays
+    evaluation = bound.compiled.evaluate(given, warm_start=None if warm is None else _array(warm), options=bound.options)
     return [*map(_tensor, evaluation.outputs), _remember(evaluation, arrays)]
 
 

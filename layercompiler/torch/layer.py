@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from torch import Tensor
 from layercompiler.errors import DtypeError, InputError, StoreError, UnsupportedTransformError
 from layercompiler.status import Info
 from layercompiler.torch import host, operators
-from layercompiler.torch.registry import Bound, bind
+from layercompiler.torch.registry import bind
+
+# numpy codes of the floating dtypes; numpy has no bfloat16, whose numbers are at least as coarse as those of float16
+_CODES = {torch.float64: "d", torch.float32: "f", torch.float16: "e", torch.bfloat16: "e"}
 
 
 @dataclass(frozen=True)
@@ -25,24 +29,27 @@ class Solution:
         outputs: The layer's outputs in their order, each (batch..., *shape), in the dtype and on the device of the inputs;
             gradients flow through them as through a call of the layer.
         values: Outputs by name.
-        info: Per-instance facts as numpy arrays of the batch shape.
+        value: Optimal value of the problem as the user wrote it, batch shape, float64, without gradient (`problem.objective`
+            among the layer's outputs has one).
+        info: Per-instance facts, numpy arrays of the batch shape.
         warm_start: A value to hand to a later call; its content is private.
     """
 
     outputs: tuple[Tensor, ...]
     values: Mapping[str, Tensor]
+    value: Tensor
     info: Info
-    warm_start: Any = field(default=None, repr=False)
+    warm_start: Tensor = field(repr=False)
 
     @property
     def status(self) -> Tensor:
         """`layercompiler.Status` codes, batch shape, int8."""
-        return torch.from_numpy(np.array(self.info.status))
+        return torch.as_tensor(np.array(self.info.status))
 
     @property
     def residual(self) -> Tensor:
         """Relative residual of the optimality conditions, batch shape, float64."""
-        return torch.from_numpy(np.array(self.info.residual))
+        return torch.as_tensor(np.array(self.info.residual))
 
 
 class Layer(torch.nn.Module):
@@ -50,7 +57,6 @@ class Layer(torch.nn.Module):
 
     Args:
         compiled: The compiled problem. It is structure, not state: `state_dict` holds its fingerprint and no data.
-        options: Options of every solve; None keeps those of the compiled problem.
 
     Example:
         >>> import cvxpy as cp, layercompiler as lc, torch
@@ -63,16 +69,16 @@ class Layer(torch.nn.Module):
         [1.0, 0.0]
 
     Differentiability:
-        Reverse and forward mode and their mixtures up to order two; a third derivative raises UnsupportedTransformError.
-        Failed instances (with on_error="flag") are NaN, with zero derivatives.
+        Reverse and forward mode and their mixtures up to order two, under torch.compile and torch.func too; a third derivative
+        raises UnsupportedTransformError. Failed instances (with on_error="flag") are NaN, with zero derivatives.
 
     Cost:
         The problem is solved on the host in float64, whatever the dtype and the device of the tensors are.
     """
 
-    def __init__(self, compiled: Any, *, options: Any = None) -> None:
+    def __init__(self, compiled: Any) -> None:
         super().__init__()
-        self._bound = bind(compiled, options)
+        self._bound = bind(compiled)
 
     @property
     def compiled(self) -> Any:
@@ -86,14 +92,14 @@ class Layer(torch.nn.Module):
             *tensors: Parameters in the order of the compiled problem, each (batch..., *shape); leading dimensions broadcast as in
                 numpy. Numbers, lists and numpy arrays are taken too.
             warm_start: The `Solution` of an earlier `solve`, to start from.
-            options: Options of this call only.
+            options: `Options`, or a dict of their fields, of this call instead of the layer's.
             **named: Parameters by name.
 
         Returns:
             One tensor per output, (batch..., *shape), in the dtype (the widest floating one) and on the device of the tensors.
 
         Raises:
-            ShapeError: A count, a name or a shape is wrong.
+            InputError: A count, a name, a shape, a dtype or a value of a parameter is wrong.
             SolveError: An instance has no solution or could not be solved, and the layer is not told to flag it.
         """
         return self._run(tensors, named, warm_start, options)[0]
@@ -105,30 +111,32 @@ class Layer(torch.nn.Module):
             UnsupportedTransformError: Inside torch.compile or a torch.func transform, where there is no per-instance information.
         """
         outputs, z = self._run(tensors, named, warm_start, options)
-        evaluation = host.recall(z)
+        evaluation = None if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() else host.recall(z)
         if evaluation is None:
             raise UnsupportedTransformError(
                 "solve() has no per-instance information inside torch.compile, torch.export or a torch.func transform",
                 mend="call the layer itself there, and solve() outside",
             )
-        names = [o.name for o in self.compiled.outputs]
-        return Solution(outputs, dict(zip(names, outputs, strict=True)), evaluation.info, evaluation)
+        found = evaluation.solution()
+        values = dict(zip((o.name for o in self.compiled.outputs), outputs, strict=True))
+        return Solution(outputs, MappingProxyType(values), torch.as_tensor(np.array(found.value)), found.info, z.detach())
 
     def _run(self, tensors: tuple[Any, ...], named: dict[str, Any], warm_start: Any, options: Any) -> tuple[tuple[Tensor, ...], Tensor]:
-        compiled = self._bound.compiled
+        bound = self._bound
+        compiled = bound.compiled
         if named or len(tensors) != len(compiled.parameters):
             tensors = compiled.arguments(tensors, named)
-        bound = self._bound if options is None else bind(compiled, options)
-        dtype, device = _kind(tensors)
-        theta = [_double(t, p.name) for t, p in zip(tensors, compiled.parameters, strict=True)]
-        *outputs, z = operators.solve(theta, warm_start, bound.name)
+        if options is not None:
+            bound = bind(compiled, type(compiled.options).of(options))
+        theta, codes, dtype, device = _read(tensors, compiled.parameters)
+        *outputs, z = operators.solve(theta, None if warm_start is None else _start(warm_start), bound.name, codes)
         if dtype is not torch.float64 or device is not None:
             outputs = [x.to(device=device, dtype=dtype) for x in outputs]
         return tuple(outputs), z
 
     def extra_repr(self) -> str:
-        """One line about the problem, its parameters and its outputs."""
-        return repr(self._bound.compiled)
+        """One line about the problem: parameters, outputs, size, cones, solver."""
+        return self.compiled.describe()
 
     def get_extra_state(self) -> str:
         """The fingerprint of the compiled problem, the only thing that `state_dict` keeps of it."""
@@ -145,49 +153,58 @@ class Layer(torch.nn.Module):
                 "the checkpoint was written by a layer of another problem",
                 expected=f"fingerprint {self.compiled.fingerprint}",
                 got=str(state),
-                mend="build the layer from the same problem; its data is not part of the checkpoint",
+                mend="build the layer from the same problem; its data is not part of a checkpoint",
             )
 
 
-def _double(value: Any, name: str) -> Tensor:
-    if not isinstance(value, Tensor):
-        value = torch.as_tensor(np.asarray(value)) if isinstance(value, (np.ndarray, np.generic)) else _from_python(value, name)
-    if value.dtype is torch.float64 and value.is_cpu:
-        return value
-    if value.is_complex():
-        raise DtypeError(
-            "a parameter is complex", where=f"parameter {name!r}", expected="a real dtype", got=str(value.dtype), mend="pass real numbers"
-        )
-    return value.to(device="cpu", dtype=torch.float64)
+def _read(values: Sequence[Any], specs: Sequence[Any]) -> tuple[list[Tensor], str, torch.dtype, torch.device | None]:
+    """Float64 host tensors, the codes of their dtypes (empty: all float64), and dtype and device of the outputs (None: the host).
+
+    Tensors decide about the outputs; among none, numpy arrays do. Numbers and lists follow.
+    """
+    for value in values:
+        if not isinstance(value, Tensor) or value.dtype is not torch.float64 or not value.is_cpu:
+            break
+    else:
+        return list(values), "", torch.float64, None
+    tensors = [v if isinstance(v, Tensor) else _tensor(v, p.name) for v, p in zip(values, specs, strict=True)]
+    for tensor, p in zip(tensors, specs, strict=True):
+        if tensor.is_complex():
+            raise DtypeError(
+                f"parameter {p.name!r} is complex", where=f"parameter {p.name!r}", expected="a real dtype", got=f"complex {tensor.dtype}"
+            )
+    deciding = [t.dtype for t, v in zip(tensors, values, strict=True) if t.is_floating_point() and isinstance(v, Tensor)]
+    deciding = deciding or [t.dtype for t, v in zip(tensors, values, strict=True) if t.is_floating_point() and hasattr(v, "dtype")]
+    dtype = functools.reduce(torch.promote_types, deciding) if deciding else torch.get_default_dtype()
+    codes = "".join([_CODES.get(t.dtype, "d") for t in tensors])
+    theta = [t if t.dtype is torch.float64 and t.is_cpu else t.to(device="cpu", dtype=torch.float64) for t in tensors]
+    return theta, codes, dtype, _device(tensors)
 
 
-def _from_python(value: Any, name: str) -> Tensor:
+def _device(tensors: Sequence[Tensor]) -> torch.device | None:
+    devices = [t.device for t in tensors if not t.is_cpu]
+    for device in devices:
+        if device != devices[0]:
+            raise InputError(
+                "the parameters are on different devices", expected=str(devices[0]), got=str(device), mend="move them to one device"
+            )
+    return devices[0] if devices else None
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    """A tensor from numbers, lists or numpy arrays; lists become float64, so that nothing is rounded on the way."""
     try:
-        tensor = torch.as_tensor(value)
-        return tensor if tensor.is_complex() else torch.as_tensor(value, dtype=torch.float64)
+        return torch.as_tensor(value) if isinstance(value, (np.ndarray, np.generic)) else torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DtypeError(
-            "a parameter is not an array of numbers", where=f"parameter {name!r}", got=type(value).__name__, mend="pass a tensor"
+            f"parameter {name!r} is not an array of real numbers",
+            where=f"parameter {name!r}",
+            expected="a tensor, an array, or a list of real numbers",
+            got="complex numbers" if "complex" in str(error) else type(value).__name__,
         ) from error
 
 
-def _kind(values: Any) -> tuple[torch.dtype, torch.device | None]:
-    """Output dtype, and the device that the outputs go to (None: they stay on the host).
-
-    Tensors decide; among none, numpy arrays do. Numbers and lists follow.
-    """
-    dtype, device = None, None
-    for value in values:
-        if isinstance(value, Tensor):
-            if value.dtype is not dtype and value.is_floating_point():
-                dtype = value.dtype if dtype is None else torch.promote_types(dtype, value.dtype)
-            if not value.is_cpu:
-                if device is not None and value.device != device:
-                    raise InputError(
-                        "the parameters are on different devices", expected=str(device), got=str(value.device), mend="move them to one"
-                    )
-                device = value.device
-    if dtype is None:
-        kinds = [torch.as_tensor(v).dtype for v in values if isinstance(v, (np.ndarray, np.generic)) and v.dtype.kind == "f"]
-        dtype = torch.get_default_dtype() if not kinds else functools.reduce(torch.promote_types, kinds)
-    return dtype, device
+def _start(warm_start: Any) -> Tensor:
+    """The primal-dual vector in a warm start: a `Solution`, of torch or not, or what it holds."""
+    z = getattr(warm_start, "warm_start", warm_start)
+    return torch.as_tensor(z).detach().to(device="cpu", dtype=torch.float64)

@@ -14,11 +14,13 @@ Operators are stateless: they take the parameters and z, and a string that names
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
+from layercompiler.errors import UnsupportedTransformError
 from layercompiler.torch import host, rules
 from layercompiler.torch.registry import find, pin
 
@@ -26,7 +28,7 @@ Parts = Sequence[Tensor | None]
 
 _library = torch.library.Library("layercompiler", "DEF")
 _SCHEMAS = {
-    "solve": "(Tensor[] theta, Tensor? warm, str problem) -> Tensor[]",
+    "solve": "(Tensor[] theta, Tensor? warm, str problem, str dtypes) -> Tensor[]",
     "vjp": "(Tensor[] theta, Tensor z, Tensor?[] g, str problem) -> Tensor[]",
     "jvp": "(Tensor[] theta, Tensor z, Tensor?[] h, str problem) -> Tensor[]",
     "hvp": "(Tensor[] theta, Tensor z, Tensor?[] g, Tensor?[] h, str problem) -> Tensor[]",
@@ -46,7 +48,7 @@ def _empty(like: Tensor | None, shape: Sequence[int]) -> Tensor:
     return torch.empty(tuple(shape), dtype=torch.float64) if like is None else like.new_empty(tuple(shape), dtype=torch.float64)
 
 
-def _fake_solve(theta: Sequence[Tensor], warm: Tensor | None, problem: str) -> list[Tensor]:
+def _fake_solve(theta: Sequence[Tensor], warm: Tensor | None, problem: str, dtypes: str) -> list[Tensor]:
     pin(problem)
     compiled, batch = find(problem).compiled, _batch(theta, problem)
     like = theta[0] if theta else None
@@ -91,11 +93,13 @@ def _aligned(theta: Sequence[Tensor], dims: Sequence[int | None], size: int, pro
     return [_mapped(t, d, size, 0, pad) for t, d, pad in zip(theta, dims, pads, strict=True)], pads
 
 
-def _vmap_solve(info: Any, in_dims: Any, theta: Sequence[Tensor], warm: Tensor | None, problem: str) -> tuple[list[Tensor], list[int]]:
-    dims, warm_dim, _ = in_dims
+def _vmap_solve(
+    info: Any, in_dims: Any, theta: Sequence[Tensor], warm: Tensor | None, problem: str, dtypes: str
+) -> tuple[list[Tensor], list[int]]:
+    dims, warm_dim, _, _ = in_dims
     if warm is not None:
         warm = _mapped(warm, warm_dim, info.batch_size, 0)
-    result = rules.Solve.call(_aligned(theta, dims, info.batch_size, problem)[0], warm, problem)
+    result = rules.Solve.call(_aligned(theta, dims, info.batch_size, problem)[0], warm, problem, dtypes)
     return result, [0] * len(result)
 
 
@@ -138,11 +142,34 @@ def _vmap_linear(name: str, kinds: str, result: str) -> Callable[..., tuple[list
     return vmap
 
 
+def _vmap_legacy(vmap: Callable[..., tuple[list[Tensor], list[int]]]) -> Callable[..., list[Tensor]]:
+    """The same rule for the older vmap behind `autograd.grad(is_grads_batched=True)` and `autograd.functional`."""
+
+    def batched(*arguments: Any) -> list[Tensor]:
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        if level != 1:
+            raise UnsupportedTransformError("nested vectorize=True or is_grads_batched=True", mend="nest torch.func.vmap instead")
+        is_mapped = torch._C._functorch.is_legacy_batchedtensor
+        dims = tree_map(lambda t: 0 if isinstance(t, Tensor) and is_mapped(t) else None, arguments)
+        remove, add = torch._C._VariableFunctions._remove_batch_dim, torch._C._VariableFunctions._add_batch_dim
+        bare = tree_map(lambda t: remove(t, level, 1, 0) if isinstance(t, Tensor) and is_mapped(t) else t, arguments)
+        size = next(t.shape[0] for t, d in zip(tree_leaves(bare), tree_leaves(dims, lambda d: d is None), strict=True) if d == 0)
+        results, places = vmap(_Info(size), dims, *bare)
+        return [add(t, place, level) for t, place in zip(results, places, strict=True)]
+
+    return batched
+
+
+class _Info(NamedTuple):
+    batch_size: int
+
+
 # -------------------------------------------------------------------------------------------------------------------- register
 
 
-def _record_solve(theta: Sequence[Tensor], warm: Tensor | None, problem: str) -> list[Tensor]:
-    return rules.Solve.record(problem, warm, *theta)
+def _record_solve(theta: Sequence[Tensor], warm: Tensor | None, problem: str, dtypes: str) -> list[Tensor]:
+    return rules.Solve.record(problem, dtypes, warm, *theta)
 
 
 def _record_linear(rule: Any) -> Callable[..., list[Tensor]]:
@@ -157,6 +184,7 @@ def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any], v
     _library.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     _library.impl(name, record, "Autograd")
+    _library.impl(name, _vmap_legacy(vmap), "Batched")
     torch.library.register_fake(f"layercompiler::{name}", fake, lib=_library)
     torch.library.register_vmap(f"layercompiler::{name}", vmap, lib=_library)
     rule.call = getattr(torch.ops.layercompiler, name).default

@@ -38,7 +38,7 @@ class Bound:
 
 
 def _digest(compiled: Any, options: Any) -> str:
-    settings = (getattr(compiled, "options", None), getattr(compiled, "on_error", None), getattr(compiled, "solver", None), options)
+    settings = (compiled.solver, compiled.on_error, options or compiled.options)
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
 
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from typing_extensions import override
 
 from layercompiler.errors import UnsupportedTransformError
 from layercompiler.torch.registry import find
@@ -92,25 +93,28 @@ class _Rule(torch.autograd.Function):
 
 
 class Solve(_Rule):
-    """Arguments: name, warm start, parameters."""
+    """Arguments: name, dtypes (see host.solve), warm start, parameters."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, warm: Tensor | None, *theta: Tensor) -> tuple[Tensor, ...]:
-        *outputs, z = _below(Solve.call, theta, warm, name)
+    @override
+    def forward(ctx: Any, name: str, dtypes: str, warm: Tensor | None, *theta: Tensor) -> tuple[Tensor, ...]:
+        *outputs, z = _below(Solve.call, theta, warm, name, dtypes)
         ctx.mark_non_differentiable(z)
         _Rule.save(ctx, name, (*theta, z))
         return *outputs, z
 
     @staticmethod
+    @override
     def backward(ctx: Any, *gradients: Any) -> Any:
         *theta, z = ctx.saved_tensors
         g = gradients[:-1]
-        return None, None, *_onto(Vjp.call(theta, z, g, ctx.bound.name) if _some(g) else None, theta)
+        return None, None, None, *_onto(Vjp.call(theta, z, g, ctx.bound.name) if _some(g) else None, theta)
 
     @staticmethod
+    @override
     def jvp(ctx: Any, *tangents: Any) -> Any:
         *theta, z = ctx.saved_tensors
-        return *Jvp.call(theta, z, tangents[2:], ctx.bound.name), None
+        return *Jvp.call(theta, z, tangents[3:], ctx.bound.name), None
 
 
 class _Linear(_Rule):
@@ -134,12 +138,14 @@ class _Linear(_Rule):
         raise NotImplementedError
 
     @classmethod
+    @override
     def forward(cls, ctx: Any, name: str, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         _Rule.save(ctx, name, tensors)
         theta, z, *linear = cls._split(ctx, tensors)
         return tuple(_below(cls.call, theta, z[0], *linear, name))
 
     @classmethod
+    @override
     def backward(cls, ctx: Any, *w: Tensor | None) -> Any:
         at = cls._at(ctx)
         wants, _, *linear_wants = cls._split(ctx, ctx.needs_input_grad[1:])
@@ -149,6 +155,7 @@ class _Linear(_Rule):
         return None, *gradients
 
     @classmethod
+    @override
     def jvp(cls, ctx: Any, _: Any, *tangents: Tensor | None) -> Any:
         at = cls._at(ctx)
         h, _, *linear = cls._split(ctx, tangents)
@@ -180,12 +187,17 @@ class Vjp(_Linear):
     groups = "g"
 
     @classmethod
+    @override
     def gradient(cls, at: _At, w: Parts) -> Sequence[Tensor]:
         return Hvp.call(at.theta, at.z, at.linear[0], w, at.name)
 
-    along = gradient
+    @classmethod
+    @override
+    def along(cls, at: _At, h: Parts) -> Sequence[Tensor]:
+        return Hvp.call(at.theta, at.z, at.linear[0], h, at.name)
 
     @classmethod
+    @override
     def transpose(cls, at: _At, i: int, w: Parts) -> Sequence[Tensor]:
         return Jvp.call(at.theta, at.z, w, at.name)
 
@@ -196,14 +208,17 @@ class Jvp(_Linear):
     groups = "h"
 
     @classmethod
+    @override
     def gradient(cls, at: _At, w: Parts) -> Sequence[Tensor]:
         return Hvp.call(at.theta, at.z, w, at.linear[0], at.name)
 
     @classmethod
+    @override
     def along(cls, at: _At, h: Parts) -> Sequence[Tensor]:
         return Second.call(at.theta, at.z, at.linear[0], h, at.name)
 
     @classmethod
+    @override
     def transpose(cls, at: _At, i: int, w: Parts) -> Sequence[Tensor]:
         return Vjp.call(at.theta, at.z, w, at.name)
 
@@ -214,6 +229,7 @@ class Hvp(_Linear):
     groups = "gh"
 
     @classmethod
+    @override
     def transpose(cls, at: _At, i: int, w: Parts) -> Sequence[Tensor]:
         g, h = at.linear
         return Second.call(at.theta, at.z, h, w, at.name) if i == 0 else Hvp.call(at.theta, at.z, g, w, at.name)
@@ -225,5 +241,6 @@ class Second(_Linear):
     groups = "hh"
 
     @classmethod
+    @override
     def transpose(cls, at: _At, i: int, w: Parts) -> Sequence[Tensor]:
         return Hvp.call(at.theta, at.z, w, at.linear[1 - i], at.name)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from layercompiler.errors import ShapeError, SolveError
-from layercompiler.status import Info, Status
+from layercompiler.solvers import Options
+from layercompiler.status import Info, Solution, Status
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class FakeEvaluation:
         filled = [np.zeros(a.shape) if h is None else h for a, h in zip(self.arrays, tangents, strict=True)]
         return self.problem.system(filled)
 
+    def solution(self):
+        values = dict(zip("xyt", self.outputs, strict=True))
+        return Solution(self.outputs, values, self.outputs[2], self.info, self.z)
+
     def vjp(self, cotangents):
         w = self._solve(self._gather(cotangents), transpose=True)
         return self._pull(-w[..., :, None] * self._z[..., None, :], w)
@@ -97,9 +102,10 @@ class FakeProblem:
         self.fingerprint = f"fake-{n}-{m}"
         self.zsize = n + m
         self.evaluations = 0
+        self.solver, self.options = "fake", Options()
 
-    def __repr__(self):
-        return f"QP layer: 5 parameters (P {self.n, self.n}, ...), outputs x ({self.n},)"
+    def describe(self):
+        return f"5 parameters (P {self.n, self.n}, ...), outputs x ({self.n},)"
 
     def system(self, arrays):
         P, q, A, b, s = arrays
