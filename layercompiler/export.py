@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from layercompiler.errors import MissingDependencyError, NotAProblemError, OptionError
 from layercompiler.plan import CompiledProblem
+from layercompiler.programs.store import load as read
 from layercompiler.solvers import Options, engine
 
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
@@ -98,6 +100,18 @@ def export(
             problem, parameters=parameters, variables=variables, solver=solver, on_error=on_error, gp=gp, options=options
         )
     return kind(problem)
+
+
+def load(path: str | Path, framework: str | None = None) -> Any:
+    """Read a compiled problem that `CompiledProblem.save` wrote; with a framework, its layer.
+
+    Raises:
+        StoreError: The file is damaged, unsafe or of another format.
+    """
+    program, settings = read(path)
+    options = Options.of(settings.get("options"))
+    compiled = CompiledProblem(program, str(settings["solver"]), str(settings["on_error"]), options)
+    return compiled if framework is None else layer_class(framework)(compiled)
 
 
 def layer_class(framework: str) -> Any:

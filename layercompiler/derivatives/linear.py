@@ -14,21 +14,17 @@ import scipy.sparse as sp
 from layercompiler import kernels
 from layercompiler.programs.pattern import Pattern
 
-EPSILON = 1e-9
+# Small enough that two or three refinements remove it, large enough that a zero pivot does not lose the factorisation:
+# measured on the corpus, 1e-9 loses up to nine digits on vertices, 1e-7 none.
+EPSILON = 1e-7
 _DENSE_LIMIT = 160
 
 
 class Factor(ABC):
-    """Factors of a batch of matrices.
-
-    Attributes:
-        pivots: (B,) smallest pivot (or singular value estimate) relative to the matrix's scale.
-    """
-
-    pivots: np.ndarray
+    """Factors of a batch of matrices."""
 
     @abstractmethod
-    def solve(self, rhs: np.ndarray, *, refine: int = 3, tol: float = 1e-14) -> tuple[np.ndarray, np.ndarray]:
+    def solve(self, rhs: np.ndarray, *, refine: int = 6, tol: float = 1e-14) -> tuple[np.ndarray, np.ndarray]:
         """Solve K x = rhs, (B, N) each, refined; also the relative residuals (B,)."""
 
 
@@ -87,14 +83,12 @@ class Dense(LinearSolve):
         except np.linalg.LinAlgError:
             inverse = np.stack([np.linalg.pinv(k) for k in regular])
         inverse[bad] = np.nan
-        with np.errstate(all="ignore"):
-            pivots = 1.0 / np.maximum(np.abs(inverse).sum(axis=2).max(axis=1, initial=0.0), 1e-300)
-        return _DenseFactor(K, inverse, pivots)
+        return _DenseFactor(K, inverse)
 
 
 class _DenseFactor(Factor):
-    def __init__(self, K: np.ndarray, inverse: np.ndarray, pivots: np.ndarray) -> None:
-        self.K, self.inverse, self.pivots = K, inverse, pivots
+    def __init__(self, K: np.ndarray, inverse: np.ndarray) -> None:
+        self.K, self.inverse = K, inverse
 
     def solve(self, rhs: np.ndarray, *, refine: int = 3, tol: float = 1e-14) -> tuple[np.ndarray, np.ndarray]:
         return refined(lambda r: np.matmul(self.inverse, r[:, :, None])[:, :, 0], lambda x: np.matmul(self.K, x[:, :, None])[:, :, 0], rhs, refine, tol)
@@ -134,7 +128,6 @@ class Sparse(LinearSolve):
 class _SparseFactor(Factor):
     def __init__(self, plan: Sparse, values: np.ndarray, solvers: list[Any]) -> None:
         self.plan, self.values, self.solvers = plan, values[:, plan.mirror], solvers
-        self.pivots = np.array([np.nan if s is None else np.abs(s.factors()[1]).min(initial=np.inf) for s in solvers])
 
     def solve(self, rhs: np.ndarray, *, refine: int = 3, tol: float = 1e-14) -> tuple[np.ndarray, np.ndarray]:
         def inverse(r: np.ndarray) -> np.ndarray:

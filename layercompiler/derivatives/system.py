@@ -72,6 +72,7 @@ class System:
         self.rows = np.concatenate([P_rows, unique // (unknown + 1), *N_row]).astype(np.intp)
         self.cols = np.concatenate([P_cols, unique % (unknown + 1), *N_col]).astype(np.intp)
         self.signs = np.concatenate(signs).astype(np.int8)
+        self.probe = np.random.default_rng(0).uniform(0.5, 1.5, unknown) * np.where(np.arange(unknown) % 2, 1.0, -1.0)
         self.linear: LinearSolve = linear_solve(unknown, self.rows, self.cols, self.signs, linear)
 
     def factor(self, data: Data, projection: ProductProjection) -> Linearization:
@@ -124,8 +125,14 @@ class Linearization:
         """Solve for (u, t): (B, n), (B, m) to (B, n), (B, m), and the relative residuals (B,)."""
         s = self.system
         rhs = self._right(r_x, h)
-        solution, residual = self.factor.solve(rhs)
+        solution, residual = self.factor.solve(rhs, refine=8)
         return *self._left(solution), residual
+
+    def singular(self) -> np.ndarray:
+        """(B,) bool: a fixed random right-hand side cannot be reached, so the matrix is singular up to the regularisation."""
+        rhs = np.repeat(self.system.probe[None], len(self.values), axis=0)
+        with np.errstate(all="ignore"):
+            return ~(self.factor.solve(rhs, refine=3)[1] <= 1e-8)
 
     def _right(self, r_x: np.ndarray, h: np.ndarray) -> np.ndarray:
         s = self.system

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from layercompiler.derivatives.residual_map import ResidualMap
 from layercompiler.plan.evaluation import Bound, Evaluation
 from layercompiler.programs.cone import ConeProgram, OutputSpec, ParameterSpec
 from layercompiler.programs.presolve import eliminate
+from layercompiler.programs.store import save
 from layercompiler.plan.report import report
 from layercompiler.plan.search import Search
 from layercompiler.solvers import Options
@@ -135,13 +137,12 @@ class CompiledProblem:
             return None
 
     def _info(self, found: Any, linear: Any, values: Any, began: float) -> Info:
-        with np.errstate(all="ignore"):
-            small = ~(linear.factor.pivots > 1e-7)
+        singular = linear.singular()
         solved = found.status == Status.SOLVED
-        degenerate = solved & (small | ~found.point.projection.smooth)
+        degenerate = solved & (singular | ~found.point.projection.smooth)
         unique = np.ones(values.count, bool)
         if self.structure.n <= 1500:
-            for i in np.flatnonzero(solved & small):
+            for i in np.flatnonzero(solved & singular):
                 unique[i] = not linear.primal_rank_deficient(i)
         shape = values.batch
         return Info(
@@ -171,6 +172,11 @@ class CompiledProblem:
     def report(self) -> str:
         """What each pass did, as a compiler would print it."""
         return report(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the compiled problem to one file that `layercompiler.load` reads, also where CVXPY is not installed."""
+        options = {k: v for k, v in self.options.__dict__.items() if k != "executor"}
+        save(path, self.program, {"solver": self.solver, "on_error": self.on_error, "options": options})
 
     def to(self, framework: str) -> Any:
         """The same compiled problem as a layer of a framework, without compiling again."""

@@ -80,7 +80,7 @@ class Evaluation:
         z = np.concatenate([point.x, point.v], axis=1)
         if len(self.bad):
             z[self.bad] = np.nan
-        self.z = z.reshape(*self.batch, -1)
+        self.z = z.reshape((*self.batch, z.shape[1]))
         self._flat = tuple(self._read(o) for o in problem.outputs)
         self.outputs = tuple(self._shaped(f, o.shape) for f, o in zip(self._flat, problem.outputs, strict=True))
 
@@ -104,7 +104,7 @@ class Evaluation:
         return np.sum(self.x * (0.5 * self._P(d.P, self.x) + d.q), axis=1) + d.d[:, 0]
 
     def _shaped(self, flat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return flat.reshape(*self.batch, *shape)
+        return flat.reshape((*self.batch, *shape))
 
     def solution(self) -> Solution:
         """Everything a person asks for after a solve."""
@@ -414,7 +414,7 @@ class Evaluation:
             if len(gradient) == 1 and int(np.prod(lead, dtype=int)) == 1:
                 out.append(gradient.reshape(shape))
                 continue
-            wide = np.broadcast_to(gradient, (self.count, p.size)).reshape(*self.batch, p.size)
+            wide = np.broadcast_to(gradient, (self.count, p.size)).reshape((*self.batch, p.size))
             out.append(_unbroadcast(wide, lead).reshape(shape))
         return tuple(out)
 

@@ -23,7 +23,7 @@ from typing import Any
 import cvxpy as cp
 
 from layercompiler.errors import IntegerVariableError, NotAProblemError, NotDCPError, NotDPPError, UnsupportedConeError
-from layercompiler.problems.advice import advise
+from layercompiler.problems.advice import Words, advise
 from layercompiler.problems.curvature import AFFINE, CONCAVE, CONVEX, Failure, Rules, failures, leaves, parametric_quadratic
 from layercompiler.problems.notation import text
 
@@ -118,12 +118,13 @@ def explain(problem: Any, gp: bool | None = None) -> list[Violation]:
     geometric = _is_geometric(problem) if gp is None else bool(gp)
     undisciplined = list(_violations(problem, Rules(gp=geometric)))
     unparametrized = list(_violations(problem, Rules(gp=geometric, dpp=True)))
-    return undisciplined + [v for v in unparametrized if v.kind == "DPP" or not undisciplined]
+    return undisciplined + [v for v in unparametrized if not any(v.path.startswith(u.path) for u in undisciplined)]
 
 
 def _violations(problem: cp.Problem, rules: Rules) -> Iterator[Violation]:
     fixed = Rules(gp=rules.gp)
     seen: set[tuple[str, int]] = set()
+    taken = frozenset(leaf.name() for leaf in (*problem.variables(), *problem.parameters()))
     for place, path, expression, need in _demands(problem):
         quadratic = rules.dpp and place == "objective" and parametric_quadratic(expression)
         local = Rules(gp=rules.gp, dpp=rules.dpp, quadratic=quadratic)
@@ -132,10 +133,10 @@ def _violations(problem: cp.Problem, rules: Rules) -> Iterator[Violation]:
             kind = "DPP" if is_dpp else ("DGP" if rules.gp else "DCP")
             if (kind, id(failure.expression)) not in seen:
                 seen.add((kind, id(failure.expression)))
-                yield _violation(kind, place, failure, rules.gp)
+                yield _violation(kind, place, failure, rules.gp, Words(taken, place == "objective"))
 
 
-def _violation(kind: str, place: str, failure: Failure, gp: bool) -> Violation:
+def _violation(kind: str, place: str, failure: Failure, gp: bool, words: Words) -> Violation:
     e = failure.expression
     return Violation(
         kind=kind,
@@ -145,7 +146,7 @@ def _violation(kind: str, place: str, failure: Failure, gp: bool) -> Violation:
         curvature=Rules(gp=gp).curvature(e),
         needed=failure.need.name(gp),
         parameters=tuple(sorted({p.name() for p in e.parameters()})),
-        advice=advise(kind, failure, gp, in_objective=place == "objective"),
+        advice=advise(kind, failure, gp, words),
     )
 
 
@@ -182,7 +183,7 @@ def _is_geometric(problem: cp.Problem) -> bool:
         return True
     if not all(v.is_pos() for v in problem.variables()):
         return False
-    return len(list(_violations(problem, Rules(gp=True)))) < len(list(_violations(problem, Rules())))
+    return len(list(_violations(problem, Rules(gp=True)))) <= len(list(_violations(problem, Rules())))
 
 
 def _check_kind(problem: Any) -> None:
@@ -218,17 +219,17 @@ def _check_complex(problem: cp.Problem) -> None:
 def _error(problem: cp.Problem, found: list[Violation], gp: bool, *, forced: bool) -> NotDCPError | NotDPPError:
     first = found[0]
     rules = "DGP" if gp else "DCP"
-    more = f"\n  and {len(found) - _SHOWN} more: see layercompiler.explain(problem)" if len(found) > _SHOWN else ""
-    others = "".join(f"\n  also {v}" for v in found[1:_SHOWN]) + more
-    mend = first.advice + _other_way(problem, gp, forced)
-    where = f"{first.place}, at {first.path}"
+    others = "".join(f"\n  also {v}" for v in found[1:_SHOWN])
+    others += f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    where, mend = f"{first.place}, at {first.path}", first.advice + _other_way(problem, gp, forced) + others
     if first.kind == "DPP":
-        what = f"The problem is {rules} but not DPP: {first.statement}"
-        error: Any = NotDPPError(what, where=where, mend=mend + others)
+        what = f"The problem is {rules} but not DPP because of `{first.expression}`"
+        expected = f"parameters ({', '.join(first.parameters)}) that enter affinely"
+        error: NotDCPError | NotDPPError = NotDPPError(what, where=where, expected=expected, mend=mend)
     else:
-        needed, got = f"{first.needed}", f"{first.curvature}: `{first.expression}`"
-        error = NotDCPError(f"The problem is not {rules}: {first.statement}", where=where, expected=needed, got=got, mend=mend + others)
-    error.violations = tuple(found)
+        what = f"The problem is not {rules} because of `{first.expression}`"
+        error = NotDCPError(what, where=where, expected=first.needed, got=first.curvature, mend=mend)
+    error.violations = tuple(found)  # type: ignore[union-attr]
     return error
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from layercompiler.problems.advice import convexity, geometric, parametric
+from layercompiler.problems.advice.wording import Words
 from layercompiler.problems.curvature import Failure
 
+__all__ = ["Words", "advise"]
 
-def advise(kind: str, failure: Failure, gp: bool, *, in_objective: bool) -> str:
+
+def advise(kind: str, failure: Failure, gp: bool, words: Words) -> str:
     """Say how to write a failing subexpression.
 
     Args:
         kind: "DCP", "DGP" or "DPP".
         failure: The subexpression, the demand and its place.
         gp: Whether the rules are those of geometric programming.
-        in_objective: Whether it stands in the objective, where a quadratic form may keep a parametric matrix.
+        words: The names that are taken, and whether it stands in the objective.
 
     Returns:
         One or two sentences.
     """
     if gp:
-        return geometric.advise(kind, failure)
-    return (parametric if kind == "DPP" else convexity).advise(failure, in_objective)
+        return geometric.advise(kind, failure, words)
+    return (parametric if kind == "DPP" else convexity).advise(failure, words)

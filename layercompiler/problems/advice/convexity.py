@@ -7,22 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from layercompiler.problems.advice.wording import DCP, declaration, freed, fresh, listing, square_root, stand_in, substitute, tight
+from layercompiler.problems.advice.wording import DCP, Words, declaration, listing, tight
 from layercompiler.problems.curvature import AFFINE, ANY, CONCAVE, CONVEX, Failure
 from layercompiler.problems.notation import peel, text
 
 
-def advise(failure: Failure, in_objective: bool) -> str:
+def advise(failure: Failure, words: Words) -> str:
     """Say how to write an expression so that its curvature is certified, or why no rule can.
 
     Args:
         failure: The expression, the demand and its place.
-        in_objective: Whether it stands in the objective.
+        words: What the advice needs to know of the place.
     """
-    return next(line for rule in _RULES if (line := rule(failure, in_objective)))
+    return next(line for rule in _RULES if (line := rule(failure, words)))
 
 
-def _unsigned_factor(failure: Failure, in_objective: bool) -> str | None:
+def _unsigned_factor(failure: Failure, words: Words) -> str | None:
     """A factor of unknown sign times a convex or concave expression."""
     e, kind = failure.expression, _kind(failure.expression)
     if kind not in {"multiply", "MulExpression", "DivExpression"} or failure.need == AFFINE:
@@ -36,17 +36,17 @@ def _unsigned_factor(failure: Failure, in_objective: bool) -> str | None:
     if not factor.parameters():
         return f"`{text(factor)}` has entries of both signs: only its {word} part keeps the curvature, so split it"
     if kind == "DivExpression":
-        name = fresh(e, factor.shape, "wr")
+        name = words.fresh(factor.shape, "wr")
         product = f"multiply({name}, {text(other)})" if factor.shape and other.shape else f"{name} * {tight(other)}"
         return f"declare {declaration(factor, name, sign)}, pass `1 / {tight(factor)}` as {name} and write {product}"
-    line = _signed(factor, sign)
+    line = _signed(factor, sign, words)
     if not other.parameters():
         return line
-    name, tie = freed(other, CONVEX if DCP.meets(other, CONVEX) else CONCAVE)
+    name, tie = words.freed(other, CONVEX if DCP.meets(other, CONVEX) else CONCAVE)
     return f"{line}; besides, {tie} and write {name} in place of `{text(other)}`"
 
 
-def _signed(factor: Any, sign: str) -> str:
+def _signed(factor: Any, sign: str, words: Words) -> str:
     """Demand a sign of a factor: of the parameter itself where the factor is one, else of a new parameter for the factor."""
     leaf = factor
     while _kind(leaf) in {"index", "transpose", "reshape", "Sum", "NegExpression", "Promote"}:
@@ -54,10 +54,10 @@ def _signed(factor: Any, sign: str) -> str:
         leaf = leaf.args[0]
     if _kind(leaf) == "Parameter":
         return f"declare the sign that makes it so: {declaration(leaf, leaf.name(), sign)}"
-    return substitute(factor, sign)
+    return words.substitute(factor, sign)
 
 
-def _quotient(failure: Failure, in_objective: bool) -> str | None:
+def _quotient(failure: Failure, words: Words) -> str | None:
     e = failure.expression
     if _kind(e) != "DivExpression" or not e.args[1].variables():
         return None
@@ -73,10 +73,10 @@ def _quotient(failure: Failure, in_objective: bool) -> str | None:
     line += ", which is convex where the denominator is positive"
     if sign or not a.parameters():
         return line
-    return f"{line}; besides, {_signed(peel(a), wanted)}"
+    return f"{line}; besides, {_signed(peel(a), wanted, words)}"
 
 
-def _parametric_exponent(failure: Failure, in_objective: bool) -> str | None:
+def _parametric_exponent(failure: Failure, words: Words) -> str | None:
     e = failure.expression
     if _kind(e) not in {"Power", "PowerApprox"} or not e.p.parameters():
         return None
@@ -86,7 +86,7 @@ def _parametric_exponent(failure: Failure, in_objective: bool) -> str | None:
     )
 
 
-def _indefinite(failure: Failure, in_objective: bool) -> str | None:
+def _indefinite(failure: Failure, words: Words) -> str | None:
     e = failure.expression
     if _kind(e) != "QuadForm":
         return None
@@ -95,15 +95,19 @@ def _indefinite(failure: Failure, in_objective: bool) -> str | None:
     if not matrix.parameters():
         wrapped = f"{sign}quad_form({text(x)}, cp.psd_wrap({sign}{tight(matrix)}))"
         return f"the matrix is not {word} semidefinite; if it is but for rounding, write {wrapped}"
-    if in_objective and _kind(matrix) == "Parameter" and not x.parameters():
-        return f"declare {declaration(matrix, matrix.name(), attribute)}"
+    if words.in_objective and not x.parameters():
+        return (
+            f"declare {declaration(matrix, matrix.name(), attribute)}"
+            if _kind(matrix) == "Parameter"
+            else words.substitute(matrix, attribute)
+        )
     if not x.parameters():
-        return square_root(e, matrix, tight(x), sign)
-    name, tie = stand_in(x)
-    return f"{tie}; then {square_root(e, matrix, name, sign)}"
+        return words.square_root(matrix, tight(x), sign)
+    name, tie = words.stand_in(x)
+    return f"{tie}; then {words.square_root(matrix, name, sign)}"
 
 
-def _idiom(failure: Failure, in_objective: bool) -> str | None:
+def _idiom(failure: Failure, words: Words) -> str | None:
     """Convex functions written in a way that hides it."""
     e = failure.expression
     match _kind(e), [peel(a) for a in e.args]:
@@ -117,8 +121,8 @@ def _idiom(failure: Failure, in_objective: bool) -> str | None:
             psd = "" if matrix.is_psd() or not matrix.parameters() else f" and declare {declaration(matrix, text(matrix), 'PSD')}"
             return (
                 f"write quad_form({text(b)}, {text(matrix)}){psd}"
-                if in_objective or not matrix.parameters()
-                else square_root(e, matrix, tight(b), "-" * (failure.need == CONCAVE))
+                if words.in_objective or not matrix.parameters()
+                else words.square_root(matrix, tight(b), "-" * (failure.need == CONCAVE))
             )
         case "log", [a] if _kind(a) == "Sum" and _kind(peel(a.args[0])) == "exp":
             return f"write log_sum_exp({text(peel(a.args[0]).args[0])})"
@@ -144,7 +148,7 @@ def _squared(a: Any) -> Any:
     return a.args[0] if _kind(a) == "quad_over_lin" else peel(a.args[0]).args[0]
 
 
-def _bilinear(failure: Failure, in_objective: bool) -> str | None:
+def _bilinear(failure: Failure, words: Words) -> str | None:
     e = failure.expression
     if _kind(e) not in {"multiply", "MulExpression"} or not all(a.variables() for a in e.args):
         return None
@@ -159,7 +163,7 @@ def _bilinear(failure: Failure, in_objective: bool) -> str | None:
     )
 
 
-def _mixed_sum(failure: Failure, in_objective: bool) -> str | None:
+def _mixed_sum(failure: Failure, words: Words) -> str | None:
     e = failure.expression
     if failure.need != ANY or _kind(e) != "AddExpression":
         return None
@@ -169,7 +173,7 @@ def _mixed_sum(failure: Failure, in_objective: bool) -> str | None:
     return f"it adds {terms}: keep one kind, or find one convex atom for the whole"
 
 
-def _wrong_side(failure: Failure, in_objective: bool) -> str | None:
+def _wrong_side(failure: Failure, words: Words) -> str | None:
     """A curvature that is certified, but not the one the place demands."""
     e, need = failure.expression, failure.need
     has = next((n for n in (CONVEX, CONCAVE) if DCP.meets(e, n)), None)
@@ -178,12 +182,12 @@ def _wrong_side(failure: Failure, in_objective: bool) -> str | None:
     line = text(e)
     if need == AFFINE:
         side = "<=" if has == CONVEX else ">="
-        name = fresh(e, e.shape, "ty")
+        name = words.fresh(e.shape, "ty")
         return (
             f"here only an affine expression may stand: relax to an inequality that is tight at the solution, `{line} {side} ...`, or "
             f"declare a variable {name}, add the constraint {line} {side} {name} and write {name} here"
         )
-    if in_objective:
+    if words.in_objective:
         word, verb = ("concave", "Maximize") if has == CONCAVE else ("convex", "Minimize")
         whole = failure.path == "problem.objective.args[0]"
         return (
@@ -195,7 +199,7 @@ def _wrong_side(failure: Failure, in_objective: bool) -> str | None:
     return f"{DCP.curvature(e)} expressions may only stand on the {side}; the other way round the feasible set is not convex"
 
 
-def _composition(failure: Failure, in_objective: bool) -> str | None:
+def _composition(failure: Failure, words: Words) -> str | None:
     e = failure.expression
     convex, concave = DCP.atom_meets(e, CONVEX), DCP.atom_meets(e, CONCAVE)
     need = CONVEX if convex else CONCAVE
@@ -210,7 +214,7 @@ def _composition(failure: Failure, in_objective: bool) -> str | None:
     return f"{line}: look for one atom that is the whole, or bound the argument by a variable of its own" if parts else None
 
 
-def _give_up(failure: Failure, in_objective: bool) -> str:
+def _give_up(failure: Failure, words: Words) -> str:
     e = failure.expression
     if e.is_quasiconvex() or e.is_quasiconcave():
         return "it is quasiconvex or quasiconcave only: that takes bisection and has no derivative rule here; bound it by a fixed level"
@@ -221,7 +225,7 @@ def _kind(e: Any) -> str:
     return type(e).__name__
 
 
-_RULES: tuple[Callable[[Failure, bool], str | None], ...] = (
+_RULES: tuple[Callable[[Failure, Words], str | None], ...] = (
     _parametric_exponent,
     _indefinite,
     _idiom,

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from layercompiler.problems.advice.wording import fresh, listing, substitute
+from layercompiler.problems.advice.wording import Words, listing
 from layercompiler.problems.curvature import AFFINE, CONCAVE, CONVEX, Failure, Rules
 from layercompiler.problems.notation import peel, text
 
 _DGP = Rules(gp=True)
 
 
-def advise(kind: str, failure: Failure) -> str:
+def advise(kind: str, failure: Failure, words: Words) -> str:
     """Say how to write an expression so that its log-log curvature is certified.
 
     Args:
         kind: "DGP" or "DPP".
         failure: The expression, the demand and its place.
+        words: What the advice needs to know of the place.
     """
     e = failure.expression
     if kind == "DPP":
-        return substitute(e, "pos") if not e.variables() else _parametrized(e, failure)
+        return words.substitute(e, "pos") if not e.variables() else _parametrized(e, words)
     if not e.args:
         return _leaf(e)
     if any(type(a).__name__ == "NegExpression" for a in e.args) or type(e).__name__ == "NegExpression":
@@ -33,7 +34,7 @@ def advise(kind: str, failure: Failure) -> str:
 
 def _leaf(e: Any) -> str:
     if type(e).__name__ == "Constant":
-        return f"numbers are positive in a geometric program: drop `{text(e)}` (variables are positive anyway) or divide instead of subtracting"
+        return f"geometric programs have positive numbers only: drop `{text(e)}`, or write a quotient for a difference"
     shape = f"{e.shape}, " if e.shape else ""
     return f"declare {e.name()} = cp.{type(e).__name__}({shape}pos=True): geometric programs know positive quantities only"
 
@@ -61,16 +62,16 @@ def _curved(e: Any, failure: Failure) -> str:
     return "no rule certifies its log-log curvature: rewrite it with monomials, posynomials and the atoms of cvxpy.org/tutorial/dgp"
 
 
-def _parametrized(e: Any, failure: Failure) -> str:
+def _parametrized(e: Any, words: Words) -> str:
     exponent = getattr(e, "p", getattr(e, "A", None))
     if hasattr(exponent, "parameters") and exponent.parameters() and e.args[0].parameters():
         base = e.args[0]
-        name = fresh(e, base.shape, "yt")
+        name = words.fresh(base.shape, "yt")
         shape = f"{base.shape}, " if base.shape else ""
         sign = "==" if _DGP.meets(base, AFFINE) else ("<=" if _DGP.meets(base, CONVEX) else ">=")
         tie = f"{name} == {text(base)}" if sign == "==" else f"{text(base)} {sign} {name}"
         return f"declare {name} = cp.Variable({shape}pos=True), add the constraint {tie} and write {name} in place of `{text(base)}`"
     mixed = [a for a in e.args if a.parameters() and not a.variables()]
     if mixed:
-        return "; besides, ".join(substitute(a, "pos") for a in mixed)
+        return "; besides, ".join(words.substitute(a, "pos") for a in mixed)
     return f"give {listing(e.parameters())} numbers and export one layer for each value"

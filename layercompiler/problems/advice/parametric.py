@@ -5,43 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from layercompiler.problems.advice.wording import DCP, DPP, declaration, freed, fresh, listing, square_root, stand_in, substitute, tight
+from layercompiler.problems.advice.wording import DCP, DPP, Words, declaration, listing, tight
 from layercompiler.problems.curvature import AFFINE, CONCAVE, CONVEX, Failure
 from layercompiler.problems.notation import peel, text
 
 
-def advise(failure: Failure, in_objective: bool) -> str:
+def advise(failure: Failure, words: Words) -> str:
     """Say how to write an expression so that its parameters enter affinely.
 
     Args:
         failure: The expression, the demand and its place.
-        in_objective: Whether it stands in the objective, where a quadratic form may keep a parametric matrix.
+        words: What the advice needs to know of the place.
     """
     e = failure.expression
     if failure.cause == "number":
         return f"only a number can stand there: give {listing(e.parameters())} one and export one layer for each value"
-    return substitute(e) if not e.variables() else _RULES.get(type(e).__name__, _any_atom)(failure, in_objective)
+    return words.substitute(e) if not e.variables() else _RULES.get(type(e).__name__, _any_atom)(failure, words)
 
 
-def _product(failure: Failure, in_objective: bool) -> str:
+def _product(failure: Failure, words: Words) -> str:
     e = failure.expression
     f, g = _factors(e)
     if f is None:
-        return _any_atom(failure, in_objective)
+        return _any_atom(failure, words)
     if not g.parameters():
-        return substitute(f)
-    if type(g).__name__ == "QuadForm" and in_objective and not g.args[0].parameters():
-        name = fresh(e, g.args[1].shape, "rs")
+        return words.substitute(f)
+    if type(g).__name__ == "QuadForm" and words.in_objective and not g.args[0].parameters():
+        name = words.fresh(g.args[1].shape, "rs")
         return (
             f"declare {declaration(g.args[1], name, 'PSD')}, write quad_form({text(g.args[0])}, {name}) and pass "
             f"`{_times(f)}{text(g.args[1])}` as {name} (which has to be positive semidefinite)"
         )
-    merged = _merged(e, f, g)
+    merged = _merged(e, f, g, words)
     if merged is not None:
         return merged
-    name, tie = freed(g, _demand_on(e, g, failure.need))
+    name, tie = words.freed(g, _demand_on(e, g, failure.need))
     line = f"{tie}; then write {_rebuilt(e, f, name)}"
-    return line if DPP.meets(f, AFFINE) else f"{line}; besides, {substitute(f)}"
+    return line if DPP.meets(f, AFFINE) else f"{line}; besides, {words.substitute(f)}"
 
 
 def _factors(e: Any) -> tuple[Any, Any]:
@@ -72,7 +72,7 @@ def _demand_on(e: Any, g: Any, need: Any) -> Any:
     return below if below in (CONVEX, CONCAVE) else (CONVEX if DCP.meets(g, CONVEX) else CONCAVE)
 
 
-def _merged(e: Any, f: Any, g: Any) -> str | None:
+def _merged(e: Any, f: Any, g: Any, words: Words) -> str | None:
     """f * (h * v) with v free of parameters: one parameter for f * h."""
     if type(g) is not type(e) or len(g.args) != 2:
         return None
@@ -82,7 +82,7 @@ def _merged(e: Any, f: Any, g: Any) -> str | None:
         return None
     left_first = not e.args[0].variables()
     both = f * h if () in (f.shape, h.shape) else type(e)(*((f, h) if left_first else (h, f)))
-    name = fresh(e, both.shape, "rw")
+    name = words.fresh(both.shape, "rw")
     product = f"{name} @ {text(v)}" if left_first else f"{text(v)} @ {name}"
     if type(e).__name__ != "MulExpression":
         product = f"multiply({name}, {text(v)})" if both.shape and v.shape else f"{name} * {text(v)}"
@@ -92,23 +92,23 @@ def _merged(e: Any, f: Any, g: Any) -> str | None:
     )
 
 
-def _quotient(failure: Failure, in_objective: bool) -> str:
+def _quotient(failure: Failure, words: Words) -> str:
     e = failure.expression
     a, b = peel(e.args[0]), peel(e.args[1])
     if type(a).__name__ == "multiply" and _factors(a)[0] is not None and not _factors(a)[1].parameters():
         f, v = _factors(a)
         ratio = f / b
-        name = fresh(e, ratio.shape, "rw")
+        name = words.fresh(ratio.shape, "rw")
         return (
             f"declare {declaration(ratio, name)}, write {_scaled(name, ratio, v)} and pass `{text(ratio)}`, computed in your framework, "
             f"as {name} (the gradient flows on to {listing(ratio.parameters())} there)"
         )
-    name = fresh(e, b.shape, "wr")
+    name = words.fresh(b.shape, "wr")
     sign = ["nonneg"] if b.is_nonneg() else ["nonpos"] if b.is_nonpos() else []
     declare = f"declare {declaration(b, name, *sign)}, pass `1 / {tight(b)}` as {name}"
     if not a.parameters():
         return f"{declare} and write {_scaled(name, b, a)}"
-    stand, tie = freed(a, _demand_on(e, a, failure.need))
+    stand, tie = words.freed(a, _demand_on(e, a, failure.need))
     return f"{declare}; {tie}; then write {_scaled(name, b, a, stand)}"
 
 
@@ -117,48 +117,48 @@ def _scaled(name: str, b: Any, a: Any, stand: str = "") -> str:
     return f"multiply({name}, {stand or text(a)})" if b.shape and a.shape else f"{name} * {stand or tight(a)}"
 
 
-def _quadratic_form(failure: Failure, in_objective: bool) -> str:
+def _quadratic_form(failure: Failure, words: Words) -> str:
     e = failure.expression
     x, matrix = e.args
     inner, before = text(x), ""
     if x.parameters():
-        inner, tie = stand_in(x)
+        inner, tie = words.stand_in(x)
         before = f"{tie}; "
     if not matrix.parameters():
         return (
             f"{before}then write quad_form({inner}, {text(matrix)}) (beside a parametric matrix all arguments are to be free of parameters)"
         )
-    if in_objective and not failure.cause:
+    if words.in_objective and not failure.cause:
         if DPP.meets(matrix, AFFINE):
             return f"{before}then write quad_form({inner}, {text(matrix)})"
-        return before + substitute(matrix, "PSD" if matrix.is_psd() else "NSD")
-    return before + square_root(e, matrix, inner if before else tight(x), "-" * matrix.is_nsd())
+        return before + words.substitute(matrix, "PSD" if matrix.is_psd() else "NSD")
+    return before + words.square_root(matrix, inner if before else tight(x), "-" * matrix.is_nsd())
 
 
-def _over_linear(failure: Failure, in_objective: bool) -> str:
+def _over_linear(failure: Failure, words: Words) -> str:
     e = failure.expression
     x, y = e.args
     if y.variables():
-        name, tie = stand_in(y)
+        name, tie = words.stand_in(y)
         return f"{tie}; then write quad_over_lin({text(x)}, {name})"
-    name = fresh(e, (), "wr")
+    name = words.fresh((), "wr")
     declare = f"declare {declaration(y, name, 'nonneg')}, pass `1 / {tight(y)}` as {name}"
     if x.parameters():
-        stand, tie = stand_in(x)
+        stand, tie = words.stand_in(x)
         return f"{declare}; {tie}; then write {name} * sum_squares({stand})"
     return f"{declare} and write {name} * sum_squares({text(x)})"
 
 
-def _kronecker(failure: Failure, in_objective: bool) -> str:
+def _kronecker(failure: Failure, words: Words) -> str:
     e = failure.expression
     a, b = e.args
     f, g = (a, b) if not a.variables() else (b, a)
-    name, tie = (text(g), "") if not g.parameters() else stand_in(g)
+    name, tie = (text(g), "") if not g.parameters() else words.stand_in(g)
     before, extra = (f"{tie}; then ", "") if tie else ("", "")
     scalar = text(f)
     if not DPP.meets(f, AFFINE):
-        scalar = fresh(e, f.shape, "rw")
-        extra = f"; besides, {substitute(f)}"
+        scalar = words.fresh(f.shape, "rw")
+        extra = f"; besides, {words.substitute(f)}"
     left, right = (f"{_bracket(scalar)}[i, j]", _bracket(name)) if f is a else (f"{_bracket(name)}[i, j]", _bracket(scalar))
     rows, columns = a.shape
     return f"{before}write cp.bmat([[{left} * {right} for j in range({columns})] for i in range({rows})]){extra}"
@@ -168,29 +168,29 @@ def _bracket(line: str) -> str:
     return line if line.isidentifier() else f"({line})"
 
 
-def _convolution(failure: Failure, in_objective: bool) -> str:
+def _convolution(failure: Failure, words: Words) -> str:
     e = failure.expression
     c, x = e.args
-    name, tie = (text(x), "") if not x.parameters() else stand_in(x)
+    name, tie = (text(x), "") if not x.parameters() else words.stand_in(x)
     before = f"{tie}; then " if tie else ""
     size = c.size
     kernel, extra = _bracket(text(c)), ""
     if not DPP.meets(c, AFFINE):
-        kernel = fresh(e, c.shape, "rw")
-        extra = f"; besides, {substitute(c)}"
+        kernel = words.fresh(c.shape, "rw")
+        extra = f"; besides, {words.substitute(c)}"
     shifted = f"cp.hstack([np.zeros(i), {name}, np.zeros({size - 1} - i)])"
     return f"{before}write sum({kernel}[i] * {shifted} for i in range({size})){extra}"
 
 
-def _sorted_product(failure: Failure, in_objective: bool) -> str:
+def _sorted_product(failure: Failure, words: Words) -> str:
     e = failure.expression
     weights = e.args[1]
     if not DPP.meets(weights, AFFINE):
-        return substitute(weights)
-    return _any_atom(failure, in_objective)
+        return words.substitute(weights)
+    return _any_atom(failure, words)
 
 
-def _perspective(failure: Failure, in_objective: bool) -> str:
+def _perspective(failure: Failure, words: Words) -> str:
     e = failure.expression
     return (
         f"the function inside a perspective has to be free of parameters (here {listing(e.f.parameters())}): write it in a variable of "
@@ -198,21 +198,21 @@ def _perspective(failure: Failure, in_objective: bool) -> str:
     )
 
 
-def _any_atom(failure: Failure, in_objective: bool) -> str:
+def _any_atom(failure: Failure, words: Words) -> str:
     """Variables in place of arguments with variables, parameters in place of arguments without."""
     e = failure.expression
     mixed = [a for a in e.args if a.parameters() and a.variables()]
     plain = [a for a in e.args if a.parameters() and not a.variables() and not DPP.meets(a, AFFINE)]
-    lines = [substitute(a) for a in plain]
+    lines = [words.substitute(a) for a in plain]
     for a in mixed:
-        name, tie = stand_in(a, DCP.argument_need(e, e.args.index(a), failure.need))
+        name, tie = words.stand_in(a, DCP.argument_need(e, e.args.index(a), failure.need))
         lines.append(f"{tie}; then write {name} in place of `{text(a)}`")
     if lines:
         return "; besides, ".join(lines)
     return f"`{text(e)}` takes numbers there, not parameters: give {listing(e.parameters())} a number and export one layer for each value"
 
 
-_RULES: dict[str, Callable[[Failure, bool], str]] = {
+_RULES: dict[str, Callable[[Failure, Words], str]] = {
     "MulExpression": _product,
     "multiply": _product,
     "DivExpression": _quotient,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from layercompiler.problems.curvature import AFFINE, CONVEX, Need, Rules
@@ -28,13 +29,6 @@ def _arguments(shape: tuple[int, ...], attributes: list[str]) -> str:
     return ", ".join([str(shape)] * bool(shape) + [f"{a}=True" for a in attributes])
 
 
-def fresh(e: Any, shape: tuple[int, ...], wishes: str) -> str:
-    """A letter that no leaf of an expression has, in upper case for a matrix."""
-    taken = {leaf.name() for leaf in (*e.variables(), *e.parameters())}
-    letters = [w.upper() if len(shape) > 1 else w for w in wishes]
-    return next(name for name in (*letters, *(f"{letters[0]}{i}" for i in range(len(taken) + 1))) if name not in taken)
-
-
 def listing(leaves: list[Any]) -> str:
     """Names of leaves."""
     return ", ".join(sorted({leaf.name() for leaf in leaves}))
@@ -45,46 +39,60 @@ def tight(e: Any) -> str:
     return f"({text(e)})" if type(peel(e)).__name__ in _LOOSE else text(e)
 
 
-def substitute(e: Any, *attributes: str) -> str:
-    """Advise one new parameter in place of an expression of parameters only."""
-    bare = peel(e)
-    name = fresh(bare, bare.shape, "rw")
-    return (
-        f"declare {declaration(bare, name, *attributes)}, write {name} in place of `{text(bare)}` and pass the value of `{text(bare)}`, "
-        f"computed in your framework, as {name} (the gradient flows on to {listing(bare.parameters())} there)"
-    )
+@dataclass(frozen=True)
+class Words:
+    """What a piece of advice needs to know of its place.
 
-
-def stand_in(e: Any, need: Need = AFFINE, *attributes: str) -> tuple[str, str]:
-    """A variable that stands for an expression with variables and parameters: its name, and how to declare and tie it.
-
-    An affine expression is tied by an equality. A convex one is bounded from above, a concave one from below, which is
-    the same thing where the demand pushes the bound until it is tight.
+    Attributes:
+        taken: Names that the problem uses.
+        in_objective: True in the objective, where a quadratic form may keep a parametric matrix.
     """
-    name = fresh(e, e.shape, "yt")
-    declare = f"declare {name} = cp.Variable({_arguments(e.shape, list(attributes))}) and add the constraint"
-    if DCP.meets(e, AFFINE):
-        return name, f"{declare} {name} == {text(e)}"
-    return name, f"{declare} {text(e)} {'<=' if need == CONVEX else '>='} {name}"
 
+    taken: frozenset[str]
+    in_objective: bool
 
-def freed(e: Any, need: Need) -> tuple[str, str]:
-    """The text of an expression freed of its parameters, and the declaration of the variable that takes them over.
+    def fresh(self, shape: tuple[int, ...], wishes: str) -> str:
+        """A letter that the problem does not use, in upper case for a matrix."""
+        letters = [w.upper() if len(shape) > 1 else w for w in wishes]
+        return next(name for name in (*letters, *(f"{letters[0]}{i}" for i in range(len(self.taken) + 1))) if name not in self.taken)
 
-    `norm(A @ x)` becomes `norm(y)` with y == A @ x, which keeps the form of the problem; where that is not to be had, the
-    whole expression becomes a variable.
-    """
-    mixed = [a for a in e.args if a.parameters()]
-    if DPP.meets(e, AFFINE) or len(mixed) != 1 or not DPP.meets(mixed[0], AFFINE) or e.parameters() != mixed[0].parameters():
-        return stand_in(e, need)
-    name, tie = stand_in(mixed[0])
-    return text(e, _WHOLE).replace(text(mixed[0], _WHOLE), name), tie
+    def substitute(self, e: Any, *attributes: str) -> str:
+        """Advise one new parameter in place of an expression of parameters only."""
+        bare = peel(e)
+        name = self.fresh(bare.shape, "rw")
+        return (
+            f"declare {declaration(bare, name, *attributes)}, write {name} in place of `{text(bare)}` and pass the value of `{text(bare)}`, "
+            f"computed in your framework, as {name} (the gradient flows on to {listing(bare.parameters())} there)"
+        )
 
+    def stand_in(self, e: Any, need: Need = AFFINE, *attributes: str) -> tuple[str, str]:
+        """A variable that stands for an expression with variables and parameters: its name, and how to declare and tie it.
 
-def square_root(e: Any, matrix: Any, inner: str, sign: str = "") -> str:
-    """Advise sum_squares(L @ x) in place of a quadratic form in x: L is a factor of the matrix (of its negative for sign "-")."""
-    name = fresh(e, matrix.shape, "lf")
-    return (
-        f"declare {name} = cp.Parameter({matrix.shape}), write {sign}sum_squares({name} @ {inner}) and pass a factor with "
-        f"{name}.T @ {name} = {sign}{tight(matrix)}, computed in your framework (the transpose of its Cholesky factor)"
-    )
+        An affine expression is tied by an equality. A convex one is bounded from above, a concave one from below, which is
+        the same thing where the demand pushes the bound until it is tight.
+        """
+        name = self.fresh(e.shape, "yt")
+        declare = f"declare {name} = cp.Variable({_arguments(e.shape, list(attributes))}) and add the constraint"
+        if DCP.meets(e, AFFINE):
+            return name, f"{declare} {name} == {text(e)}"
+        return name, f"{declare} {text(e)} {'<=' if need == CONVEX else '>='} {name}"
+
+    def freed(self, e: Any, need: Need) -> tuple[str, str]:
+        """The text of an expression freed of its parameters, and the declaration of the variable that takes them over.
+
+        `norm(A @ x)` becomes `norm(y)` with y == A @ x, which keeps the form of the problem; where that is not to be had, the
+        whole expression becomes a variable.
+        """
+        mixed = [a for a in e.args if a.parameters()]
+        if DPP.meets(e, AFFINE) or len(mixed) != 1 or not DPP.meets(mixed[0], AFFINE) or e.parameters() != mixed[0].parameters():
+            return self.stand_in(e, need)
+        name, tie = self.stand_in(mixed[0])
+        return text(e, _WHOLE).replace(text(mixed[0], _WHOLE), name), tie
+
+    def square_root(self, matrix: Any, inner: str, sign: str = "") -> str:
+        """Advise sum_squares(L @ x) for a quadratic form in x: L is a factor of the matrix (of its negative for sign "-")."""
+        name = self.fresh(matrix.shape, "lf")
+        return (
+            f"declare {name} = cp.Parameter({matrix.shape}), write {sign}sum_squares({name} @ {inner}) and pass a factor with "
+            f"{name}.T @ {name} = {sign}{tight(matrix)}, computed in your framework (the transpose of its Cholesky factor)"
+        )
