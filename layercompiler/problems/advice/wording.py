@@ -61,8 +61,8 @@ class Words:
         bare = peel(e)
         name = self.fresh(bare.shape, "rw")
         return (
-            f"declare {declaration(bare, name, *attributes)}, write {name} in place of `{text(bare)}` and pass the value of `{text(bare)}`, "
-            f"computed in your framework, as {name} (the gradient flows on to {listing(bare.parameters())} there)"
+            f"declare {declaration(bare, name, *attributes)}, write {name} in place of `{text(bare)}` and pass the value of "
+            f"`{text(bare)}`, computed in your framework, as {name} (the gradient flows on to {listing(bare.parameters())} there)"
         )
 
     def stand_in(self, e: Any, need: Need = AFFINE, *attributes: str) -> tuple[str, str]:
