@@ -1,0 +1,54 @@
+"""Forty problems, LP to SDP, with default settings in every framework, against stored references.
+
+The references come from Clarabel at 1e-12 and Richardson differences with their own error estimate (tests/corpus/reference.py). Directions
+respect symmetry, so the gradient check does not depend on how the gradient of a symmetric parameter is split over its entries.
+"""
+
+import numpy as np
+import pytest
+
+import layercompiler as lc
+from tests.bindings import FRAMEWORKS, solve
+from tests.corpus import stored
+
+CASES = [
+    pytest.param(size, name, framework, id=f"{size}-{name}-{framework}", marks=[pytest.mark.slow] if size == "medium" else [])
+    for size in stored.SIZES
+    for name in stored.names(size)
+    for framework in FRAMEWORKS
+]
+
+
+def relative(got, expected):
+    """Norm of the difference over the norm of the expected, which counts as 1e-3 at least."""
+    off = np.sqrt(sum(float(np.sum((a - b) ** 2)) for a, b in zip(got, expected, strict=True)))
+    return off / max(np.sqrt(sum(float(np.sum(np.square(b))) for b in expected)), 1e-3)
+
+
+def along(gradient, direction):
+    return sum(float(np.sum(g * d)) for g, d in zip(gradient, direction, strict=True))
+
+
+@pytest.mark.parametrize(("size", "name", "framework"), CASES)
+def test_values_gradients_residuals_and_batches(size, name, framework):
+    layer = lc.export(stored.compiled(size, name), framework)
+    points = list(stored.points(size, name))
+    singles = []
+    for point in points:
+        x, vjp, residual = solve(framework, layer, point.theta)
+        assert relative(x, point.x) <= 1e-6
+        assert np.max(residual) <= 1e-11
+        gradients = [vjp(w) for w in point.cotangents]
+        G = np.array([[along(g, d) for d in point.directions] for g in gradients])
+        assert np.linalg.norm(G - point.G) <= max(1e-5, 3 * point.error) * np.linalg.norm(point.G)
+        singles.append((x, gradients[0]))
+    x, vjp, _ = solve(framework, layer, [np.stack(a) for a in zip(*(p.theta for p in points), strict=True)])
+    gradients = vjp([np.stack(w) for w in zip(*(p.cotangents[0] for p in points), strict=True)])
+    for i, (x_single, g_single) in enumerate(singles):
+        assert relative([a[i] for a in x], x_single) <= 1e-9
+        assert relative([g[i] for g in gradients], g_single) <= 1e-7
+
+
+def test_the_corpus_is_whole():
+    assert len(stored.names("small")) == 40
+    assert len(stored.names("medium")) == 38
