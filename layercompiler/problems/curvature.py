@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import cvxpy as cp
 from cvxpy.atoms.affine.affine_atom import AffAtom
 from cvxpy.utilities import scopes
 
@@ -189,19 +188,3 @@ def parametric_quadratic(e: Any) -> bool:
     if type(e).__name__ == "QuadForm" and e.args[1].parameters():
         return True
     return any(parametric_quadratic(a) for a in e.args)
-
-
-def leaves(problem: cp.Problem) -> list[Any]:
-    """Every variable, parameter and constant of a problem, once."""
-    found: dict[int, Any] = {}
-
-    def visit(e: Any) -> None:
-        if not e.args:
-            found[id(e)] = e
-        for a in e.args:
-            visit(a)
-
-    visit(problem.objective)
-    for constraint in problem.constraints:
-        visit(constraint)
-    return list(found.values())

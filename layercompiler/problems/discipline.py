@@ -17,14 +17,14 @@ Agrawal, Diamond, Boyd 2019 (DGP).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cvxpy as cp
 
 from layercompiler.errors import IntegerVariableError, NotAProblemError, NotDCPError, NotDPPError, UnsupportedConeError
 from layercompiler.problems.advice import Words, advise
-from layercompiler.problems.curvature import AFFINE, CONCAVE, CONVEX, Failure, Rules, failures, leaves, parametric_quadratic
+from layercompiler.problems.curvature import AFFINE, CONCAVE, CONVEX, Failure, Need, Rules, failures, parametric_quadratic
 from layercompiler.problems.notation import text
 
 _SHOWN = 5
@@ -125,15 +125,15 @@ def _violations(problem: cp.Problem, rules: Rules) -> Iterator[Violation]:
     fixed = Rules(gp=rules.gp)
     seen: set[tuple[str, int]] = set()
     taken = frozenset(leaf.name() for leaf in (*problem.variables(), *problem.parameters()))
-    for place, path, expression, need in _demands(problem):
-        quadratic = rules.dpp and place == "objective" and parametric_quadratic(expression)
-        local = Rules(gp=rules.gp, dpp=rules.dpp, quadratic=quadratic)
+    for owner, path, expression, need in _demands(problem):
+        in_objective = owner is problem.objective
+        local = replace(rules, quadratic=rules.dpp and in_objective and parametric_quadratic(expression))
         for failure in failures(expression, need, local, path):
             is_dpp = rules.dpp and fixed.meets(failure.expression, failure.need)
             kind = "DPP" if is_dpp else ("DGP" if rules.gp else "DCP")
             if (kind, id(failure.expression)) not in seen:
                 seen.add((kind, id(failure.expression)))
-                yield _violation(kind, place, failure, rules.gp, Words(taken, place == "objective"))
+                yield _violation(kind, _place(problem, owner), failure, rules.gp, Words(taken, in_objective))
 
 
 def _violation(kind: str, place: str, failure: Failure, gp: bool, words: Words) -> Violation:
@@ -150,23 +150,31 @@ def _violation(kind: str, place: str, failure: Failure, gp: bool, words: Words) 
     )
 
 
-def _demands(problem: cp.Problem) -> Iterator[tuple[str, str, Any, Any]]:
-    """Yield (place, path, expression, need) for everything a problem demands."""
+def _demands(problem: cp.Problem) -> Iterator[tuple[Any, str, Any, Need | None]]:
+    """Yield (objective, constraint or variable; path; expression; need) for everything a problem demands."""
     need = CONVEX if isinstance(problem.objective, cp.Minimize) else CONCAVE
-    yield "objective", "problem.objective.args[0]", problem.objective.args[0], need
+    yield problem.objective, "problem.objective.args[0]", problem.objective.args[0], need
     for i, constraint in enumerate(problem.constraints):
-        place = f"constraints[{i}] ({text(constraint)})"
         for j, (expression, need) in enumerate(zip(constraint.args, _sides(constraint), strict=True)):
-            yield place, f"problem.constraints[{i}].args[{j}]", expression, need
+            yield constraint, f"problem.constraints[{i}].args[{j}]", expression, need
         if isinstance(getattr(constraint, "alpha", None), cp.Expression) and constraint.alpha.parameters():
-            yield place, f"problem.constraints[{i}].alpha", constraint.alpha, None
+            yield constraint, f"problem.constraints[{i}].alpha", constraint.alpha, None
     for i, variable in enumerate(problem.variables()):
         for j, bound in enumerate(variable.attributes.get("bounds") or ()):
             if isinstance(bound, cp.Expression):
-                yield f"bounds of variable {variable.name()!r}", f"problem.variables()[{i}].attributes['bounds'][{j}]", bound, AFFINE
+                yield variable, f"problem.variables()[{i}].attributes['bounds'][{j}]", bound, AFFINE
 
 
-def _sides(constraint: Any) -> list[Any]:
+def _place(problem: cp.Problem, owner: Any) -> str:
+    if owner is problem.objective:
+        return "objective"
+    if isinstance(owner, cp.Variable):
+        return f"bounds of variable {owner.name()!r}"
+    index = next(i for i, c in enumerate(problem.constraints) if c is owner)
+    return f"constraints[{index}] ({text(owner)})"
+
+
+def _sides(constraint: Any) -> list[Need]:
     kind = type(constraint).__name__
     if kind == "Inequality":
         return [CONVEX, CONCAVE]
@@ -206,7 +214,11 @@ def _check_integer(problem: cp.Problem) -> None:
 
 
 def _check_complex(problem: cp.Problem) -> None:
-    names = [f"{type(e).__name__.lower()} {text(e)}" for e in leaves(problem) if e.is_complex()]
+    names = [
+        f"{type(e).__name__.lower()} {text(e)}"
+        for e in (*problem.variables(), *problem.parameters(), *problem.constants())
+        if e.is_complex()
+    ]
     if names:
         raise UnsupportedConeError(
             "Only real problems can be compiled; this one has complex leaves",

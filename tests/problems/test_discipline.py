@@ -10,6 +10,7 @@ import pytest
 
 from layercompiler import errors
 from layercompiler.problems.discipline import check, explain
+from layercompiler.problems.quadratic import settle
 
 
 def leaves():
@@ -658,3 +659,26 @@ def test_labels_are_the_users_words():
     risk.label = "risk"
     violation = explain(cp.Problem(cp.Minimize(s["p"] @ s["x"]), [risk <= 1]))[0]
     assert violation.place == "constraints[0] (risk <= 1)"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "Min(quad_form(x - p, np.diag([1, 2, 3])) + q @ x)",
+        "Max(q @ x - s * sum(x) - quad_form(x - p, np.diag([1, 2, 3])) / 2, ball)",
+        "Min(exp(quad_form(x - p, np.eye(3))) + quad_form(x, P), quad_form(x + q, np.eye(3)) <= 20)",
+    ],
+)
+def test_quadratic_forms_of_a_shifted_point_keep_their_parameters(source):
+    """CVXPY 1.9.3 freezes p in these objectives; settled, one compilation serves all values."""
+    space = leaves()
+    problem = eval(source, space)
+    check(problem) if "exp" not in source else None
+    settled = settle(problem)
+    assert settled.constraints[: len(problem.constraints)] == problem.constraints
+    assert settle(settled) is settled
+    for scale in (1.0, 1.7):
+        space["p"].value = scale * np.array([0.3, -0.2, 0.5])
+        assert _optimum(settled, False, enforce_dpp=True) == pytest.approx(
+            _optimum(cp.Problem(problem.objective, problem.constraints), False), rel=1e-6
+        )
