@@ -248,6 +248,6 @@ def _error(problem: cp.Problem, found: list[Violation], gp: bool, *, forced: boo
 def _other_way(problem: cp.Problem, gp: bool, forced: bool) -> str:
     if gp and forced and problem.is_dcp():
         return "; or leave out gp=True: the problem is DCP"
-    if not gp and problem.is_dgp(dpp=True):
+    if not gp and problem.is_dpp("dgp"):
         return "; or pass gp=True: as a geometric program the problem is DPP as it stands"
     return ""

@@ -26,8 +26,8 @@ def advise(kind: str, failure: Failure, words: Words) -> str:
         return _leaf(e)
     if any(type(a).__name__ == "NegExpression" for a in e.args) or type(e).__name__ == "NegExpression":
         return _difference(e, failure)
-    exponent = getattr(e, "p", None)
-    if hasattr(exponent, "parameters") and exponent.parameters() and not _DGP.meets(e.args[0], AFFINE):
+    exponent = _exponent(e)
+    if exponent is not None and not _DGP.meets(e.args[0], AFFINE):
         return f"a power of a sum needs the sign of its exponent: declare {listing(exponent.parameters())} = cp.Parameter(nonneg=True)"
     return _curved(e, failure)
 
@@ -63,8 +63,7 @@ def _curved(e: Any, failure: Failure) -> str:
 
 
 def _parametrized(e: Any, words: Words) -> str:
-    exponent = getattr(e, "p", getattr(e, "A", None))
-    if hasattr(exponent, "parameters") and exponent.parameters() and e.args[0].parameters():
+    if _exponent(e) is not None and e.args[0].parameters():
         base = e.args[0]
         name = words.fresh(base.shape, "yt")
         shape = f"{base.shape}, " if base.shape else ""
@@ -75,3 +74,9 @@ def _parametrized(e: Any, words: Words) -> str:
     if mixed:
         return "; besides, ".join(words.substitute(a, "pos") for a in mixed)
     return f"give {listing(e.parameters())} numbers and export one layer for each value"
+
+
+def _exponent(e: Any) -> Any:
+    """The exponent of a power, or the matrix of exponents of gmatmul, where it holds parameters."""
+    exponent: Any = getattr(e, "p", getattr(e, "A", None))
+    return exponent if hasattr(exponent, "parameters") and exponent.parameters() else None
