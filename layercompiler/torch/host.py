@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layercompiler.torch.registry import Bound, find
+from layercompiler.torch.registry import Bound
 
 Parts = Sequence[Tensor | None]
 Arrays = list[np.ndarray | None]
@@ -77,43 +77,40 @@ def _evaluation(bound: Bound, theta: Sequence[Tensor], z: Tensor) -> Any:
     return bound.compiled.restore([_array(t) for t in theta], _array(z))
 
 
-def solve(theta: Sequence[Tensor], warm: Tensor | None, name: str, dtypes: str) -> list[Tensor]:
-    """Outputs and z of the problem `name` at `theta`, starting from `warm`.
+def solve(theta: Sequence[Tensor], warm: Tensor | None, dtypes: str, bound: Bound) -> list[Tensor]:
+    """Outputs and z of a problem at `theta`, starting from `warm`.
 
     Args:
         theta: One float64 tensor per parameter.
         warm: z of an earlier solve, or None.
-        name: The problem.
         dtypes: One character per parameter, the numpy code of the dtype that it was given in; empty where all were float64.
+        bound: The problem.
     """
-    bound = find(name)
     arrays = [_array(t) for t in theta]
     given = [a if c == "d" else _Rounded(a, c) for a, c in zip(arrays, dtypes, strict=True)] if dtypes else arrays
     evaluation = bound.compiled.evaluate(given, warm_start=None if warm is None else _array(warm), options=bound.options)
     return [*map(_tensor, evaluation.outputs), _remember(evaluation, arrays)]
 
 
-def vjp(theta: Sequence[Tensor], z: Tensor, g: Parts, name: str) -> list[Tensor]:
+def vjp(theta: Sequence[Tensor], z: Tensor, g: Parts, bound: Bound) -> list[Tensor]:
     """J'g for each parameter."""
-    bound = find(name)
     evaluation = _evaluation(bound, theta, z)
     return _each(evaluation.vjp, (g, output_ranks(bound, z)))
 
 
-def jvp(theta: Sequence[Tensor], z: Tensor, h: Parts, name: str) -> list[Tensor]:
+def jvp(theta: Sequence[Tensor], z: Tensor, h: Parts, bound: Bound) -> list[Tensor]:
     """Jh for each output."""
-    return _each(_evaluation(find(name), theta, z).jvp, (h, ranks(theta)))
+    return _each(_evaluation(bound, theta, z).jvp, (h, ranks(theta)))
 
 
-def hvp(theta: Sequence[Tensor], z: Tensor, g: Parts, h: Parts, name: str) -> list[Tensor]:
+def hvp(theta: Sequence[Tensor], z: Tensor, g: Parts, h: Parts, bound: Bound) -> list[Tensor]:
     """(d^2 <g, f> / dtheta^2) h for each parameter."""
-    bound = find(name)
     return _each(_evaluation(bound, theta, z).hvp, (g, output_ranks(bound, z)), (h, ranks(theta)))
 
 
-def second(theta: Sequence[Tensor], z: Tensor, h: Parts, k: Parts, name: str) -> list[Tensor]:
+def second(theta: Sequence[Tensor], z: Tensor, h: Parts, k: Parts, bound: Bound) -> list[Tensor]:
     """D^2 f [h, k] for each output."""
-    return _each(_evaluation(find(name), theta, z).second, (h, ranks(theta)), (k, ranks(theta)))
+    return _each(_evaluation(bound, theta, z).second, (h, ranks(theta)), (k, ranks(theta)))
 
 
 def ranks(theta: Sequence[Tensor]) -> list[int]:

@@ -129,7 +129,7 @@ class Layer(torch.nn.Module):
         if options is not None:
             bound = bind(compiled, type(compiled.options).of(options))
         theta, codes, dtype, device = _read(tensors, compiled.parameters)
-        *outputs, z = operators.solve(theta, None if warm_start is None else _start(warm_start), bound.name, codes)
+        *outputs, z = operators.solve(theta, None if warm_start is None else _start(warm_start), codes, bound)
         if dtype is not torch.float64 or device is not None:
             outputs = [x.to(device=device, dtype=dtype) for x in outputs]
         return tuple(outputs), z

@@ -22,13 +22,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from layercompiler.errors import UnsupportedTransformError
 from layercompiler.torch import host, rules
-from layercompiler.torch.registry import find, pin
+from layercompiler.torch.registry import Bound, find, pin
 
 Parts = Sequence[Tensor | None]
 
 _library = torch.library.Library("layercompiler", "DEF")
 _SCHEMAS = {
-    "solve": "(Tensor[] theta, Tensor? warm, str problem, str dtypes) -> Tensor[]",
+    "solve": "(Tensor[] theta, Tensor? warm, str dtypes, str problem) -> Tensor[]",
     "vjp": "(Tensor[] theta, Tensor z, Tensor?[] g, str problem) -> Tensor[]",
     "jvp": "(Tensor[] theta, Tensor z, Tensor?[] h, str problem) -> Tensor[]",
     "hvp": "(Tensor[] theta, Tensor z, Tensor?[] g, Tensor?[] h, str problem) -> Tensor[]",
@@ -48,7 +48,7 @@ def _empty(like: Tensor | None, shape: Sequence[int]) -> Tensor:
     return torch.empty(tuple(shape), dtype=torch.float64) if like is None else like.new_empty(tuple(shape), dtype=torch.float64)
 
 
-def _fake_solve(theta: Sequence[Tensor], warm: Tensor | None, problem: str, dtypes: str) -> list[Tensor]:
+def _fake_solve(theta: Sequence[Tensor], warm: Tensor | None, dtypes: str, problem: str) -> list[Tensor]:
     pin(problem)
     compiled, batch = find(problem).compiled, _batch(theta, problem)
     like = theta[0] if theta else None
@@ -94,20 +94,20 @@ def _aligned(theta: Sequence[Tensor], dims: Sequence[int | None], size: int, pro
 
 
 def _vmap_solve(
-    info: Any, in_dims: Any, theta: Sequence[Tensor], warm: Tensor | None, problem: str, dtypes: str
+    info: Any, in_dims: Any, theta: Sequence[Tensor], warm: Tensor | None, dtypes: str, problem: str
 ) -> tuple[list[Tensor], list[int]]:
     dims, warm_dim, _, _ = in_dims
     if warm is not None:
         warm = _mapped(warm, warm_dim, info.batch_size, 0)
-    result = rules.Solve.call(_aligned(theta, dims, info.batch_size, problem)[0], warm, problem, dtypes)
+    result = rules.Solve.operator(_aligned(theta, dims, info.batch_size, problem)[0], warm, dtypes, problem)
     return result, [0] * len(result)
 
 
-def _vmap_linear(name: str, kinds: str, result: str) -> Callable[..., tuple[list[Tensor], list[int]]]:
+def _vmap_linear(rule: Any, kinds: str, result: str) -> Callable[..., tuple[list[Tensor], list[int]]]:
     def vmap(info: Any, in_dims: Any, theta: Sequence[Tensor], z: Tensor, *rest: Any) -> tuple[list[Tensor], list[int]]:
         *groups, problem = rest
         dims, z_dim, *group_dims, _ = in_dims
-        call, size = getattr(rules, name).call, info.batch_size
+        call, size = rule.operator, info.batch_size
         ranks = {
             "h": [t.ndim - (d is not None) for t, d in zip(theta, dims, strict=True)],
             "g": [z.ndim - (z_dim is not None) - 1 + len(o.shape) for o in find(problem).compiled.outputs],
@@ -168,35 +168,39 @@ class _Info(NamedTuple):
 # -------------------------------------------------------------------------------------------------------------------- register
 
 
-def _record_solve(theta: Sequence[Tensor], warm: Tensor | None, problem: str, dtypes: str) -> list[Tensor]:
-    return rules.Solve.record(problem, dtypes, warm, *theta)
+def _named(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of a problem as a function of its name."""
+
+    def named(*arguments: Any) -> Any:
+        *groups, problem = arguments
+        return function(*groups, find(problem))
+
+    return named
 
 
-def _record_linear(rule: Any) -> Callable[..., list[Tensor]]:
-    def record(theta: Sequence[Tensor], z: Tensor, *rest: Any) -> list[Tensor]:
-        *groups, problem = rest
-        return rule.record(problem, *theta, z, *(t for group in groups for t in group))
-
-    return record
-
-
-def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any], vmap: Callable[..., Any], rule: Any, record: Any) -> None:
+def _register(rule: Any, kernel: Callable[..., Any], fake: Callable[..., Any], vmap: Callable[..., Any]) -> None:
+    name = rule.__name__.lower()
     _library.define(name + _SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    _library.impl(name, record, "Autograd")
+    _library.impl(name, _named(kernel), "CompositeExplicitAutograd")
+    _library.impl(name, _named(rule.record), "Autograd")
     _library.impl(name, _vmap_legacy(vmap), "Batched")
     torch.library.register_fake(f"layercompiler::{name}", fake, lib=_library)
     torch.library.register_vmap(f"layercompiler::{name}", vmap, lib=_library)
-    rule.call = getattr(torch.ops.layercompiler, name).default
+    rule.operator, rule.kernel = getattr(torch.ops.layercompiler, name).default, staticmethod(kernel)
 
 
-_register("solve", host.solve, _fake_solve, _vmap_solve, rules.Solve, _record_solve)
-for _name, _kernel, _kinds, _result, _rule in (
-    ("vjp", host.vjp, "g", "h", rules.Vjp),
-    ("jvp", host.jvp, "h", "g", rules.Jvp),
-    ("hvp", host.hvp, "gh", "h", rules.Hvp),
-    ("second", host.second, "hh", "g", rules.Second),
+_register(rules.Solve, host.solve, _fake_solve, _vmap_solve)
+for _rule, _kernel, _result in (
+    (rules.Vjp, host.vjp, "h"),
+    (rules.Jvp, host.jvp, "g"),
+    (rules.Hvp, host.hvp, "h"),
+    (rules.Second, host.second, "g"),
 ):
-    _register(_name, _kernel, _fake_linear(_kinds, _result), _vmap_linear(_rule.__name__, _kinds, _result), _rule, _record_linear(_rule))
+    _register(_rule, _kernel, _fake_linear(_rule.kinds, _result), _vmap_linear(_rule, _rule.kinds, _result))
 
-solve = rules.Solve.call
+
+def solve(theta: Sequence[Tensor], warm: Tensor | None, dtypes: str, bound: Bound) -> list[Tensor]:
+    """Outputs and z under whatever transforms are active; see `host.solve`."""
+    if torch.compiler.is_compiling():
+        return torch.ops.layercompiler.solve(theta, warm, dtypes, bound.name)
+    return rules.Solve.call(theta, warm, dtypes, bound)
