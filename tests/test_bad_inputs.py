@@ -30,6 +30,13 @@ def item(name):
     return keep
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frameworks():
+    """Import them before output is watched: TensorFlow speaks when it is imported."""
+    for name in ("torch", "jax", "tensorflow"):
+        pytest.importorskip(name)
+
+
 @pytest.mark.parametrize("name", ITEMS)
 def test_bad_input(name, capfd):
     CHECKS[name](ITEMS[name])
