@@ -20,10 +20,7 @@ from cvxpy.reductions.solvers.conic_solvers.clarabel_conif import CLARABEL
 from cvxpy.utilities import scopes
 from cvxpy.utilities.psd_utils import TriangleKind
 
-from layercompiler.cones import PSD, Nonnegative, Product, SecondOrder
-try:
-    from layercompiler.cones import Exponential, Power
-except ImportError: pass
+from layercompiler.cones import PSD, Exponential, Nonnegative, Power, Product, SecondOrder
 from layercompiler.cones import Zero as ZeroCone
 
 CHECKED_CVXPY = ("1.9.3",)

@@ -245,7 +245,7 @@ def _error(problem: cp.Problem, found: list[Violation], gp: bool, *, forced: boo
     return error
 
 
-def _other_way(problem: cp.Problem, gp: bool, forced: bool) -> str:
+def _other_way(problem: Any, gp: bool, forced: bool) -> str:
     if gp and forced and problem.is_dcp():
         return "; or leave out gp=True: the problem is DCP"
     if not gp and problem.is_dpp("dgp"):

@@ -18,15 +18,28 @@ import numpy as np
 
 from layercompiler.cones import Product
 from layercompiler.programs.cone import ConeProgram, Data, Structure
+from layercompiler.programs.pattern import Segments
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Defined variables whose rows share one support: `entries` (rows, support) index A, `target` the entries of P."""
+class _Groups:
+    """Groups of defined variables of equal size; within a group all rows share one support.
+
+    Attributes:
+        where: (groups, rows) which defined variable; `entries` (groups, rows, support) the entries of A.
+        fill: Sums of the outer products' upper triangles (support `upper`) into the entries of P.
+    """
 
     where: np.ndarray
     entries: np.ndarray
-    target: np.ndarray
+    upper: tuple[np.ndarray, np.ndarray]
+    fill: Segments
+
+    def add(self, P: np.ndarray, A: np.ndarray, w: np.ndarray) -> None:
+        """Add w a a' of every row to P (B, nnz)."""
+        a = A[:, self.entries]
+        block = np.matmul(a.swapaxes(-1, -2) * w[:, self.where][:, :, None, :], a)
+        P += self.fill.sum(block[:, :, self.upper[0], self.upper[1]].reshape(len(block), -1))
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,9 @@ class Elimination:
     row_entries: np.ndarray
     row_of: np.ndarray
     col_of: np.ndarray
-    groups: tuple[_Group, ...]
+    by_row: Segments
+    by_col: Segments
+    groups: tuple[_Groups, ...]
 
     @property
     def active(self) -> bool:
@@ -71,10 +86,7 @@ class Elimination:
         P = np.zeros((max(len(data.P), len(data.A)), len(self.structure.P_rows)))
         P[:, self.place_P] = data.P[:, self.keep_P]
         for group in self.groups:
-            a = data.A[:, group.entries]
-            block = np.matmul(a.swapaxes(-1, -2) * w[:, None, group.where], a)
-            upper = np.triu_indices(block.shape[-1])
-            P[:, group.target] += block[:, upper[0], upper[1]]
+            group.add(P, data.A, w)
         pull = w * beta + q_k / self.c
         q = data.q[:, self.keep_x] - self._rows_transposed(data.A, pull)
         d = data.d + np.sum(0.5 * w * beta**2 + q_k / self.c * beta, axis=-1, keepdims=True)
@@ -118,23 +130,11 @@ class Elimination:
 
     def _rows_product(self, A: np.ndarray, x: np.ndarray) -> np.ndarray:
         """a'x for each defining row: (B, n') to (B, k)."""
-        out = np.zeros((max(len(A), len(x)), len(self.k)))
-        if len(self.row_entries):
-            terms = A[:, self.row_entries] * x[:, self.col_of]
-            starts = np.flatnonzero(np.diff(self.row_of, prepend=-1))
-            out[:, self.row_of[starts]] = np.add.reduceat(terms, starts, axis=1)
-        return out
+        return self.by_row.sum(A[:, self.row_entries] * x[:, self.col_of])
 
     def _rows_transposed(self, A: np.ndarray, pull: np.ndarray) -> np.ndarray:
         """Sum of pull_i a_i: (B, k) to (B, n')."""
-        out = np.zeros((max(len(A), len(pull)), self.structure.n))
-        if len(self.row_entries):
-            terms = A[:, self.row_entries] * pull[:, self.row_of]
-            order = np.argsort(self.col_of, kind="stable")
-            sorted_cols = self.col_of[order]
-            starts = np.flatnonzero(np.diff(sorted_cols, prepend=-1))
-            out[:, sorted_cols[starts]] = np.add.reduceat(terms[:, order], starts, axis=1)
-        return out
+        return self.by_col.sum(A[:, self.row_entries] * pull[:, self.row_of])
 
 
 def eliminate(program: ConeProgram) -> Elimination:
@@ -160,8 +160,8 @@ def eliminate(program: ConeProgram) -> Elimination:
 
     n = len(keep_x)
     old_keys = new_col[s.P_cols[keep_P]] * n + new_col[s.P_rows[keep_P]]
-    groups, keys = _groups(row_entries, row_of, col_of, P_kk, n)
-    all_keys = np.unique(np.concatenate([old_keys, *keys])) if len(old_keys) or keys else np.zeros(0, np.intp)
+    found = _groups(row_entries, row_of, col_of, P_kk, n)
+    all_keys = np.unique(np.concatenate([old_keys, *(keys.ravel() for _, _, keys in found)])).astype(np.intp)
     reduced = Structure(
         n=n,
         P_rows=(all_keys % max(n, 1)).astype(np.intp),
@@ -185,7 +185,12 @@ def eliminate(program: ConeProgram) -> Elimination:
         row_entries=row_entries,
         row_of=row_of,
         col_of=col_of,
-        groups=tuple(_Group(w, e, np.searchsorted(all_keys, key)) for (w, e), key in zip(groups, keys, strict=True)),
+        by_row=Segments.of(row_of, len(k)),
+        by_col=Segments.of(col_of, n),
+        groups=tuple(
+            _Groups(where, entries, np.triu_indices(entries.shape[2]), Segments.of(np.searchsorted(all_keys, keys.ravel()), len(all_keys)))
+            for where, entries, keys in found
+        ),
     )
 
 
@@ -225,22 +230,25 @@ def _profitable(s: Structure, k: np.ndarray, i: np.ndarray, entry: np.ndarray, P
 
 def _groups(
     row_entries: np.ndarray, row_of: np.ndarray, col_of: np.ndarray, P_kk: np.ndarray, n: int
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
-    """Rows with a quadratic term, grouped by support: ((which k), (rows, support) entries of A) and their keys in P."""
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows with a quadratic term, grouped by support and stacked by size: (which k, entries of A, keys in P)."""
     by_support: dict[bytes, list[int]] = {}
     bounds = np.searchsorted(row_of, np.arange(len(P_kk) + 1))
     for j in np.flatnonzero(P_kk >= 0):
         if bounds[j] < bounds[j + 1]:
             by_support.setdefault(col_of[bounds[j] : bounds[j + 1]].tobytes(), []).append(int(j))
-    groups, keys = [], []
+    by_size: dict[tuple[int, int], list[list[int]]] = {}
     for members in by_support.values():
-        entries = np.stack([row_entries[bounds[j] : bounds[j + 1]] for j in members])
-        cols = col_of[bounds[members[0]] : bounds[members[0] + 1]]
-        upper = np.triu_indices(len(cols))
-        low, high = np.minimum(cols[upper[0]], cols[upper[1]]), np.maximum(cols[upper[0]], cols[upper[1]])
-        groups.append((np.array(members), entries))
-        keys.append(high * n + low)
-    return groups, keys
+        by_size.setdefault((len(members), int(bounds[members[0] + 1] - bounds[members[0]])), []).append(members)
+    out = []
+    for (_, width), groups in by_size.items():
+        where = np.array(groups, dtype=np.intp)
+        positions = bounds[where][:, :, None] + np.arange(width)
+        cols = col_of[positions[:, 0]]
+        upper = np.triu_indices(width)
+        low, high = np.minimum(cols[:, upper[0]], cols[:, upper[1]]), np.maximum(cols[:, upper[0]], cols[:, upper[1]])
+        out.append((where, row_entries[positions], high * n + low))
+    return out
 
 
 def _zero_rows(cones: Product) -> int:

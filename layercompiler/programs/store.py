@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from layercompiler.cones import Product
-try:
-    from layercompiler.cones import cone_from_record, cone_record
-except ImportError: pass
+from layercompiler.cones import Product, cone_from_record, cone_record
 from layercompiler.errors import StoreError
 from layercompiler.programs.affine import AffineMap, Block, Channel
 from layercompiler.programs.cone import ConeProgram, OutputSpec, ParameterSpec, Structure
