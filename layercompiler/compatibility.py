@@ -1,17 +1,17 @@
 """The cvxpylayers signature in our terms: the same arguments, the same refusals, SCS-style settings translated.
 
-Framework independent: each framework combines `Compatible` with its own `Layer`, so that switching is one import.
+Framework independent: each framework's `CvxpyLayer` is its `Layer` with a `Front`, so that switching is one import.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
-from layercompiler.errors import OptionError, ParameterMismatchError
+from layercompiler.errors import OptionError, ParameterMismatchError, UnsupportedConeError
 
 ENGINES = {"scs": "scs", "ecos": "ecos", "clarabel": "clarabel", "cuclarabel": "clarabel", "moreau": "moreau", "lanes": "lanes"}
 AUTOMATIC = frozenset({"diffcp", "auto"})  # the peer's default backend is not an engine: ours chooses
@@ -21,6 +21,8 @@ TOLERANCES = frozenset(
 ITERATIONS = frozenset({"max_iters", "max_iter", "maxit", "max_iterations"})
 TIMES = frozenset({"time_limit", "time_limit_secs"})
 WORKERS = frozenset({"n_jobs", "n_jobs_forward", "n_jobs_backward", "workers"})
+TIGHTEST = 1e-11  # a relative residual that refinement reaches; tighter requests mean "as exact as it gets"
+FIRST_ORDER = 1000  # iteration limits from here on are meant for first-order methods and are no limit for the others
 EXACT_MODES = frozenset({"dense", "lsqr", "lsmr", "lu", "lu_factor", "direct"})
 # Tuning of one engine or of its derivative that changes the way to the answer and not the answer: accepted, without effect.
 TUNING = frozenset(
@@ -52,7 +54,7 @@ TUNING = frozenset(
         *("dynamic_regularization_enable", "max_step_fraction", "chordal_decomposition_enable", "random_init", "cg_rate", "linear_solver"),
     }
 )
-_KNOWN = TOLERANCES | ITERATIONS | TIMES | WORKERS | TUNING | {"solve_method", "solver", "mode", "verbose", "warm_start"}
+_KNOWN = TOLERANCES | ITERATIONS | TIMES | WORKERS | TUNING | {"solve_method", "solver", "mode", "verbose"}
 
 
 def engine(name: Any) -> str | None:
@@ -76,7 +78,8 @@ def engine(name: Any) -> str | None:
 def translate(solver: str | None, solver_args: Mapping[str, Any] | None) -> tuple[str | None, dict[str, Any]]:
     """Our engine and the fields of `layercompiler.solvers.Options` for a peer's `solver` and `solver_args`.
 
-    The tightest of several tolerances and the largest number of workers win; `solve_method` wins over `solver`, as in the peer.
+    The tightest of several tolerances and the largest number of workers win; `solve_method` wins over `solver`, as in the peer. A
+    tolerance is what the solution is checked against: solutions are refined as far as it goes in any case.
 
     Args:
         solver: A solver name of CVXPY or of the peer, in any case, or None.
@@ -104,13 +107,15 @@ def translate(solver: str | None, solver_args: Mapping[str, Any] | None) -> tupl
         elif key == "verbose":
             found["verbose"] = bool(value)
         elif value is not None and key in TOLERANCES:
-            found["tolerance"] = min(_positive(key, value), found.get("tolerance", math.inf))
+            found["tolerance"] = min(max(_positive(key, value), TIGHTEST), found.get("tolerance", math.inf))
         elif value is not None and key in ITERATIONS:
             found["max_iterations"] = int(_positive(key, value))
         elif value is not None and key in TIMES and float(value) != 0:  # SCS: 0 is "no limit"
             found["time_limit"] = _positive(key, value)
         elif value is not None and key in WORKERS and int(value) > 0:  # -1 is "as many as there are", our default
             found["workers"] = max(int(value), found.get("workers", 0))
+    if name != "scs" and found.get("max_iterations", 0) >= FIRST_ORDER:
+        del found["max_iterations"]
     return name, found
 
 
@@ -136,86 +141,56 @@ def _mode(value: Any) -> None:
     raise OptionError(f"unknown mode {value!r}", expected=f"one of {sorted(EXACT_MODES)}", got=repr(value))
 
 
-def options(found: Mapping[str, Any]) -> Any:
-    """The `Options` with the translated fields; fields that this version's `Options` does not have are without effect."""
-    from layercompiler.solvers import Options
+class Front:
+    """The arguments of a `CvxpyLayer`, constructor and call, in our terms; each framework's class holds one beside its `Layer`.
 
-    names = {f.name for f in fields(Options)}
-    return Options(**{k: v for k, v in found.items() if k in names})
+    Args:
+        problem: A `cvxpy.Problem`.
+        parameters: All of its parameters, in call order.
+        variables: The outputs.
+        solver: Name of a solver of CVXPY, the peer or ours; None for ours to choose.
+        gp: True for a geometric program.
+        verbose: Let the solver print.
+        solver_args: Settings of every call; see `translate`.
 
+    Attributes:
+        compiled: The compiled problem.
 
-class Compatible:
-    """What every framework's `CvxpyLayer` shares: the constructor's arguments and the arguments of a call."""
+    Raises:
+        ParameterMismatchError: `parameters` or `variables` is not a list or tuple, or `parameters` are not all of the problem's.
+        BuildError: The problem cannot be compiled.
+        OptionError: An unknown solver or solver argument.
+    """
 
-    _engine: str | None
-    _defaults: dict[str, Any]
-
-    @staticmethod
-    def build(
+    def __init__(
+        self,
         problem: Any,
         parameters: Sequence[Any],
         variables: Sequence[Any],
-        solver: str | None,
-        gp: bool,
-        verbose: bool,
-        solver_args: Mapping[str, Any] | None,
-    ) -> tuple[Any, str | None, dict[str, Any]]:
-        """Compile `problem` under the peer's rules.
-
-        Returns:
-            The compiled problem, the engine's name and the solver arguments that every call starts from.
-
-        Raises:
-            ParameterMismatchError: `parameters` or `variables` is not a list or tuple, or `parameters` are not all of the problem's.
-        """
-        from layercompiler import compile as compile_problem
-
+        solver: str | None = None,
+        gp: bool = False,
+        verbose: bool = False,
+        solver_args: Mapping[str, Any] | None = None,
+    ) -> None:
         for what, given in (("parameters", parameters), ("variables", variables)):
             if not isinstance(given, (list, tuple)):
                 raise ParameterMismatchError(f"the layer's {what} must be a list or tuple", got=type(given).__name__)
-        if hasattr(problem, "parameters") and (left := {p.id for p in problem.parameters()} ^ {getattr(p, "id", None) for p in parameters}):
-            names = sorted(p.name() for p in (*problem.parameters(), *parameters) if getattr(p, "id", None) in left and hasattr(p, "name"))
-            raise ParameterMismatchError(
-                "the layer's parameters must exactly match problem.parameters()",
-                where=f"parameters {names}",
-                mend="list each of them once; layercompiler.export also takes a part of them and keeps the others at their values",
-            )
-        defaults = {"verbose": verbose, **(solver_args or {})}
-        name, found = translate(solver, defaults)
-        compiled = compile_problem(
-            problem,
-            parameters=list(parameters),
-            variables=list(variables),
-            solver=name or "auto",
-            gp=True if gp else None,
-            options=options(found),
-        )
-        return compiled, name, defaults
+        _check_all_listed(problem, parameters)
+        self._arguments = {"verbose": verbose, **(solver_args or {})}
+        name, options = translate(solver, self._arguments)
+        door = importlib.import_module("layercompiler.export")  # it stands above the frameworks
+        base = door.compile(problem, parameters=list(parameters), variables=list(variables), gp=True if gp else None, options=options)
+        self._engines: dict[str, Any] = {"auto": base}
+        self.compiled = self._on(name)
 
-    def call_options(self, solver_args: Mapping[str, Any] | None) -> Any:
-        """The `Options` of one call, or None where the call gives no settings of its own.
+    def settings(self, solver_args: Mapping[str, Any] | None, warm_start: Any) -> tuple[Any, Any, Any]:
+        """The compiled problem, the options and the warm start of one call.
+
+        The options are None where the call has no settings of its own. A call that names another solver gets the same program on that
+        engine, or on ours where it cannot take the program.
 
         Raises:
-            OptionError: The call names another engine than the one the layer was compiled for.
-        """
-        if not solver_args:
-            return None
-        name, found = translate(self._engine, {**self._defaults, **solver_args})
-        if name != self._engine:
-            raise OptionError(
-                "the solver of a layer is chosen when it is built",
-                expected=repr(self._engine or "auto"),
-                got=repr(name),
-                mend="pass it to the constructor, in solver or solver_args",
-            )
-        return options(found)
-
-    @staticmethod
-    def warm(warm_start: Any) -> Any:
-        """The warm start as a value; the peer's `False` is none.
-
-        Raises:
-            OptionError: `warm_start=True` asks for hidden state: a layer keeps none.
+            OptionError: An unknown solver argument, or `warm_start=True`, which asks for state that a layer does not keep.
         """
         if warm_start is True:
             raise OptionError(
@@ -224,4 +199,32 @@ class Compatible:
                 got="True",
                 mend="solution = layer.solve(*tensors); layer(*tensors, warm_start=solution)",
             )
-        return None if warm_start is False else warm_start
+        start = None if warm_start is False else warm_start
+        if not solver_args:
+            return self.compiled, None, start
+        name, found = translate(self.compiled.solver, {**self._arguments, **solver_args})
+        return self._on(name), type(self.compiled.options).of(found), start
+
+    def _on(self, name: str | None) -> Any:
+        key = (name or "auto").lower()
+        if key not in self._engines:  # a pure function of the name, so that threads may race for it
+            base = self._engines["auto"]
+            try:
+                self._engines[key] = type(base)(base.program, name, base.on_error, base.options)
+            except UnsupportedConeError:  # the peer rewrites quadratic objectives as cones; here they stay, which ECOS does not take
+                self._engines[key] = base
+        return self._engines[key]
+
+
+def _check_all_listed(problem: Any, parameters: Sequence[Any]) -> None:
+    if not hasattr(problem, "parameters"):
+        return  # not a problem: the compiler says so
+    listed = {id(p): p for p in parameters}
+    known = {id(p): p for p in problem.parameters()}
+    wrong = [*(p for i, p in known.items() if i not in listed), *(p for i, p in listed.items() if i not in known)]
+    if wrong:
+        raise ParameterMismatchError(
+            "the layer's parameters must exactly match problem.parameters()",
+            where=f"parameters {sorted(p.name() if hasattr(p, 'name') else repr(p) for p in wrong)}",
+            mend="list each of them once; layercompiler.export also takes a part of them and keeps the others at their values",
+        )

@@ -1,5 +1,6 @@
 """The torch binding: `Layer`, and `CvxpyLayer` with the signature of the cvxpylayers class."""
 
+from layercompiler.torch.cvxpylayers import CvxpyLayer
 from layercompiler.torch.layer import Layer, Solution
 
-__all__ = ["Layer", "Solution"]
+__all__ = ["CvxpyLayer", "Layer", "Solution"]

@@ -15,7 +15,7 @@ from torch import Tensor
 from layercompiler.errors import DtypeError, InputError, StoreError, UnsupportedTransformError
 from layercompiler.status import Info
 from layercompiler.torch import host, operators
-from layercompiler.torch.registry import bind
+from layercompiler.torch.registry import Bound, bind
 
 # numpy codes of the floating dtypes; numpy has no bfloat16, whose numbers are at least as coarse as those of float16
 _CODES = {torch.float64: "d", torch.float32: "f", torch.float16: "e", torch.bfloat16: "e"}
@@ -102,7 +102,7 @@ class Layer(torch.nn.Module):
             InputError: A count, a name, a shape, a dtype or a value of a parameter is wrong.
             SolveError: An instance has no solution or could not be solved, and the layer is not told to flag it.
         """
-        return self._run(tensors, named, warm_start, options)[0]
+        return run(self._with(options), tensors, named, warm_start)[0]
 
     def solve(self, *tensors: Any, warm_start: Any = None, options: Any = None, **named: Any) -> Solution:
         """Solve, and tell what happened to each instance; the arguments are those of a call.
@@ -110,29 +110,10 @@ class Layer(torch.nn.Module):
         Raises:
             UnsupportedTransformError: Inside torch.compile or a torch.func transform, where there is no per-instance information.
         """
-        outputs, z = self._run(tensors, named, warm_start, options)
-        evaluation = None if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() else host.recall(z)
-        if evaluation is None:
-            raise UnsupportedTransformError(
-                "solve() has no per-instance information inside torch.compile, torch.export or a torch.func transform",
-                mend="call the layer itself there, and solve() outside",
-            )
-        found = evaluation.solution()
-        values = dict(zip((o.name for o in self.compiled.outputs), outputs, strict=True))
-        return Solution(outputs, MappingProxyType(values), torch.as_tensor(np.array(found.value)), found.info, z.detach())
+        return solve(self._with(options), tensors, named, warm_start)
 
-    def _run(self, tensors: tuple[Any, ...], named: dict[str, Any], warm_start: Any, options: Any) -> tuple[tuple[Tensor, ...], Tensor]:
-        bound = self._bound
-        compiled = bound.compiled
-        if named or len(tensors) != len(compiled.parameters):
-            tensors = compiled.arguments(tensors, named)
-        if options is not None:
-            bound = bind(compiled, type(compiled.options).of(options))
-        theta, codes, dtype, device = _read(tensors, compiled.parameters)
-        *outputs, z = operators.solve(theta, None if warm_start is None else _start(warm_start), codes, bound)
-        if dtype is not torch.float64 or device is not None:
-            outputs = [x.to(device=device, dtype=dtype) for x in outputs]
-        return tuple(outputs), z
+    def _with(self, options: Any) -> Bound:
+        return self._bound if options is None else bind(self.compiled, type(self.compiled.options).of(options))
 
     def extra_repr(self) -> str:
         """One line about the problem: parameters, outputs, size, cones, solver."""
@@ -155,6 +136,32 @@ class Layer(torch.nn.Module):
                 got=str(state),
                 mend="build the layer from the same problem; its data is not part of a checkpoint",
             )
+
+
+def run(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_start: Any) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Outputs and z of a problem, for the arguments of a call."""
+    compiled = bound.compiled
+    if named or len(tensors) != len(compiled.parameters):
+        tensors = compiled.arguments(tensors, named)
+    theta, codes, dtype, device = _read(tensors, compiled.parameters)
+    *outputs, z = operators.solve(theta, None if warm_start is None else _start(warm_start), codes, bound)
+    if dtype is not torch.float64 or device is not None:
+        outputs = [x.to(device=device, dtype=dtype) for x in outputs]
+    return tuple(outputs), z
+
+
+def solve(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_start: Any) -> Solution:
+    """The solution of a problem, for the arguments of a call."""
+    outputs, z = run(bound, tensors, named, warm_start)
+    evaluation = None if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() else host.recall(z)
+    if evaluation is None:
+        raise UnsupportedTransformError(
+            "solve() has no per-instance information inside torch.compile, torch.export or a torch.func transform",
+            mend="call the layer itself there, and solve() outside",
+        )
+    found = evaluation.solution()
+    values = dict(zip((o.name for o in bound.compiled.outputs), outputs, strict=True))
+    return Solution(outputs, MappingProxyType(values), torch.as_tensor(np.array(found.value)), found.info, z.detach())
 
 
 def _read(values: Sequence[Any], specs: Sequence[Any]) -> tuple[list[Tensor], str, torch.dtype, torch.device | None]:
