@@ -254,22 +254,22 @@ def test_dual_outputs_and_their_gradients(build):
     for p, t in zip(parameters, theta, strict=True):
         p.value = t
     problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
-    np.testing.assert_allclose(evaluation.outputs[0], x.value, atol=1e-6)
+    np.testing.assert_allclose(evaluation.outputs[0], x.value, atol=1e-5)  # CVXPY's own solution at 1e-9: it checks signs and order
     for got, dual in zip(evaluation.outputs[1:-1], duals, strict=True):
-        np.testing.assert_allclose(got, dual.value, atol=1e-5)
+        np.testing.assert_allclose(np.ravel(got), np.ravel(dual.value), atol=1e-5)
     np.testing.assert_allclose(evaluation.outputs[-1], problem.value, atol=1e-8)
 
 
 # Random draws of the corpus: no silent wrong gradient --------------------------------------------------------------------
 
 
-def worst_gradient_error(name, draws, seed):
-    """Relative error of the derivative along a random direction, for draws that are solved and smooth near the point."""
+def gradient_errors(name, draws, seed):
+    """Relative error of the derivative along a random direction: (solved draws, errors of the smooth ones, those that say "not unique")."""
     entry = REG[name]
     case = entry.build(entry.small, 0)
     compiled = lc.compile(case.problem, parameters=case.parameters, variables=case.variables, on_error="flag")
     rng = np.random.default_rng([seed, len(name)])
-    off, solved, smooth = [], 0, 0
+    solved, off, warned = 0, [], []
     for _ in range(draws):
         theta = [np.asarray(t, dtype=float) for t in case.sample(rng)]
         evaluation = compiled.evaluate(theta)
@@ -287,23 +287,25 @@ def worst_gradient_error(name, draws, seed):
         expected, error = directional(loss, theta, direction, steps=(4e-3, 1e-3, 2.5e-4, 6e-5))
         scale = max(abs(expected[0]), 1e-3 * np.sqrt(sum(np.sum(d * d) for d in direction)))
         if error[0] <= 1e-3 * scale:
-            smooth += 1
             off.append(abs(pulled - expected[0]) / scale)
-    return max(off, default=np.inf), solved, smooth
+            warned.append(not evaluation.info.unique)
+    return solved, np.array(off), np.array(warned)
 
 
 @pytest.mark.parametrize("name", names("small"))
 def test_no_silent_wrong_gradient_in_a_few_draws(name):
-    worst, solved, smooth = worst_gradient_error(name, 3, seed=0)
+    solved, off, warned = gradient_errors(name, 3, seed=0)
     assert solved == 3
-    assert smooth >= 1
-    assert worst <= 1e-2
+    assert len(off) >= 1
+    assert off[~warned].max(initial=0.0) <= 1e-2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names("small"))
 def test_no_silent_wrong_gradient_in_a_thousand_draws(name):
-    worst, solved, smooth = worst_gradient_error(name, 25, seed=1)
-    assert solved >= 24
-    assert smooth >= 15
-    assert worst <= 0.1
+    """Only a draw whose info says that its solution is one of many may differ, and few do."""
+    solved, off, warned = gradient_errors(name, 25, seed=1)
+    assert solved == 25
+    assert len(off) >= 18
+    assert off[~warned].max(initial=0.0) <= 0.1
+    assert np.sum(off > 0.1) <= 3
