@@ -51,7 +51,8 @@ class _ExponentialProjection(SurfaceProjection):
             level = ~in_K & (s > 0) & (r < -_FAR * s)
             steep = ~in_polar & ~in_K & (r > 0) & (s < -_FAR * r)
             curved = ~(in_K | in_polar | corner | level | steep) & finite
-        self.r, self.s, self.t = (np.where(curved, x, d) for x, d in ((r, 1.0), (s, 0.0), (t, 0.0)))
+        self.plain = ~curved  # the others carry (1, 2, 0), whose root is 0
+        self.r, self.s, self.t = (np.where(curved, x, d) for x, d in ((r, 1.0), (s, 2.0), (t, 0.0)))
         rho = self._root()
         self.rho = rho
         square = rho * rho - rho + 1.0
@@ -86,19 +87,25 @@ class _ExponentialProjection(SurfaceProjection):
         self.rays = Rays(p, n, np.stack([zero + 1.0, -rho, zero], -1), kappa)
 
     def _root(self) -> np.ndarray:
-        """rho of the curved instances; the others carry the harmless (1, 0, 0)."""
+        """rho of the curved instances, and 0 for the others."""
         r, s, t = self.r, self.s, self.t
         with np.errstate(all="ignore"):
             low = np.where(r > 0, 1.0 - s / r, -np.inf)  # b > 0
             high = np.where(s > 0, r / s, np.inf)  # m > 0
 
+            below = t < 0
+
             def h(rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+                """Logarithm of both sides, b e^rho = t + m e^-rho or (t < 0) b e^rho - t = m e^-rho: nearly linear in rho."""
                 square = rho * rho - rho + 1.0
-                b, m = ((rho - 1.0) * r + s) / square, (r - rho * s) / square
+                b, m = np.maximum((rho - 1.0) * r + s, 0.0) / square, np.maximum(r - rho * s, 0.0) / square
                 e, f = np.exp(np.clip(rho, -700, 700)), np.exp(np.clip(-rho, -700, 700))
-                slope = 2.0 * rho - 1.0
-                db, dm = (r - slope * b) / square, (-s - slope * m) / square
-                return b * e - m * f - t, (b + db) * e + (m - dm) * f
+                turn = 2.0 * rho - 1.0
+                db, dm = (r - turn * b) / square, (-s - turn * m) / square
+                other = np.where(below, b * e - t, t + m * f)
+                value = np.where(below, np.log(other) - np.log(m) + rho, np.log(b) + rho - np.log(other))
+                slope = np.where(below, (b + db) * e / other - dm / m + 1.0, db / b + 1.0 - (dm - m) * f / other)
+                return value, slope
 
             # Infinite ends move out from the finite one until the sign is right.
             width = np.ones_like(r)
@@ -111,7 +118,7 @@ class _ExponentialProjection(SurfaceProjection):
                 width = np.where(wrong, 2.0 * width, width)
             a = np.maximum(np.where(np.isinf(low), high - width, low), -_STEEPEST)
             c = np.minimum(np.where(np.isinf(high), low + width, high), _STEEPEST)
-            return monotone_root(h, a, c, np.clip(0.5 * (a + c), a, a + 2.0 * _FAR))
+            return monotone_root(h, a, c, np.where(self.plain, 0.0, 0.5 * (a + c)))
 
     def _move(self, d: np.ndarray) -> Rays:
         """Along a step d of -v: dp = dProj_K d, then the coordinates rho, b, m of p and of -v - p."""

@@ -131,7 +131,7 @@ def _unit_along(a: np.ndarray, da: np.ndarray) -> np.ndarray:
     return (da - e * np.sum(e * da, axis=-1, keepdims=True)) / size
 
 
-def monotone_root(function: object, low: np.ndarray, high: np.ndarray, start: np.ndarray, iterations: int = 120) -> np.ndarray:
+def monotone_root(function: object, low: np.ndarray, high: np.ndarray, start: np.ndarray, iterations: int = 80) -> np.ndarray:
     """Roots of increasing functions by Newton's method, kept inside a shrinking bracket.
 
     Args:
@@ -141,7 +141,7 @@ def monotone_root(function: object, low: np.ndarray, high: np.ndarray, start: np
         start: First guess.
         iterations: Most steps; each bisects at least where Newton leaves the bracket.
     """
-    low, high = low.copy(), high.copy()
+    first, final = low, high
     x = np.clip(start, low, high)
     last = np.full_like(x, np.inf)
     open_ = np.ones(x.shape, bool)  # finished elements stay as they are, so that no instance depends on its neighbors
@@ -151,13 +151,16 @@ def monotone_root(function: object, low: np.ndarray, high: np.ndarray, start: np
         with np.errstate(all="ignore"):
             step = -value / slope
             trial = x + step
-        # Newton must stay inside and at least halve every other step, else bisect.
-        bad = ~np.isfinite(trial) | (trial <= low) | (trial >= high) | (np.abs(step) > 0.9 * last)
+            # Newton converges quadratically: after a step this short, measured by the distance to the ends, the next one is
+            # below rounding.
+            near = 1e-7 * np.minimum(1.0 + np.abs(x), np.minimum(x - first, final - x)) + 1e-16 * np.abs(x)
+            short = np.abs(step) <= near
+        # Newton must stay inside and shrink its steps, else bisect.
+        bad = ~short & (~np.isfinite(trial) | (trial <= low) | (trial >= high) | (np.abs(step) > 0.9 * last))
         new = np.where(bad, 0.5 * (low + high), trial)
-        new = np.where((value == 0) | ~open_, x, new)
+        x = np.where(open_, new, x)
         last = np.where(bad, np.inf, np.abs(step))
-        open_ &= np.abs(new - x) > 2e-16 * np.abs(x)
-        x = new
+        open_ &= ~short & (high - low > 2e-16 * np.abs(x))
         if not open_.any():
             break
     return x
