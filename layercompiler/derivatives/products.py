@@ -18,23 +18,22 @@ class Products:
     A_pattern: Pattern
     P_values: np.ndarray
     A_values: np.ndarray
+    AT_values: np.ndarray
 
     @classmethod
     def of(cls, structure: Structure, data: Data) -> Products:
         """Bind the patterns of a structure to numbers."""
         P_pattern, A_pattern = structure.P_pattern, structure.A_pattern
         P = data.P[:, structure.P_mirror]
-        return cls(
-            P_pattern,
-            A_pattern,
-            P_pattern.full(P) if P_pattern.dense else P,
-            A_pattern.full(data.A) if A_pattern.dense else data.A,
-        )
+        A = A_pattern.full(data.A) if A_pattern.dense else data.A
+        # The transpose is stored: a product by rows of a contiguous matrix gives the same bits wherever an instance sits in its batch.
+        AT = np.ascontiguousarray(A.swapaxes(-1, -2)) if A_pattern.dense else A
+        return cls(P_pattern, A_pattern, P_pattern.full(P) if P_pattern.dense else P, A, AT)
 
     def take(self, index: np.ndarray) -> Products:
         """The instances `index`."""
         pick = lambda a: a if len(a) == 1 else a[index]  # noqa: E731
-        return Products(self.P_pattern, self.A_pattern, pick(self.P_values), pick(self.A_values))
+        return Products(self.P_pattern, self.A_pattern, pick(self.P_values), pick(self.A_values), pick(self.AT_values))
 
     def P(self, x: np.ndarray) -> np.ndarray:
         """P x, (B, n)."""
@@ -49,7 +48,7 @@ class Products:
     def AT(self, y: np.ndarray) -> np.ndarray:
         """A'y, (B, n)."""
         if self.A_pattern.dense:
-            return _matvec(self.A_values.swapaxes(-1, -2), y)
+            return _matvec(self.AT_values, y)
         return self.A_pattern.transposed(self.A_values, y)
 
 
