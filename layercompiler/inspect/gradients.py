@@ -141,7 +141,8 @@ def _evaluate(compiled: Any, values: Sequence[np.ndarray]) -> Any:
 def _outputs(compiled: Any, values: Sequence[np.ndarray], k: int, direction: np.ndarray, step: float) -> tuple[np.ndarray, ...]:
     moved = [v + step * direction if i == k else v for i, v in enumerate(values)]
     found = _evaluate(compiled, moved)
-    return found.solution.outputs if isinstance(found, SolveError) else found.outputs
+    source: Any = found.solution if isinstance(found, SolveError) else found
+    return source.outputs
 
 
 def _direction(spec: Any, value: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import cvxpy as cp
 import numpy as np
 import pytest
+import scipy.linalg
 
 from layercompiler import errors
 from layercompiler.problems.discipline import check, explain
@@ -18,7 +19,7 @@ def leaves():
     draw = np.random.default_rng(1)
     root = draw.standard_normal((3, 3))
     space = {name: getattr(cp, name) for name in dir(cp) if not name.startswith("_")}
-    space |= {"cp": cp, "np": np, "range": range, "builtins_sum": sum, "Min": _minimize, "Max": _maximize}
+    space |= {"cp": cp, "np": np, "range": range, "scipy": scipy, "builtins_sum": sum, "Min": _minimize, "Max": _maximize}
     for name, shape, options in [("x", 3, {}), ("z", (), {}), ("u", (), {}), ("X", (3, 3), {"symmetric": True}), ("Y", (2, 3), {})]:
         space[name] = cp.Variable(shape, name=name, **options)
     for name in "abc":
@@ -275,9 +276,9 @@ PARAMETRIC = [
     Case(
         "Min(exp(p)[0] * norm(x - p) + sum(x), ball)",
         "exp(p)[0] * norm(x - p)",
-        "Min(r * norm(y) + sum(x), ball, y == x - p)",
-        (YV, "r = cp.Parameter(nonneg=True)"),
-        "exp(p)[0] * norm(y)",
+        "Min({write} + sum(x), ball, y == x - p)",
+        (YV, "y == x - p", "r = cp.Parameter(nonneg=True)"),
+        "r * norm(y)",
         {"r": "np.exp(p.value)[0]"},
     ),
     Case(
@@ -369,6 +370,14 @@ PARAMETRIC = [
         "Min(norm(builtins_sum({write}) - 1), ball)",
         (),
         "(p[i] * cp.hstack([np.zeros(i), x, np.zeros(2 - i)]) for i in range(3))",
+    ),
+    Case(
+        "Min(norm(conv(p, reshape(x, (3, 1), order='F')) - 1), ball)",
+        "conv(p, reshape(x, (3, 1)))",
+        "Min(norm(T @ reshape(x, (3, 1), order='F') - 1), ball)",
+        ("T = cp.Parameter((5, 3))",),
+        "T @ reshape(x, (3, 1))",
+        {"T": "scipy.linalg.toeplitz([*p.value, 0, 0], [p.value[0], 0, 0])"},
     ),
     Case(
         "Min(norm(convolve(exp(p), x - q) - 1), ball)",
@@ -511,6 +520,7 @@ GEOMETRIC = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:conv is deprecated")
 @pytest.mark.parametrize("case", [*PARAMETRIC, *CURVED, *GEOMETRIC], ids=lambda c: c.problem)
 def test_a_violation_is_found_and_its_mend_is_right(case):
     space = leaves()

@@ -39,9 +39,10 @@ def _product(failure: Failure, words: Words) -> str:
     merged = _merged(e, f, g, words)
     if merged is not None:
         return merged
-    name, tie = words.freed(g, _demand_on(e, g, failure.need))
-    line = f"{tie}; then write {_rebuilt(e, f, name)}"
-    return line if DPP.meets(f, AFFINE) else f"{line}; besides, {words.substitute(f)}"
+    freed, tie = words.freed(g, _demand_on(e, g, failure.need))
+    factor, declare = (tight(f), "") if DPP.meets(f, AFFINE) else words.stand_for(f)
+    declare += "; " * bool(declare)
+    return f"{declare}{tie}; then write {_rebuilt(e, factor, freed)}"
 
 
 def _factors(e: Any) -> tuple[Any, Any]:
@@ -56,14 +57,11 @@ def _times(f: Any) -> str:
     return f"{text(f)} * " if peel(f).shape == () else f"{text(f)} @ "
 
 
-def _rebuilt(e: Any, f: Any, name: str) -> str:
-    first = text(f) if not peel(e.args[0]).variables() else name
-    second = name if first != name else text(f)
-    wrap = [f"({t})" if (" + " in t or " - " in t or t.startswith("-")) and t != name else t for t in (first, second)]
+def _rebuilt(e: Any, factor: str, other: str) -> str:
+    first, second = (other, factor) if peel(e.args[0]).variables() else (factor, other)
     if type(e).__name__ == "MulExpression":
-        return f"{wrap[0]} @ {wrap[1]}"
-    elementwise = all(peel(a).shape for a in e.args)
-    return f"multiply({first}, {second})" if elementwise else f"{wrap[0]} * {wrap[1]}"
+        return f"{first} @ {second}"
+    return f"multiply({first}, {second})" if all(peel(a).shape for a in e.args) else f"{first} * {second}"
 
 
 def _demand_on(e: Any, g: Any, need: Any) -> Any:
@@ -153,33 +151,31 @@ def _kronecker(failure: Failure, words: Words) -> str:
     e = failure.expression
     a, b = e.args
     f, g = (a, b) if not a.variables() else (b, a)
-    name, tie = (text(g), "") if not g.parameters() else words.stand_in(g)
-    before, extra = (f"{tie}; then ", "") if tie else ("", "")
-    scalar = text(f)
-    if not DPP.meets(f, AFFINE):
-        scalar = words.fresh(f.shape, "rw")
-        extra = f"; besides, {words.substitute(f)}"
-    left, right = (f"{_bracket(scalar)}[i, j]", _bracket(name)) if f is a else (f"{_bracket(name)}[i, j]", _bracket(scalar))
+    if a.ndim != 2 or b.ndim != 2:
+        return _any_atom(failure, words)
+    factor, other, before = _separated(f, g, words)
+    left, right = (factor, other) if f is a else (other, factor)
     rows, columns = a.shape
-    return f"{before}write cp.bmat([[{left} * {right} for j in range({columns})] for i in range({rows})]){extra}"
-
-
-def _bracket(line: str) -> str:
-    return line if line.isidentifier() else f"({line})"
+    return f"{before}write cp.bmat([[{left}[i, j] * {right} for j in range({columns})] for i in range({rows})])"
 
 
 def _convolution(failure: Failure, words: Words) -> str:
     e = failure.expression
     c, x = e.args
-    name, tie = (text(x), "") if not x.parameters() else words.stand_in(x)
-    before = f"{tie}; then " if tie else ""
-    size = c.size
-    kernel, extra = _bracket(text(c)), ""
-    if not DPP.meets(c, AFFINE):
-        kernel = words.fresh(c.shape, "rw")
-        extra = f"; besides, {words.substitute(c)}"
-    shifted = f"cp.hstack([np.zeros(i), {name}, np.zeros({size - 1} - i)])"
-    return f"{before}write sum({kernel}[i] * {shifted} for i in range({size})){extra}"
+    factor, other, before = _separated(c, x, words)
+    if c.ndim != 1 or x.ndim != 1:
+        shape, name = (c.size + x.size - 1, x.size), words.fresh((1, 1), "tf")
+        band = f"the banded matrix with {name}[i, j] = {factor}[i - j], built in your framework"
+        return f"{before}declare {name} = cp.Parameter({shape}), write {name} @ {other} and pass {band}"
+    shifted = f"cp.hstack([np.zeros(i), {other}, np.zeros({c.size - 1} - i)])"
+    return f"{before}write sum({factor}[i] * {shifted} for i in range({c.size}))"
+
+
+def _separated(f: Any, g: Any, words: Words) -> tuple[str, str, str]:
+    """Texts of two factors of which one holds no variables and the other no parameters, and what has to be declared."""
+    factor, declared = (tight(f), "") if DPP.meets(f, AFFINE) else words.stand_for(f)
+    other, tied = (tight(g), "") if not g.parameters() else words.stand_in(g)
+    return factor, other, "".join(f"{line}; then " for line in (declared, tied) if line)
 
 
 def _sorted_product(failure: Failure, words: Words) -> str:
@@ -201,12 +197,12 @@ def _perspective(failure: Failure, words: Words) -> str:
 def _any_atom(failure: Failure, words: Words) -> str:
     """Variables in place of arguments with variables, parameters in place of arguments without."""
     e = failure.expression
-    mixed = [a for a in e.args if a.parameters() and a.variables()]
     plain = [a for a in e.args if a.parameters() and not a.variables() and not DPP.meets(a, AFFINE)]
     lines = [words.substitute(a) for a in plain]
-    for a in mixed:
-        name, tie = words.stand_in(a, DCP.argument_need(e, e.args.index(a), failure.need))
-        lines.append(f"{tie}; then write {name} in place of `{text(a)}`")
+    for i, a in enumerate(e.args):
+        if a.parameters() and a.variables():
+            name, tie = words.stand_in(a, DCP.argument_need(e, i, failure.need))
+            lines.append(f"{tie}; then write {name} in place of `{text(a)}`")
     if lines:
         return "; besides, ".join(lines)
     return f"`{text(e)}` takes numbers there, not parameters: give {listing(e.parameters())} a number and export one layer for each value"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import cvxpy as cp
+
 from layercompiler.problems.curvature import AFFINE, CONVEX, Need, Rules
 from layercompiler.problems.notation import peel, text
 
 DCP, DPP = Rules(), Rules(dpp=True)
-_WHOLE = 1_000_000
 _LOOSE = {"AddExpression", "NegExpression", "multiply", "MulExpression", "DivExpression"}
 
 
@@ -27,6 +28,10 @@ def declaration(e: Any, name: str, *attributes: str) -> str:
 
 def _arguments(shape: tuple[int, ...], attributes: list[str]) -> str:
     return ", ".join([str(shape)] * bool(shape) + [f"{a}=True" for a in attributes])
+
+
+def _ids(e: Any) -> set[int]:
+    return {p.id for p in e.parameters()}
 
 
 def listing(leaves: list[Any]) -> str:
@@ -56,14 +61,17 @@ class Words:
         letters = [w.upper() if len(shape) > 1 else w for w in wishes]
         return next(name for name in (*letters, *(f"{letters[0]}{i}" for i in range(len(self.taken) + 1))) if name not in self.taken)
 
-    def substitute(self, e: Any, *attributes: str) -> str:
-        """Advise one new parameter in place of an expression of parameters only."""
+    def stand_for(self, e: Any, *attributes: str) -> tuple[str, str]:
+        """A parameter that stands for an expression of parameters only: its name, and how to declare and pass it."""
         bare = peel(e)
         name = self.fresh(bare.shape, "rw")
-        return (
-            f"declare {declaration(bare, name, *attributes)}, write {name} in place of `{text(bare)}` and pass the value of "
-            f"`{text(bare)}`, computed in your framework, as {name} (the gradient flows on to {listing(bare.parameters())} there)"
-        )
+        flow = f"the gradient flows on to {listing(bare.parameters())} there"
+        return name, f"declare {declaration(bare, name, *attributes)}, pass `{text(bare)}`, computed in your framework, as {name} ({flow})"
+
+    def substitute(self, e: Any, *attributes: str) -> str:
+        """Advise one new parameter in place of an expression of parameters only."""
+        name, line = self.stand_for(e, *attributes)
+        return f"{line} and write {name} in place of `{text(peel(e))}`"
 
     def stand_in(self, e: Any, need: Need = AFFINE, *attributes: str) -> tuple[str, str]:
         """A variable that stands for an expression with variables and parameters: its name, and how to declare and tie it.
@@ -83,11 +91,14 @@ class Words:
         `norm(A @ x)` becomes `norm(y)` with y == A @ x, which keeps the form of the problem; where that is not to be had, the
         whole expression becomes a variable.
         """
-        mixed = [a for a in e.args if a.parameters()]
-        if DPP.meets(e, AFFINE) or len(mixed) != 1 or not DPP.meets(mixed[0], AFFINE) or e.parameters() != mixed[0].parameters():
+        mixed = [i for i, a in enumerate(e.args) if a.parameters()]
+        inner = e.args[mixed[0]] if len(mixed) == 1 else e
+        if DPP.meets(e, AFFINE) or not (inner.variables() and DPP.meets(inner, AFFINE)) or _ids(e) != _ids(inner):
             return self.stand_in(e, need)
-        name, tie = self.stand_in(mixed[0])
-        return text(e, _WHOLE).replace(text(mixed[0], _WHOLE), name), tie
+        name, tie = self.stand_in(inner)
+        args = list(e.args)
+        args[mixed[0]] = cp.Variable(inner.shape, name=name)
+        return text(e.copy(args)), tie
 
     def square_root(self, matrix: Any, inner: str, sign: str = "") -> str:
         """Advise sum_squares(L @ x) for a quadratic form in x: L is a factor of the matrix (of its negative for sign "-")."""
