@@ -169,49 +169,62 @@ template <class V> static inline V primal_barrier(const V* s, double alpha) {
   return splat<V>(-3.0) - dual_barrier(z, alpha);
 }
 
+// z~' Hessian(z) z~ - <s~, z~>^2 / 3 as a sum of squares: the Hessian is J'J with |J z|^2 = 3, and what J z~ has besides J z is left. Evaluated
+// by the formula itself it would drown in rounding near the boundary.
+template <class V> static inline V excess_of(const V* z, const V* t, double alpha, const Barrier<V>& f) {
+  if (alpha == 0) {
+    V u[3] = {dot3(f.first, t) / f.r, t[0] / z[0], t[2] / z[2]}, mean = (u[0] + u[1] + u[2]) * splat<V>(1.0 / 3), sum = V{};
+    for (int i = 0; i < 3; i++) sum = fma(u[i] - mean, u[i] - mean, sum);
+    V bend = t[0] - z[0] / z[2] * t[2];
+    return sum - bend * bend / (z[0] * f.r);
+  }
+  V i1 = splat<V>(1.0) / z[0], i2 = splat<V>(1.0) / z[1], w = vabs(z[2]);
+  V top = vexp<V>(fma(splat<V>(alpha), vlog(z[0] * splat<V>(1 / alpha)), splat<V>(1 - alpha) * vlog(z[1] * splat<V>(1 / (1 - alpha)))));
+  V tw = select<V>(z[2] < V{}, -t[2], t[2]), a = t[0] * i1, b = t[1] * i2, g = top * (splat<V>(alpha) * a + splat<V>(1 - alpha) * b);
+  V lo = (g - tw) / (top - w), hi = (g + tw) / (top + w);
+  V mean = (lo + hi + splat<V>(1 - alpha) * a + splat<V>(alpha) * b) * splat<V>(1.0 / 3);
+  V sum = (lo - mean) * (lo - mean) + (hi - mean) * (hi - mean) + splat<V>(1 - alpha) * (a - mean) * (a - mean) + splat<V>(alpha) * (b - mean) * (b - mean);
+  return sum + splat<V>(2 * alpha * (1 - alpha)) * top * top / f.r * (a - b) * (a - b);
+}
+
 // The scaling H with H z = s and H z~ = s~ (shadow points), nearest to mu times the Hessian; that Hessian itself where the points are too central or too
-// far off for the former, and in the lanes of `dual_only`.
+// far off for the former, and in the lanes of `dual_only`:
+//   H = s s'/<s, z> + ds ds'/<ds, dz> + t a a',  ds = s - m s~,  dz = z - m z~,  a = z x z~,  t = m det(Hessian) / (3 excess),  m = <s, z>/3
 template <class V> static inline void scale_three(const V* s, const V* z, double alpha, V mu, Mask<V> dual_only, V* h, V* gradient, V* hessian) {
-  const V zero = V{};
+  const V zero = V{}, one = splat<V>(1.0);
   Barrier<V> f;
   barrier_at(z, alpha, f);
   gradient_of(f, gradient);
   hessian_of(f, hessian);
-  V st[3] = {-gradient[0], -gradient[1], -gradient[2]}, zt[3];
+  V st[3] = {-gradient[0], -gradient[1], -gradient[2]}, zt[3], ds[3], dz[3], axis[3], determinant;
   shadow_of(s, alpha, zt);
   V sz = dot3(s, z), m = sz * splat<V>(1.0 / 3), mt = dot3(st, zt) * splat<V>(1.0 / 3);
-  V ds[3], dz[3], hz[3], tmp[3], axis[3];
   for (int i = 0; i < 3; i++) {
     ds[i] = s[i] - m * st[i];
     dz[i] = z[i] - m * zt[i];
   }
-  V dd = dot3(ds, dz), e1 = m * mt - splat<V>(1.0);
-  times3(hessian, zt, hz);
-  V e2 = dot3(hz, zt) - splat<V>(3.0) * mt * mt;
-  for (int i = 0; i < 3; i++) tmp[i] = mt * st[i] - hz[i];
+  V dd = dot3(ds, dz), excess = excess_of(z, zt, alpha, f);
+  if (alpha == 0) {
+    determinant = (one - splat<V>(2.0) * z[0] / f.r) / (f.r * f.r * z[0] * z[0] * z[2] * z[2]);
+  } else {
+    double ac = alpha * (1 - alpha);
+    V w = vabs(z[2]), p = one + w * w / f.r;
+    determinant = splat<V>(2.0) * fma(fma(splat<V>(8 * ac), p, splat<V>(2 - 6 * ac)), p, splat<V>(-ac)) / (f.r * z[0] * z[0] * z[1] * z[1]);
+  }
   axis[0] = z[1] * zt[2] - z[2] * zt[1];
   axis[1] = z[2] * zt[0] - z[0] * zt[2];
   axis[2] = z[0] * zt[1] - z[1] * zt[0];
-  V an = splat<V>(1.0) / root(vmax(dot3(axis, axis), splat<V>(1e-300)));
-  V norm = zero, ie2 = splat<V>(1.0) / e2, third = splat<V>(1.0 / 3), isz = splat<V>(1.0) / sz, idd = splat<V>(1.0) / dd, block[6];
+  V t = m * determinant / (splat<V>(3.0) * excess), isz = one / sz, idd = one / dd, block[6], sum = zero;
+  Mask<V> good = (dd > splat<V>(1e-8) * m) & (excess > splat<V>(1e-12) * mt * mt) & (sz > zero) & !dual_only;
   int k = 0;
   for (int i = 0; i < 3; i++)
     for (int j = i; j < 3; j++, k++) {
-      V v = hessian[k] - third * st[i] * st[j] - tmp[i] * tmp[j] * ie2;
-      norm = fma(i == j ? v : v + v, v, norm);
-      block[k] = isz * s[i] * s[j] + idd * ds[i] * ds[j];
-    }
-  V t = m * root(norm) * an * an;
-  Mask<V> good = (vabs(e1) > splat<V>(1.5e-8)) & (vabs(e2) > splat<V>(2.3e-16)) & (sz > zero) & (dd > zero) & !dual_only;
-  V sum = zero;
-  k = 0;
-  for (int i = 0; i < 3; i++)
-    for (int j = i; j < 3; j++, k++) {
-      block[k] = fma(t * axis[i], axis[j], block[k]);
+      block[k] = fma(t * axis[i], axis[j], isz * s[i] * s[j] + idd * ds[i] * ds[j]);
       sum += vabs(block[k]);
     }
   good = good & finite<V>(sum);
-  for (k = 0; k < 6; k++) h[k] = select<V>(good, block[k], mu * hessian[k]);
+  V scale = select<V>((sz > zero) & !dual_only, m, mu);
+  for (k = 0; k < 6; k++) h[k] = select<V>(good, block[k], scale * hessian[k]);
 }
 
 // Third-order corrector -1/2 D^3 f(z)[dz, hessian^-1 ds]; zero where the Hessian cannot be inverted.
