@@ -35,7 +35,7 @@ _traces: WeakValueDictionary[int, _Trace] = WeakValueDictionary()  # by address:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy()
+    return tensor.numpy(force=True)
 
 
 class _Rounded:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves
 
 from layercompiler.errors import ShapeError, SolveError
 from layercompiler.solvers import Options
@@ -101,7 +103,7 @@ class FakeProblem:
         self.outputs = (Spec("x", (n,)), Spec("y", (m,)), Spec("t", ()))
         self.fingerprint = f"fake-{n}-{m}"
         self.zsize = n + m
-        self.evaluations = 0
+        self.evaluations = self.restored = 0
         self.solver, self.options = "fake", Options()
 
     def describe(self):
@@ -147,4 +149,36 @@ class FakeProblem:
         return FakeEvaluation(self, arrays, z)
 
     def restore(self, arrays, z):
+        self.restored += 1
         return FakeEvaluation(self, [np.asarray(a, dtype=float) for a in arrays], z)
+
+
+def closed_form(P, q, A, b, s):
+    """The outputs of `FakeProblem` in torch operations: what every transform is compared with."""
+    n, m = q.shape[-1], b.shape[-1]
+    batch = torch.broadcast_shapes(P.shape[:-2], q.shape[:-1], A.shape[:-2], b.shape[:-1], s.shape)
+    A = A.expand(*batch, m, n)
+    K = torch.cat([torch.cat([P.expand(*batch, n, n), A.mT], -1), torch.cat([A, P.new_zeros(*batch, m, m)], -1)], -2)
+    r = torch.cat([(-q).expand(*batch, n), (b + s[..., None]).expand(*batch, m)], -1)
+    z = (torch.linalg.inv(K) @ r[..., None])[..., 0]  # torch.linalg.solve has wrong tangents in nested jacfwd (torch 2.13)
+    return z[..., :n], z[..., n:], z[..., :n].sum(-1)
+
+
+def data(*batch, seed=0, grad=False, n=3, m=2):
+    """Well-conditioned parameters of `FakeProblem`, all of batch shape `batch`."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn((*batch, *shape), dtype=torch.float64, generator=g)
+
+    M = draw(n, n)
+    tensors = [M @ M.mT + 2 * torch.eye(n, dtype=torch.float64), draw(n), 0.3 * draw(m, n), draw(m), draw()]
+    tensors[2][..., :m] += torch.eye(m, dtype=torch.float64)
+    return [t.requires_grad_(grad) for t in tensors]
+
+
+def difference(ours, theirs):
+    """Largest relative difference of two trees of tensors with equal shapes."""
+    a, b = ([t.detach() for t in tree_leaves(tree)] for tree in (ours, theirs))
+    assert [tuple(x.shape) for x in a] == [tuple(x.shape) for x in b]
+    return max((float((x - y).abs().max()) / (1 + float(y.abs().max())) for x, y in zip(a, b, strict=True) if x.numel()), default=0.0)
