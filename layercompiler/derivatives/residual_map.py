@@ -61,13 +61,13 @@ class ResidualMap:
 
     Args:
         structure: The pattern.
-        fixed: Entries of A that are nonzero constants.
+        samples: Data at two random parameter values, see `System`.
         linear: Name of the linear solve.
     """
 
-    def __init__(self, structure: Structure, fixed: np.ndarray, linear: str = "auto") -> None:
+    def __init__(self, structure: Structure, samples: Data, linear: str = "auto") -> None:
         self.structure = structure
-        self.system = System(structure, fixed, linear)
+        self.system = System(structure, samples, linear)
         self.equilibrate = Equilibrator(structure)
         self._polyhedral = all(cone.name in ("zero", "nonnegative") for cone, _ in structure.cones.blocks)
 

@@ -26,6 +26,8 @@ class _Turn:
         others: Per cone: (entries of A, number of rows, row position, svec position) of the other rows that touch its columns.
         own_kept: Position of `own` among the kept entries.
         slots: Per cone, the entries of the rotated pattern that hold the other rows.
+        P_entries: Diagonal entries of P on the block's variables, aligned with `cols`, or None; in svec coordinates they
+            are a multiple of the identity, which no rotation changes.
     """
 
     group: int
@@ -35,6 +37,7 @@ class _Turn:
     others: tuple[tuple[np.ndarray, int, np.ndarray, np.ndarray], ...]
     own_kept: np.ndarray
     slots: tuple[np.ndarray, ...]
+    P_entries: np.ndarray | None
 
 
 Turned = tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -50,14 +53,20 @@ class Rotation:
     turns: tuple[_Turn, ...]
 
     @classmethod
-    def of(cls, structure: Structure, fixed: np.ndarray) -> Rotation:
-        """Find the PSD groups whose rows each hold one fixed entry, in columns that nothing but A's other rows uses."""
-        found: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
+    def of(cls, structure: Structure, samples: Data) -> Rotation:
+        """Find the PSD groups whose rows each hold one constant entry, with P a multiple of the identity on their variables.
+
+        Args:
+            structure: The pattern.
+            samples: Data at two or more random parameter values; what is equal in them is equal always, because every
+                entry is a polynomial of the parameters.
+        """
+        found: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]] = []
         touch: list[list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]] = []
         start = 0
         per_row = np.diff(structure.A_indptr)
-        in_P = np.zeros(structure.n, bool)
-        in_P[structure.P_rows] = in_P[structure.P_cols] = True
+        coupled = np.zeros(structure.n, bool)
+        coupled[structure.P_rows[structure.P_off]] = coupled[structure.P_cols[structure.P_off]] = True
         taken = np.zeros(structure.n, bool)
         dropped = np.zeros(len(structure.A_rows), bool)
         for g, (cone, count) in enumerate(structure.cones.blocks):
@@ -67,10 +76,13 @@ class Rotation:
                 continue
             own = structure.A_indptr[rows]
             cols = structure.A_cols[own]
-            if not fixed[own].all() or len(np.unique(cols)) != cols.size or np.any(in_P[cols]) or np.any(taken[cols]):
+            if np.any(coupled[cols]) or np.any(taken[cols]) or len(np.unique(cols)) != cols.size:
+                continue
+            usable, P_entries = _isotropic(structure, samples, own, cols)
+            if not usable:
                 continue
             taken[cols] = True
-            found.append((g, rows, cols, own))
+            found.append((g, rows, cols, own, P_entries))
             touch.append([])
             for c in range(count):
                 position = np.full(structure.n, -1)
@@ -85,7 +97,7 @@ class Rotation:
         where[kept] = np.arange(len(kept))
         A_rows, A_cols, at = [structure.A_rows[kept]], [structure.A_cols[kept]], len(kept)
         turns = []
-        for (g, rows, cols, own), others in zip(found, touch, strict=True):
+        for (g, rows, cols, own, P_entries), others in zip(found, touch, strict=True):
             slots = []
             for c, (_, row_ids, _, _) in enumerate(others):
                 A_rows.append(np.repeat(row_ids, cols.shape[1]))
@@ -93,7 +105,7 @@ class Rotation:
                 slots.append(np.arange(at, at + len(A_rows[-1])))
                 at += len(A_rows[-1])
             per_cone = tuple((entries, len(ids), row_position, position) for entries, ids, row_position, position in others)
-            turns.append(_Turn(g, rows, cols, own, per_cone, where[own], tuple(slots)))
+            turns.append(_Turn(g, rows, cols, own, per_cone, where[own], tuple(slots), P_entries))
         return cls(np.concatenate(A_rows), np.concatenate(A_cols), kept, tuple(turns))
 
     def rotates(self, group: int) -> bool:
@@ -119,6 +131,16 @@ class Rotation:
                     out[:, turn.slots[c]] = congruence(Q[:, c, None], block).reshape(batch, -1)
         return out
 
+    def quadratic(self, data: Data, turned: Turned) -> np.ndarray:
+        """Entries of P in the rotated coordinates, (1 or B, nnz)."""
+        if all(t.P_entries is None for t in self.turns):
+            return data.P
+        out = np.array(np.broadcast_to(data.P, (max(len(data.P), *(len(scale) for _, scale in turned)), data.P.shape[1])))
+        for turn, (_, scale) in zip(self.turns, turned, strict=True):
+            if turn.P_entries is not None:
+                out[:, turn.P_entries] *= scale**2
+        return out
+
     def right(self, r_x: np.ndarray, h: np.ndarray, turned: Turned) -> tuple[np.ndarray, np.ndarray]:
         """Right-hand side into the rotated coordinates."""
         if not self.turns:
@@ -139,6 +161,24 @@ class Rotation:
             u[:, turn.cols] = congruence(back, u[:, turn.cols]) * scale
             t[:, turn.rows] = congruence(back, t[:, turn.rows])
         return u, t
+
+
+def _isotropic(structure: Structure, samples: Data, own: np.ndarray, cols: np.ndarray) -> tuple[bool, np.ndarray | None]:
+    """Whether the block's entries of A are nonzero constants and P is a multiple of the identity in its svec coordinates."""
+    entries = samples.A[:, own]
+    if not entries.all() or np.any(entries != entries[:1]):
+        return False, None
+    diagonal = np.full(structure.n, -1)
+    on = np.flatnonzero(structure.P_rows == structure.P_cols)
+    diagonal[structure.P_rows[on]] = on
+    where = diagonal[cols]
+    if np.all(where < 0):
+        return True, None
+    if np.any(where < 0):
+        return False, None
+    weights = (samples.P[:, where] / entries**2).reshape(len(samples.P) if len(samples.P) > 1 else len(entries), *cols.shape)
+    same = np.all(np.abs(weights - weights[..., :1]) <= 1e-12 * np.abs(weights[..., :1]))
+    return bool(same), where
 
 
 def congruence(Q: np.ndarray, vector: np.ndarray) -> np.ndarray:

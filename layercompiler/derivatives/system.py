@@ -28,13 +28,13 @@ class System:
 
     Args:
         structure: The pattern of the program.
-        fixed: (nnz of A,) bool, True where an entry is a nonzero constant.
+        samples: Data at two random parameter values, from which constant and isotropic entries are recognised.
         linear: Name of the linear solve, see `layercompiler.derivatives.linear`.
     """
 
-    def __init__(self, structure: Structure, fixed: np.ndarray, linear: str = "auto") -> None:
+    def __init__(self, structure: Structure, samples: Data, linear: str = "auto") -> None:
         self.structure = structure
-        self.rotation = Rotation.of(structure, fixed)
+        self.rotation = Rotation.of(structure, samples)
         A_rows, A_cols = self.rotation.A_rows, self.rotation.A_cols
         n, m = structure.n, structure.m
         T_row, T_tau, N_row, N_col, signs, taus = [], [], [], [], [np.ones(n, np.int8)], []
@@ -90,7 +90,7 @@ class System:
         turned = self.rotation.turn(data, projection)
         A = self.rotation.matrix(data, turned, B)
         coupling = self.coupling.sum(A[:, self.A_index] * T_values[:, self.T_index])
-        values = _concatenate([data.P, coupling, *N], B)
+        values = _concatenate([self.rotation.quadratic(data, turned), coupling, *N], B)
         return Linearization(self, T_values, values, self.linear.factor(values), turned)
 
 

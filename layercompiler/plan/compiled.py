@@ -42,8 +42,9 @@ class CompiledProblem:
         self.solver, self.on_error, self.options = solver, on_error, options or Options()
         self.elimination = eliminate(program)
         self.structure = self.elimination.structure
-        fixed = ~program.A.parametric & (program.A.constant != 0)
-        self.map = ResidualMap(self.structure, fixed[self.elimination.keep_A])
+        rng = np.random.default_rng(0)
+        samples = program.bind([rng.uniform(0.5, 1.5, (2, c.size)) for c in program.channels], 2)
+        self.map = ResidualMap(self.structure, self.elimination.reduce(samples))
         self.search = Search(self.structure, self.map, solver)
         self.reader = Arguments(program)
         self.fingerprint = _fingerprint(program)
