@@ -42,7 +42,7 @@ def _unsigned_factor(failure: Failure, words: Words) -> str | None:
     line = _signed(factor, sign, words)
     if not other.parameters():
         return line
-    name, tie = words.freed(other, CONVEX if DCP.meets(other, CONVEX) else CONCAVE)
+    name, tie = words.freed(other)
     return f"{line}; besides, {tie} and write {name} in place of `{text(other)}`"
 
 

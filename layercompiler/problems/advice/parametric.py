@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from layercompiler.problems.advice.wording import DCP, DPP, Words, declaration, listing, tight
-from layercompiler.problems.curvature import AFFINE, CONCAVE, CONVEX, Failure
+from layercompiler.problems.advice.wording import DPP, Words, declaration, listing, tight
+from layercompiler.problems.curvature import AFFINE, Failure
 from layercompiler.problems.notation import peel, text
 
 
@@ -34,12 +34,12 @@ def _product(failure: Failure, words: Words) -> str:
         name = words.fresh(g.args[1].shape, "rs")
         return (
             f"declare {declaration(g.args[1], name, 'PSD')}, write quad_form({text(g.args[0])}, {name}) and pass "
-            f"`{_times(f)}{text(g.args[1])}` as {name} (which has to be positive semidefinite)"
+            f"`{_times(f)}{tight(g.args[1])}` as {name} (which has to be positive semidefinite)"
         )
     merged = _merged(e, f, g, words)
     if merged is not None:
         return merged
-    freed, tie = words.freed(g, _demand_on(e, g, failure.need))
+    freed, tie = words.freed(g)
     factor, declare = (tight(f), "") if DPP.meets(f, AFFINE) else words.stand_for(f)
     declare += "; " * bool(declare)
     return f"{declare}{tie}; then write {_rebuilt(e, factor, freed)}"
@@ -54,7 +54,7 @@ def _factors(e: Any) -> tuple[Any, Any]:
 
 
 def _times(f: Any) -> str:
-    return f"{text(f)} * " if peel(f).shape == () else f"{text(f)} @ "
+    return f"{tight(f)} * " if peel(f).shape == () else f"{tight(f)} @ "
 
 
 def _rebuilt(e: Any, factor: str, other: str) -> str:
@@ -62,12 +62,6 @@ def _rebuilt(e: Any, factor: str, other: str) -> str:
     if type(e).__name__ == "MulExpression":
         return f"{first} @ {second}"
     return f"multiply({first}, {second})" if all(peel(a).shape for a in e.args) else f"{first} * {second}"
-
-
-def _demand_on(e: Any, g: Any, need: Any) -> Any:
-    index = next(i for i, a in enumerate(e.args) if a.variables())
-    below = DCP.argument_need(e, index, CONVEX if DCP.meets(e, CONVEX) and need != CONCAVE else CONCAVE)
-    return below if below in (CONVEX, CONCAVE) else (CONVEX if DCP.meets(g, CONVEX) else CONCAVE)
 
 
 def _merged(e: Any, f: Any, g: Any, words: Words) -> str | None:
@@ -81,9 +75,9 @@ def _merged(e: Any, f: Any, g: Any, words: Words) -> str | None:
     left_first = not e.args[0].variables()
     both = f * h if () in (f.shape, h.shape) else type(e)(*((f, h) if left_first else (h, f)))
     name = words.fresh(both.shape, "rw")
-    product = f"{name} @ {text(v)}" if left_first else f"{text(v)} @ {name}"
+    product = f"{name} @ {tight(v)}" if left_first else f"{tight(v)} @ {name}"
     if type(e).__name__ != "MulExpression":
-        product = f"multiply({name}, {text(v)})" if both.shape and v.shape else f"{name} * {text(v)}"
+        product = f"multiply({name}, {text(v)})" if both.shape and v.shape else f"{name} * {tight(v)}"
     return (
         f"declare {declaration(both, name)}, write {product} and pass `{text(both)}`, computed in your framework, as {name} "
         f"(the gradient flows on to {listing(both.parameters())} there)"
@@ -106,7 +100,7 @@ def _quotient(failure: Failure, words: Words) -> str:
     declare = f"declare {declaration(b, name, *sign)}, pass `1 / {tight(b)}` as {name}"
     if not a.parameters():
         return f"{declare} and write {_scaled(name, b, a)}"
-    stand, tie = words.freed(a, _demand_on(e, a, failure.need))
+    stand, tie = words.freed(a)
     return f"{declare}; {tie}; then write {_scaled(name, b, a, stand)}"
 
 
@@ -199,9 +193,9 @@ def _any_atom(failure: Failure, words: Words) -> str:
     e = failure.expression
     plain = [a for a in e.args if a.parameters() and not a.variables() and not DPP.meets(a, AFFINE)]
     lines = [words.substitute(a) for a in plain]
-    for i, a in enumerate(e.args):
+    for a in e.args:
         if a.parameters() and a.variables():
-            name, tie = words.stand_in(a, DCP.argument_need(e, i, failure.need))
+            name, tie = words.stand_in(a)
             lines.append(f"{tie}; then write {name} in place of `{text(a)}`")
     if lines:
         return "; besides, ".join(lines)

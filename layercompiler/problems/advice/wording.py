@@ -7,7 +7,7 @@ from typing import Any
 
 import cvxpy as cp
 
-from layercompiler.problems.curvature import AFFINE, CONVEX, Need, Rules
+from layercompiler.problems.curvature import AFFINE, CONVEX, Rules
 from layercompiler.problems.notation import peel, text
 
 DCP, DPP = Rules(), Rules(dpp=True)
@@ -73,19 +73,19 @@ class Words:
         name, line = self.stand_for(e, *attributes)
         return f"{line} and write {name} in place of `{text(peel(e))}`"
 
-    def stand_in(self, e: Any, need: Need = AFFINE, *attributes: str) -> tuple[str, str]:
+    def stand_in(self, e: Any) -> tuple[str, str]:
         """A variable that stands for an expression with variables and parameters: its name, and how to declare and tie it.
 
-        An affine expression is tied by an equality. A convex one is bounded from above, a concave one from below, which is
-        the same thing where the demand pushes the bound until it is tight.
+        An affine expression is tied by an equality. A convex one is bounded from above and a concave one from below, which
+        is the same thing: where the rules admit a convex argument the whole grows with it, so the bound gets tight.
         """
         name = self.fresh(e.shape, "yt")
-        declare = f"declare {name} = cp.Variable({_arguments(e.shape, list(attributes))}) and add the constraint"
+        declare = f"declare {name} = cp.Variable({_arguments(e.shape, [])}) and add the constraint"
         if DCP.meets(e, AFFINE):
             return name, f"{declare} {name} == {text(e)}"
-        return name, f"{declare} {text(e)} {'<=' if need == CONVEX else '>='} {name}"
+        return name, f"{declare} {text(e)} {'<=' if DCP.meets(e, CONVEX) else '>='} {name}"
 
-    def freed(self, e: Any, need: Need) -> tuple[str, str]:
+    def freed(self, e: Any) -> tuple[str, str]:
         """The text of an expression freed of its parameters, and the declaration of the variable that takes them over.
 
         `norm(A @ x)` becomes `norm(y)` with y == A @ x, which keeps the form of the problem; where that is not to be had, the
@@ -94,7 +94,7 @@ class Words:
         mixed = [i for i, a in enumerate(e.args) if a.parameters()]
         inner = e.args[mixed[0]] if len(mixed) == 1 else e
         if DPP.meets(e, AFFINE) or not (inner.variables() and DPP.meets(inner, AFFINE)) or _ids(e) != _ids(inner):
-            return self.stand_in(e, need)
+            return self.stand_in(e)
         name, tie = self.stand_in(inner)
         args = list(e.args)
         args[mixed[0]] = cp.Variable(inner.shape, name=name)
