@@ -129,11 +129,11 @@ def extra(parts: Parts, ranks: Sequence[int]) -> tuple[int, ...]:
 
 
 def _each(function: Callable[..., Sequence[np.ndarray]], *groups: tuple[Parts, Sequence[int]]) -> list[Tensor]:
-    lead = np.broadcast_shapes(*(extra(parts, ranks) for parts, ranks in groups))
+    leads = [extra(parts, ranks) for parts, ranks in groups]
     arrays: list[Arrays] = [[None if p is None else _array(p) for p in parts] for parts, _ in groups]
-    if not lead:
+    if not any(leads):
         return [_tensor(a) for a in function(*arrays)]
-    ranks = [r for _, r in groups]
+    lead, ranks = np.broadcast_shapes(*leads), [r for _, r in groups]
     results = [function(*sliced) for sliced in _slices(arrays, ranks, lead)]
     if not results:  # an empty leading dimension: the shapes are those of zeros
         results = [function(*([None] * len(a) for a in arrays))]

@@ -186,7 +186,7 @@ def _register(rule: Any, kernel: Callable[..., Any], fake: Callable[..., Any], v
     _library.impl(name, _vmap_legacy(vmap), "Batched")
     torch.library.register_fake(f"layercompiler::{name}", fake, lib=_library)
     torch.library.register_vmap(f"layercompiler::{name}", vmap, lib=_library)
-    rule.operator, rule.kernel = getattr(torch.ops.layercompiler, name).default, staticmethod(kernel)
+    rule.kernel = staticmethod(kernel)
 
 
 _register(rules.Solve, host.solve, _fake_solve, _vmap_solve)
@@ -202,5 +202,5 @@ for _rule, _kernel, _result in (
 def solve(theta: Sequence[Tensor], warm: Tensor | None, dtypes: str, bound: Bound) -> list[Tensor]:
     """Outputs and z under whatever transforms are active; see `host.solve`."""
     if torch.compiler.is_compiling():
-        return torch.ops.layercompiler.solve(theta, warm, dtypes, bound.name)
+        return rules.Solve.operator(theta, warm, dtypes, bound.name)
     return rules.Solve.call(theta, warm, dtypes, bound)

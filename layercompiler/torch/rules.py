@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
@@ -37,11 +37,17 @@ Parts = Sequence[Tensor | None]
 def _plain() -> bool:
     """True where nothing but eager reverse mode is at work, so that the detour over the dispatcher can be left out."""
     return not (
-        torch._C._are_functorch_transforms_active()
+        torch.compiler.is_compiling()  # first: dynamo reads no further
+        or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
-        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
         or forward_ad._current_level >= 0
     )
+
+
+def _bare(tensors: Sequence[Tensor]) -> bool:
+    """True where no tensor is the wrapper of a transform, be it one that has ended (`torch.func.vjp` keeps such)."""
+    return not any([is_functorch_wrapped_tensor(t) or is_legacy_batchedtensor(t) for t in tensors])
 
 
 def _some(parts: Parts) -> bool:
@@ -77,15 +83,19 @@ class _Rule(torch.autograd.Function):
     Arguments of all three are some groups of tensors and then, last, the problem: its name for the operator.
     """
 
-    operator: Any  # operators.py sets both
-    kernel: Any
+    kernel: Any  # operators.py sets it
+
+    @staticmethod
+    def operator(*arguments: Any) -> list[Tensor]:
+        """The function through the dispatcher."""
+        raise NotImplementedError
 
     @classmethod
     def call(cls, *arguments: Any) -> list[Tensor]:
         """The function under whatever transforms are active."""
         if _plain():
             tensors = [t for t in cls.flat(arguments[:-1]) if isinstance(t, Tensor)]
-            if not any([is_legacy_batchedtensor(t) for t in tensors]):
+            if _bare(tensors):
                 if torch.is_grad_enabled() and any([t.requires_grad for t in tensors]):
                     return cls.record(*arguments)
                 return cls.kernel(*arguments)
@@ -130,6 +140,11 @@ class _Rule(torch.autograd.Function):
 
 class Solve(_Rule):
     """Groups: parameters, warm start, dtypes (see host.solve)."""
+
+    @staticmethod
+    @override
+    def operator(*arguments: Any) -> list[Tensor]:
+        return torch.ops.layercompiler.solve.default(*arguments)
 
     @classmethod
     @override
@@ -233,6 +248,11 @@ class Vjp(_Linear):
 
     kinds = "g"
 
+    @staticmethod
+    @override
+    def operator(*arguments: Any) -> list[Tensor]:
+        return torch.ops.layercompiler.vjp.default(*arguments)
+
     @classmethod
     @override
     def gradient(cls, at: _At, w: Parts) -> Sequence[Tensor]:
@@ -253,6 +273,11 @@ class Jvp(_Linear):
     """Jh."""
 
     kinds = "h"
+
+    @staticmethod
+    @override
+    def operator(*arguments: Any) -> list[Tensor]:
+        return torch.ops.layercompiler.jvp.default(*arguments)
 
     @classmethod
     @override
@@ -275,6 +300,11 @@ class Hvp(_Linear):
 
     kinds = "gh"
 
+    @staticmethod
+    @override
+    def operator(*arguments: Any) -> list[Tensor]:
+        return torch.ops.layercompiler.hvp.default(*arguments)
+
     @classmethod
     @override
     def transpose(cls, at: _At, i: int, w: Parts) -> Sequence[Tensor]:
@@ -286,6 +316,11 @@ class Second(_Linear):
     """D^2 f [h, k]."""
 
     kinds = "hh"
+
+    @staticmethod
+    @override
+    def operator(*arguments: Any) -> list[Tensor]:
+        return torch.ops.layercompiler.second.default(*arguments)
 
     @classmethod
     @override

@@ -97,11 +97,11 @@ class FakeEvaluation:
 class FakeProblem:
     """n unknowns and m equalities; instances whose b[0] is above 1e6 fail."""
 
-    def __init__(self, n=3, m=2, on_error="raise"):
+    def __init__(self, n=3, m=2, on_error="raise", tag=""):
         self.n, self.m, self.on_error = n, m, on_error
         self.parameters = (Spec("P", (n, n)), Spec("q", (n,)), Spec("A", (m, n)), Spec("b", (m,)), Spec("s", ()))
         self.outputs = (Spec("x", (n,)), Spec("y", (m,)), Spec("t", ()))
-        self.fingerprint = f"fake-{n}-{m}"
+        self.fingerprint = f"fake-{n}-{m}{tag}"
         self.zsize = n + m
         self.evaluations = self.restored = 0
         self.solver, self.options = "fake", Options()

@@ -4,6 +4,7 @@ import io
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
@@ -15,9 +16,9 @@ EXACT = 1e-11
 
 
 @pytest.fixture
-def layer():
+def layer(request):
     torch._dynamo.reset()
-    return Layer(FakeProblem())
+    return Layer(FakeProblem(tag=request.node.name))  # a problem of its own, not an equal one that another test has left
 
 
 def cubed(function):
@@ -135,6 +136,29 @@ def test_make_fx_traces_operators(layer):
     values = data(seed=3)
     assert difference(traced(*values), grad(cubed(closed_form), ALL)(*values)) < EXACT
     assert "layercompiler.solve" in traced.code
+
+
+def test_compiled_autograd(layer):
+    values = data(grad=True)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+        cubed(layer)(*values).backward()
+    assert difference([v.grad for v in values], torch.autograd.grad(cubed(closed_form)(*values), values)) < EXACT
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_traced_module_bakes_no_numbers_in(layer):
+    traced = torch.jit.trace(layer, tuple(data()))
+    values = data(seed=1, grad=True)
+    assert difference(traced(*values), closed_form(*values)) < EXACT
+    ours = torch.autograd.grad(cubed(traced)(*values), values)
+    assert difference(ours, torch.autograd.grad(cubed(closed_form)(*values), values)) < EXACT
+
+
+def test_fake_tensors_have_shapes(layer):
+    with FakeTensorMode() as mode:
+        outputs = layer(*[mode.from_tensor(v) for v in data(4)])
+    assert [tuple(o.shape) for o in outputs] == [(4, 3), (4, 2), (4,)]
+    assert layer.compiled.evaluations == 0
 
 
 def test_the_operators_keep_their_contract_with_torch(layer):

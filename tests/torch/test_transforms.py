@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 from layercompiler.errors import UnsupportedTransformError
 from layercompiler.torch import Layer
@@ -16,8 +16,8 @@ EXACT = 1e-11
 
 
 @pytest.fixture
-def problem():
-    return FakeProblem()
+def problem(request):
+    return FakeProblem(tag=request.node.name)  # a problem of its own, not an equal one that another test has left
 
 
 @pytest.fixture
@@ -131,6 +131,17 @@ def test_tangents_of_a_backward_pass(layer, create_graph):
 def test_third_order_raises(layer, outer, middle, inner):
     with pytest.raises(UnsupportedTransformError, match="third derivative"):
         outer(middle(inner(layer)))(*data())
+
+
+def test_functions_that_outlive_their_transform(layer):
+    values, cotangents = tuple(data()), closed_form(*data(seed=1))
+    expected = vjp(closed_form, *values)[1](cotangents)
+    assert difference(vjp(layer, *values)[1](cotangents), expected) < EXACT
+    assert difference(linearize(layer, *values)[1](*values), jvp(closed_form, values, values)[1]) < EXACT
+    assert difference(jacrev(layer, ALL, chunk_size=1)(*values), jacrev(closed_form, ALL)(*values)) < EXACT
+    assert difference(vmap(layer, chunk_size=2)(*data(5)), closed_form(*data(5))) < EXACT
+    none = [c.expand(0, *c.shape) for c in cotangents]
+    assert vmap(vjp(layer, *values)[1])(tuple(none))[0].shape == (0, 3, 3)
 
 
 def test_third_order_of_a_graph_raises(layer):
