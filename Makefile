@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(KERNELS)
 	touch $@
 
 demo: $(VENV)/.installed
-	TF_CPP_MIN_LOG_LEVEL=2 $(BIN)/python examples/quickstart.py
+	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.installed
 	$(PYTEST) -n $(WORKERS) -m "not slow and not gpu"
