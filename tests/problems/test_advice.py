@@ -166,14 +166,32 @@ def exact(monkeypatch):
     monkeypatch.setattr(notation, "_constant", lambda e: f"cp.Constant({np.asarray(e.value).tolist()})")
 
 
-def optimum(problem, **options):
-    """The optimal value; None where there is none, or where cvxpy contradicts itself (it relaxes some constants of DGP)."""
+def solve(problem, **options):
+    """The optimal value, or None."""
     try:
         problem.solve(solver="CLARABEL", **options)
     except (cp.SolverError, ValueError):
         return None
-    consistent = problem.status == "optimal" and np.isclose(problem.value, problem.objective.value, rtol=1e-5, atol=1e-5)
-    return problem.value if consistent else None
+    return problem.value if problem.status == "optimal" else None
+
+
+def compare(frozen, mended, gp):
+    """Hold the mended problem to the one it came from; False where one of them has no optimum.
+
+    The mended problem's point has to be feasible and as good as claimed for the problem it came from, and no worse than the
+    point found for that one directly. (That point's claimed value is not used: CVXPY relaxes some constants of DGP.)
+    """
+    if solve(frozen, gp=gp) is None or max(np.max(c.violation()) for c in frozen.constraints) > 1e-5:
+        return False
+    best = frozen.objective.value
+    value = solve(mended, gp=gp, enforce_dpp=True)
+    if value is None:
+        return False
+    slack = 1e-4 * (1 + abs(best))
+    assert max(np.max(c.violation()) for c in frozen.constraints) < slack
+    assert abs(frozen.objective.value - value) < slack
+    assert (value - best) * (1 if isinstance(frozen.objective, cp.Minimize) else -1) < slack
+    return True
 
 
 @pytest.mark.parametrize(
@@ -199,9 +217,6 @@ def test_following_the_advice_leads_to_a_dpp_problem_with_the_same_value(draw, g
             work.rewrite()
         assert not found, (i, str(found[0]))
         followed += 1
-        before, after = optimum(frozen, gp=gp), optimum(work.problem(), gp=gp, enforce_dpp=True)
-        if before is not None and after is not None:
-            compared += 1
-            assert after == pytest.approx(before, rel=1e-4, abs=1e-4), (i, work.objective, work.constraints)
+        compared += compare(frozen, work.problem(), gp)
     assert followed > 10
     assert compared > 0.5 * followed
