@@ -16,7 +16,7 @@ from layercompiler.solvers import Options, engine
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
 
 
-def compile(  # noqa: A001 - the word users know
+def compile(
     problem: Any,
     *,
     parameters: Sequence[Any] | None = None,
@@ -96,9 +96,7 @@ def export(
     """
     kind = layer_class(framework)
     if not isinstance(problem, CompiledProblem):
-        problem = compile(
-            problem, parameters=parameters, variables=variables, solver=solver, on_error=on_error, gp=gp, options=options
-        )
+        problem = compile(problem, parameters=parameters, variables=variables, solver=solver, on_error=on_error, gp=gp, options=options)
     return kind(problem)
 
 

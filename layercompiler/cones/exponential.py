@@ -83,7 +83,9 @@ class _ExponentialProjection(SurfaceProjection):
         self.up, self.shrunk = up, shrunk
         with np.errstate(all="ignore"):
             kappa = self.m / self.b
-            self.near_kink = np.where(curved, np.minimum(np.abs(self.b), np.abs(self.m)) < 10 * tiny, np.abs(np.stack([r, s, t], -1)).max(-1) == 0)
+            self.near_kink = np.where(
+                curved, np.minimum(np.abs(self.b), np.abs(self.m)) < 10 * tiny, np.abs(np.stack([r, s, t], -1)).max(-1) == 0
+            )
         self.rays = Rays(p, n, np.stack([zero + 1.0, -rho, zero], -1), kappa)
 
     def _root(self) -> np.ndarray:

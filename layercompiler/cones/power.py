@@ -55,7 +55,11 @@ class _PowerProjection(SurfaceProjection):
         self.r, self.mu, self.x, self.y_, self.x_rest, self.y_rest, _ = self._point(tau)
         on_surface = np.stack([self.x_rest, self.y_rest, -self.mu * self.sign], -1)
         at_corner = np.stack([np.maximum(-x0, 0.0), np.maximum(-y0, 0.0), zero], -1)
-        y = np.where(curved[..., None], on_surface, np.where(corner[..., None], at_corner, np.where(in_polar[..., None], -np.stack([x0, y0, z0], -1), 0.0)))
+        y = np.where(
+            curved[..., None],
+            on_surface,
+            np.where(corner[..., None], at_corner, np.where(in_polar[..., None], -np.stack([x0, y0, z0], -1), 0.0)),
+        )
         self.y = np.where(finite[..., None], y * unit[..., None], np.nan)
         # At a corner (z0 = 0) the projection of z is 0 for K if x or y is clipped, so the dual keeps it.
         self.flat = np.where(
@@ -73,7 +77,11 @@ class _PowerProjection(SurfaceProjection):
             self.rays = Rays(
                 np.stack([self.x, self.y_, self.sign * self.r], -1),
                 -on_surface,
-                np.where(self.left[..., None], np.stack([zero + 1.0, -self.x / self.y_, zero], -1), np.stack([self.y_ / self.x, zero - 1.0, zero], -1)),
+                np.where(
+                    self.left[..., None],
+                    np.stack([zero + 1.0, -self.x / self.y_, zero], -1),
+                    np.stack([self.y_ / self.x, zero - 1.0, zero], -1),
+                ),
                 np.where(self.left, (1 - alpha) * self.x_rest / self.x, alpha * self.y_rest / self.y_),
             )
 

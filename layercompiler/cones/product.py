@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Product:
     def slices(self) -> tuple[slice, ...]:
         """Row range of each block."""
         ends = np.cumsum([0] + [cone.dim * count for cone, count in self.blocks])
-        return tuple(slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True))
+        return tuple(slice(int(a), int(b)) for a, b in pairwise(ends))
 
     def split(self, v: np.ndarray) -> list[np.ndarray]:
         """(B, m) to one (B, count, dim) per block."""

@@ -59,7 +59,8 @@ class SurfaceProjection(Projection):
         """Derivatives of `rays` along a step d of -v."""
 
     @property
-    def smooth(self) -> np.ndarray:
+    def smooth(self) -> np.ndarray:  # type: ignore[override]
+        """(B, count) bool, False at a kink."""
         return ~self.near_kink
 
     @cached_property
@@ -92,10 +93,12 @@ class SurfaceProjection(Projection):
         return D, np.where(curved, np.stack([zero, lam, one], axis=-1), 1.0 - self.flat)
 
     def apply(self, u: np.ndarray) -> np.ndarray:
+        """D u in the eigenbasis."""
         Q = self._basis
         return np.einsum("...ij,...j->...i", Q, self._eigenvalues[0] * np.einsum("...ji,...j->...i", Q, u))
 
     def expansion_values(self) -> tuple[np.ndarray, np.ndarray]:
+        """T = basis sqrt(eigenvalues), N = -(1 - eigenvalues)."""
         D, rest = self._eigenvalues
         T = self._basis * np.sqrt(D)[..., None, :]
         return T.reshape(*T.shape[:-2], 9), -rest

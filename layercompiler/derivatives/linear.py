@@ -91,7 +91,9 @@ class _DenseFactor(Factor):
         self.K, self.inverse = K, inverse
 
     def solve(self, rhs: np.ndarray, *, refine: int = 3, tol: float = 1e-14) -> tuple[np.ndarray, np.ndarray]:
-        return refined(lambda r: np.matmul(self.inverse, r[:, :, None])[:, :, 0], lambda x: np.matmul(self.K, x[:, :, None])[:, :, 0], rhs, refine, tol)
+        return refined(
+            lambda r: np.matmul(self.inverse, r[:, :, None])[:, :, 0], lambda x: np.matmul(self.K, x[:, :, None])[:, :, 0], rhs, refine, tol
+        )
 
 
 class Sparse(LinearSolve):

@@ -50,8 +50,12 @@ class Point:
         """This batch with the instances `index` replaced by those of `other`."""
         if len(index) == 0:
             return self
-        out = Point(self.x.copy(), self.v.copy(), self.projection.put(index, other.projection), self.F_x.copy(), self.F_y.copy(), self.norm.copy())
-        for mine, theirs in zip((out.x, out.v, out.F_x, out.F_y, out.norm), (other.x, other.v, other.F_x, other.F_y, other.norm), strict=True):
+        out = Point(
+            self.x.copy(), self.v.copy(), self.projection.put(index, other.projection), self.F_x.copy(), self.F_y.copy(), self.norm.copy()
+        )
+        for mine, theirs in zip(
+            (out.x, out.v, out.F_x, out.F_y, out.norm), (other.x, other.v, other.F_x, other.F_y, other.norm), strict=True
+        ):
             mine[index] = theirs
         return out
 

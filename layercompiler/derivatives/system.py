@@ -37,7 +37,7 @@ class System:
         self.rotation = Rotation.of(structure, samples)
         A_rows, A_cols = self.rotation.A_rows, self.rotation.A_cols
         n, m = structure.n, structure.m
-        T_row, T_tau, N_row, N_col, signs, taus = [], [], [], [], [np.ones(n, np.int8)], []
+        T_row, T_tau, N_row, N_col, signs = [], [], [], [], [np.ones(n, np.int8)]
         self.blocks: list[tuple[Any, int, bool]] = []
         row, unknown = 0, n
         for g, (cone, count) in enumerate(structure.cones.blocks):
@@ -123,7 +123,6 @@ class Linearization:
 
     def solve(self, r_x: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Solve for (u, t): (B, n), (B, m) to (B, n), (B, m), and the relative residuals (B,)."""
-        s = self.system
         rhs = self._right(r_x, h)
         solution, residual = self.factor.solve(rhs, refine=8)
         return *self._left(solution), residual
@@ -149,7 +148,6 @@ class Linearization:
 
     def solve_least_squares(self, i: int, r_x: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Minimum-norm least-squares solution of instance `i`, for singular systems; (n,), (m,) to (n,), (m,)."""
-        s = self.system
         K = self.dense(i)
         one = self.one(i)
         rhs = one._right(r_x[None], h[None])[0]

@@ -30,6 +30,10 @@ class Values:
     flat: tuple[np.ndarray, ...]
     finite: np.ndarray
 
+    def flatten(self, array: np.ndarray, parameter: ParameterSpec) -> np.ndarray:
+        """(1 or count, size) rows of an array of a parameter's argument shape."""
+        return _rows(array, parameter, self.batch, self.count)
+
 
 class Arguments:
     """Reads the arguments of one program's calls."""
@@ -62,15 +66,18 @@ class Arguments:
             values[name] = value
         missing = [name for name in self.names if name not in values]
         if missing:
-            raise ShapeError(f"parameters {missing} are missing", expected=f"{len(self.names)}", got=f"{len(values)}", mend="pass them by name or position")
+            raise ShapeError(
+                f"parameters {missing} are missing",
+                expected=f"{len(self.names)}",
+                got=f"{len(values)}",
+                mend="pass them by name or position",
+            )
         return [values[name] for name in self.names]
 
     def batch_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """Broadcast batch shape; see `CompiledProblem.batch_shape`."""
         if len(shapes) != len(self.parameters):
-            raise ShapeError(
-                f"the layer takes {len(self.parameters)} parameters", expected=f"{len(self.parameters)}", got=f"{len(shapes)}"
-            )
+            raise ShapeError(f"the layer takes {len(self.parameters)} parameters", expected=f"{len(self.parameters)}", got=f"{len(shapes)}")
         leads = []
         for p, shape in zip(self.parameters, shapes, strict=True):
             k = len(p.shape)
@@ -105,10 +112,7 @@ class Arguments:
             lead = a.shape[: a.ndim - len(p.shape)]
             if check and p.attributes:
                 _check_domain(p, a, lead, getattr(given, "dtype", np.dtype(float)))
-            if int(np.prod(lead, dtype=int)) == 1:
-                values = a.reshape(1, p.size)
-            else:
-                values = np.broadcast_to(a, (*batch, *p.shape)).reshape(count, p.size)
+            values = _rows(a, p, batch, count)
             flat.append(values)
             sums = values.sum(axis=1)  # a NaN or an infinity anywhere shows in the sum; sums that overflow are looked at again
             if not np.isfinite(sums).all():
@@ -119,6 +123,14 @@ class Arguments:
                     finite &= good
                     flat[-1] = np.where(good[:, None], values, 0.0)
         return Values(batch, count, shapes, tuple(flat), finite)
+
+
+def _rows(array: np.ndarray, parameter: ParameterSpec, batch: tuple[int, ...], count: int) -> np.ndarray:
+    """One row per instance, or a single one where the whole batch shares the array."""
+    lead = array.shape[: array.ndim - len(parameter.shape)]
+    if int(np.prod(lead, dtype=int)) == 1:
+        return array.reshape(1, parameter.size)
+    return np.broadcast_to(array, (*batch, *parameter.shape)).reshape(count, parameter.size)
 
 
 def _real(parameter: ParameterSpec, value: Any) -> np.ndarray:
@@ -134,7 +146,9 @@ def _real(parameter: ParameterSpec, value: Any) -> np.ndarray:
             where=f"parameter '{parameter.name}'",
             expected="a real dtype (float or int)",
             got="complex " + str(array.dtype) if array.dtype.kind == "c" else f"dtype {array.dtype}",
-            mend="pass the real part, or real and imaginary parts as separate parameters" if array.dtype.kind == "c" else "pass an array or a tensor of numbers",
+            mend="pass the real part, or real and imaginary parts as separate parameters"
+            if array.dtype.kind == "c"
+            else "pass an array or a tensor of numbers",
         )
     return array.astype(np.float64)
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from layercompiler.plan.arguments import Arguments
 from layercompiler.derivatives.residual_map import ResidualMap
+from layercompiler.plan.arguments import Arguments
 from layercompiler.plan.evaluation import Bound, Evaluation
+from layercompiler.plan.report import report
+from layercompiler.plan.search import Search
 from layercompiler.programs.cone import ConeProgram, OutputSpec, ParameterSpec
 from layercompiler.programs.presolve import eliminate
 from layercompiler.programs.store import save
-from layercompiler.plan.report import report
-from layercompiler.plan.search import Search
 from layercompiler.solvers import Options
 from layercompiler.status import Info, Solution, Status
 
@@ -161,7 +161,9 @@ class CompiledProblem:
         """One line: kind, parameters, outputs, size, cones, engine."""
         parameters = ", ".join(f"{p.name} {p.shape}" for p in self.parameters)
         outputs = ", ".join(f"{o.name} {o.shape}" for o in self.outputs)
-        cones = ", ".join(f"{count} x {cone.name}({cone.dim})" if cone.dim > 1 else f"{count} {cone.name}" for cone, count in self.structure.cones.blocks)
+        cones = ", ".join(
+            f"{count} x {cone.name}({cone.dim})" if cone.dim > 1 else f"{count} {cone.name}" for cone, count in self.structure.cones.blocks
+        )
         return (
             f"parameters: {parameters or 'none'}; outputs: {outputs}; n={self.structure.n}, m={self.structure.m}; "
             f"cones: {cones or 'none'}; solver: {self.search.describe()}"
@@ -199,5 +201,9 @@ def _fingerprint(program: ConeProgram) -> str:
     for m in program.maps:
         digest.update(m.constant.tobytes())
         for b in m.blocks:
-            digest.update(np.ascontiguousarray(b.rows, dtype=np.int64).tobytes() + np.ascontiguousarray(b.cols, dtype=np.int64).tobytes() + b.coefs.tobytes())
+            digest.update(
+                np.ascontiguousarray(b.rows, dtype=np.int64).tobytes()
+                + np.ascontiguousarray(b.cols, dtype=np.int64).tobytes()
+                + b.coefs.tobytes()
+            )
     return digest.hexdigest()[:32]

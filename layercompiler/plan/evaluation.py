@@ -1,11 +1,8 @@
 """A solved batch and everything that is linear at it: outputs, VJP, JVP, and the second-order products.
 
-With gx, gy the cotangents of x and y, (u, t) solves the linear system of the residual map, and the gradients of the data are
-
-    dq = -u,   db = t,   dA = -(y u' + t x'),   dP = -(u x' + x u') / 2,
-
-pulled back to the parameters by the transposes of the affine maps. Second order differentiates these formulas once more along a
-tangent; the only curvature beyond the bilinear terms is the second derivative of the projection.
+With gx, gy the cotangents of x and y, (u, t) solves the linear system of the residual map; the gradients of the data that it gives
+are pulled back to the parameters by the transposes of the affine maps. Second order differentiates these formulas once more along
+a tangent; the only curvature beyond the bilinear terms is the second derivative of the projection.
 """
 
 from __future__ import annotations
@@ -17,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layercompiler.derivatives.data_gradient import Adjoint
 from layercompiler.derivatives.products import Products
 from layercompiler.derivatives.residual_map import Point
 from layercompiler.derivatives.scaling import Scaling
 from layercompiler.derivatives.system import Linearization
 from layercompiler.errors import DerivativeError, ShapeError, SolveError
 from layercompiler.plan.arguments import Values
+from layercompiler.plan.chain import Chain
 from layercompiler.programs.cone import Data
 from layercompiler.status import Info, Solution, Status
 
@@ -35,11 +34,10 @@ _LEAST_SQUARES = 3000  # largest system that falls back to dense least squares
 
 @dataclass(frozen=True)
 class Bound:
-    """The numbers of one call: channel values, data of the full program, and the reduced and scaled data that are solved."""
+    """The numbers of one call: data of the program as written, and the reduced and scaled data that are solved."""
 
     values: Values
-    thetas: tuple[np.ndarray, ...]
-    raw: tuple[np.ndarray, ...]
+    chain: Chain
     full: Data
     scaled: Data
     scaling: Scaling | None
@@ -48,14 +46,11 @@ class Bound:
     @classmethod
     def of(cls, problem: CompiledProblem, values: Values) -> Bound:
         """Bind checked arguments."""
+        chain = Chain(problem.program, values)
         with np.errstate(all="ignore"):
-            raw = tuple(values.flat[c.parameter] for c in problem.program.channels)
-            thetas = tuple(
-                np.log(np.where(r > 0, r, 1.0)) if c.log else r for c, r in zip(problem.program.channels, raw, strict=True)
-            )
-            full = problem.program.bind(thetas, values.count)
+            full = problem.program.bind(chain.thetas(), values.count)
             scaled, scaling = problem.map.equilibrate(problem.elimination.reduce(full))
-        return cls(values, thetas, raw, full, scaled, scaling, Products.of(problem.structure, scaled))
+        return cls(values, chain, full, scaled, scaling, Products.of(problem.structure, scaled))
 
 
 class Evaluation:
@@ -125,7 +120,7 @@ class Evaluation:
         raise SolveError(
             f"{len(self.bad)} of {self.count} instances not solved ({', '.join(words)})",
             where=shown + ("; ..." if len(self.bad) > 8 else ""),
-            mend="the exception's `.solution` holds the results of all instances; export with on_error='flag' to go on without the failed ones",
+            mend="the exception's `.solution` holds all results; export with on_error='flag' to go on without the failed ones",
             solution=self.solution(),
             indices=indices,
         )
@@ -142,11 +137,10 @@ class Evaluation:
             One per parameter, of the shape of the argument (summed over broadcast dimensions).
         """
         if self.count == 0:
-            return self._zeros_like_arguments()
-        g = self._cotangents(cotangents)
-        gx, gy, gv = self._pull_outputs(g)
-        u, t = self._solve(gx, gy)
-        return self._gather_parameters(self._data_gradient(u, t, gv))
+            return self.bound.chain.zeros()
+        adjoint = self._adjoint(*self._pull_outputs(self._cotangents(cotangents)))
+        chain, s = self.bound.chain, self.problem.program.structure
+        return chain.to_parameters(chain.pull(adjoint.gradients(s), self._clean))
 
     def jvp(self, tangents: Sequence[Any]) -> tuple[np.ndarray, ...]:
         """Push tangents of the parameters forward to the outputs.
@@ -159,36 +153,40 @@ class Evaluation:
         """
         if self.count == 0:
             return tuple(np.zeros_like(o) for o in self.outputs)
-        tangent = self._push(self._channel_tangents(tangents))
-        return tuple(self._shaped(self._clean(tangent.output(o, f)), o.shape) for o, f in zip(self.problem.outputs, self._flat, strict=True))
+        tangent = self._push(self.bound.chain.tangents(tangents))
+        return tuple(
+            self._shaped(self._clean(tangent.output(o, f)), o.shape) for o, f in zip(self.problem.outputs, self._flat, strict=True)
+        )
 
     # Second order --------------------------------------------------------------------------------------------------------
 
     def hvp(self, cotangents: Sequence[Any], tangents: Sequence[Any]) -> tuple[np.ndarray, ...]:
         """Derivative of `vjp(cotangents)` along `tangents`: (d^2/dtheta^2 <g, f>) h, one per parameter."""
         if self.count == 0:
-            return self._zeros_like_arguments()
+            return self.bound.chain.zeros()
+        chain, s, A = self.bound.chain, self.problem.program.structure, self.bound.full.A
         g = self._cotangents(cotangents)
-        channels = self._channel_tangents(tangents)
+        channels = chain.tangents(tangents)
         h = self._push(channels)
         gx, gy, gv = self._pull_outputs(g)
-        u, t = self._solve(gx, gy)
+        at = self._adjoint(gx, gy, gv)
         dgx, dgy, dgv = self._pull_outputs_along(g, h)
-        curved = self._curvature(self._A(self.bound.full.A, u) + t - gy, h.dv)
-        r_x = dgx - self._P(h.P, u) - self._AT(h.A, t) - self._AT(self.bound.full.A, curved)
-        du, dt = self._solve(r_x, dgy - self._A(h.A, u) - curved)
-        dt = dt + curved
-        data = self._data_gradient(u, t, gv)
-        moved = self._data_gradient_along(u, t, gv, du, dt, dgv, h)
-        return self._gather_parameters_along(data, moved, channels)
+        curved = self._curvature(self._A(A, at.u) + at.t - gy, h.dv)
+        r_x = dgx - self._P(h.P, at.u) - self._AT(h.A, at.t) - self._AT(A, curved)
+        du, dt = self._solve(r_x, dgy - self._A(h.A, at.u) - curved)
+        moved = Adjoint(h.x, h.y, du, dt + curved, dgv)
+        along = chain.pull(at.along(s, moved), self._clean)
+        plain = chain.pull(at.gradients(s), self._clean) if any(c.log for c in self.problem.program.channels) else along
+        return chain.to_parameters_along(along, plain, channels)
 
     def second(self, tangents1: Sequence[Any], tangents2: Sequence[Any]) -> tuple[np.ndarray, ...]:
         """Second derivative of the outputs along two tangents, D^2 f [h1, h2]; one per output."""
         if self.count == 0:
             return tuple(np.zeros_like(o) for o in self.outputs)
-        c1, c2 = self._channel_tangents(tangents1), self._channel_tangents(tangents2)
+        chain = self.bound.chain
+        c1, c2 = chain.tangents(tangents1), chain.tangents(tangents2)
         h, k = self._push(c1), self._push(c2)
-        mixed = self._push_data(self._mixed_channels(c1, c2))
+        mixed = self._push_data(chain.mixed(c1, c2))
         A = self.bound.full.A
         R_x = self._P(k.P, h.x) + self._AT(k.A, h.y) + self._P(h.P, k.x) + self._AT(h.A, k.y)
         R_x = R_x + self._P(mixed.P, self.x) + self._AT(mixed.A, self.y) + _or_zero(mixed.q)
@@ -218,6 +216,9 @@ class Evaluation:
         if self._linear is None:
             self._linear = self.problem.map.linearize(self.bound.scaled, self.point)
         return self._linear
+
+    def _adjoint(self, gx: np.ndarray, gy: np.ndarray, gv: np.ndarray | None) -> Adjoint:
+        return Adjoint(self.x, self.y, *self._solve(gx, gy), gv)
 
     def _solve(self, r_x: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """P u + A't = r_x, t = D (A u + t - ... ) for full-size right-hand sides: see `System`."""
@@ -295,7 +296,9 @@ class Evaluation:
                 continue
             array = np.asarray(g, dtype=float)
             if array.shape != (*self.batch, *o.shape):
-                raise ShapeError(f"the cotangent of output '{o.name}' has the wrong shape", expected=f"{(*self.batch, *o.shape)}", got=f"{array.shape}")
+                raise ShapeError(
+                    f"the cotangent of output '{o.name}' has the wrong shape", expected=f"{(*self.batch, *o.shape)}", got=f"{array.shape}"
+                )
             array = array.reshape(self.count, o.size)
             if len(self.bad):
                 array = np.array(array)
@@ -310,7 +313,7 @@ class Evaluation:
         for o, flat, value in zip(self.problem.outputs, g, self._flat, strict=True):
             if flat is None:
                 continue
-            pulled = flat * self._finite(value) if o.exponential else flat
+            pulled = flat * self._clean(value) if o.exponential else flat
             if o.source == "value":
                 gv = o.sign * pulled if gv is None else gv + o.sign * pulled
             else:
@@ -328,7 +331,7 @@ class Evaluation:
             if flat is None:
                 continue
             if o.exponential:
-                pulled = flat * self._finite(value)
+                pulled = flat * self._clean(value)
                 moved = pulled * h.raw(o)
                 if o.source == "value":
                     dgv = _plus(dgv, o.sign * moved)
@@ -345,126 +348,7 @@ class Evaluation:
             gx += dgv * (self._P(d.P, self.x) + d.q)
         return gx, gy, dgv
 
-    def _data_gradient(self, u: np.ndarray, t: np.ndarray, gv: np.ndarray | None) -> tuple[Any, ...]:
-        """Gradients of (P, q, d, A, b), lazily: functions of no argument."""
-        s = self.problem.program.structure
-        x, y = self.x, self.y
-
-        def P() -> np.ndarray:
-            i, j = s.P_rows, s.P_cols
-            half = np.where(i == j, 0.5, 1.0)
-            out = -(u[:, i] * x[:, j] + x[:, i] * u[:, j]) * half
-            return out if gv is None else out + gv * (x[:, i] * x[:, j]) * half
-
-        def A() -> np.ndarray:
-            return -(y[:, s.A_rows] * u[:, s.A_cols] + t[:, s.A_rows] * x[:, s.A_cols])
-
-        q = -u if gv is None else -u + gv * x
-        return P, (lambda: q), (lambda: np.zeros((self.count, 1)) if gv is None else gv), A, (lambda: t)
-
-    def _data_gradient_along(
-        self, u: np.ndarray, t: np.ndarray, gv: np.ndarray | None, du: np.ndarray, dt: np.ndarray, dgv: np.ndarray | None, h: _Tangent
-    ) -> tuple[Any, ...]:
-        """Derivative of `_data_gradient` along a tangent."""
-        s = self.problem.program.structure
-        x, y = self.x, self.y
-
-        def P() -> np.ndarray:
-            i, j = s.P_rows, s.P_cols
-            half = np.where(i == j, 0.5, 1.0)
-            out = -(du[:, i] * x[:, j] + x[:, i] * du[:, j] + u[:, i] * h.x[:, j] + h.x[:, i] * u[:, j]) * half
-            if gv is not None:
-                out = out + gv * (h.x[:, i] * x[:, j] + x[:, i] * h.x[:, j]) * half
-            return out if dgv is None else out + dgv * (x[:, i] * x[:, j]) * half
-
-        def A() -> np.ndarray:
-            i, j = s.A_rows, s.A_cols
-            return -(h.y[:, i] * u[:, j] + y[:, i] * du[:, j] + dt[:, i] * x[:, j] + t[:, i] * h.x[:, j])
-
-        q = -du
-        q = q if gv is None else q + gv * h.x
-        q = q if dgv is None else q + dgv * x
-        return P, (lambda: q), (lambda: np.zeros((self.count, 1)) if dgv is None else dgv), A, (lambda: dt)
-
-    def _gather_parameters(self, gradients: tuple[Any, ...]) -> tuple[np.ndarray, ...]:
-        return self._to_arguments(self._pull_channels(gradients))
-
-    def _pull_channels(self, gradients: tuple[Any, ...]) -> list[np.ndarray | None]:
-        """Transposes of the affine maps: gradients of the data to gradients of the channels, (1 or count, size)."""
-        shared = [len(t) == 1 for t in self.bound.thetas]
-        out: list[np.ndarray | None] = [None] * len(self.problem.program.channels)
-        for m, gradient in zip(self.problem.program.maps, gradients, strict=True):
-            if m.blocks:
-                m.adjoint(self._clean(gradient()), out, shared)
-        return out
-
-    def _to_arguments(self, channels: Sequence[np.ndarray | None], log_scaled: bool = False) -> tuple[np.ndarray, ...]:
-        """Chain rule of the logarithms, and sums over broadcast dimensions."""
-        program, values = self.problem.program, self.bound.values
-        flat: list[np.ndarray | None] = [None] * len(program.parameters)
-        for c, raw, gradient in zip(program.channels, self.bound.raw, channels, strict=True):
-            if gradient is not None:
-                flat[c.parameter] = _plus(flat[c.parameter], gradient / raw if c.log and not log_scaled else gradient)
-        out = []
-        for p, shape, gradient in zip(program.parameters, values.shapes, flat, strict=True):
-            if gradient is None:
-                out.append(np.zeros(shape))
-                continue
-            lead = shape[: len(shape) - len(p.shape)]
-            if len(gradient) == 1 and int(np.prod(lead, dtype=int)) == 1:
-                out.append(gradient.reshape(shape))
-                continue
-            wide = np.broadcast_to(gradient, (self.count, p.size)).reshape((*self.batch, p.size))
-            out.append(_unbroadcast(wide, lead).reshape(shape))
-        return tuple(out)
-
-    def _gather_parameters_along(
-        self, gradients: tuple[Any, ...], moved: tuple[Any, ...], tangents: Sequence[np.ndarray | None]
-    ) -> tuple[np.ndarray, ...]:
-        program = self.problem.program
-        along = self._pull_channels(moved)
-        if any(c.log for c in program.channels):
-            # theta -> log theta: d/dh (g / theta) = g' / theta - g h / theta^2, with h / theta the channel's own tangent.
-            plain = self._pull_channels(gradients)
-            for i, (c, raw, tangent) in enumerate(zip(program.channels, self.bound.raw, tangents, strict=True)):
-                if c.log:
-                    change, value = along[i], plain[i]
-                    total = None if change is None else change / raw
-                    if value is not None and tangent is not None:
-                        total = _plus(total, -value * tangent / raw)
-                    along[i] = total
-        return self._to_arguments(along, log_scaled=True)
-
     # Tangents ------------------------------------------------------------------------------------------------------------
-
-    def _channel_tangents(self, tangents: Sequence[Any]) -> list[np.ndarray | None]:
-        """Tangents of the channels, (1 or count, size), None for zero."""
-        program, values = self.problem.program, self.bound.values
-        if len(tangents) != len(program.parameters):
-            raise ShapeError("one tangent per parameter is needed", expected=f"{len(program.parameters)}", got=f"{len(tangents)}")
-        flat: list[np.ndarray | None] = []
-        for p, shape, tangent in zip(program.parameters, values.shapes, tangents, strict=True):
-            if tangent is None:
-                flat.append(None)
-                continue
-            array = np.asarray(tangent, dtype=float)
-            if array.shape != shape:
-                raise ShapeError(f"the tangent of parameter '{p.name}' has the wrong shape", expected=f"{shape}", got=f"{array.shape}")
-            lead = shape[: len(shape) - len(p.shape)]
-            if int(np.prod(lead, dtype=int)) == 1:
-                flat.append(array.reshape(1, p.size))
-            else:
-                flat.append(np.broadcast_to(array, (*self.batch, *p.shape)).reshape(self.count, p.size))
-        out: list[np.ndarray | None] = []
-        for c, raw in zip(program.channels, self.bound.raw, strict=True):
-            tangent = flat[c.parameter]
-            out.append(tangent / raw if c.log and tangent is not None else tangent)
-        return out
-
-    def _mixed_channels(self, c1: Sequence[np.ndarray | None], c2: Sequence[np.ndarray | None]) -> list[np.ndarray | None]:
-        """Second derivative of the channels along two tangents: -h k / theta^2 for logarithms, else zero."""
-        pairs = zip(self.problem.program.channels, c1, c2, strict=True)
-        return [-a * b if c.log and a is not None and b is not None else None for c, a, b in pairs]
 
     def _push_data(self, channels: Sequence[np.ndarray | None]) -> _Tangent:
         P, q, d, A, b = (m.linear(channels) for m in self.problem.program.maps)
@@ -491,12 +375,6 @@ class Evaluation:
             flat = np.array(flat)
             flat[self.bad] = 0.0
         return flat
-
-    def _finite(self, flat: np.ndarray) -> np.ndarray:
-        return self._clean(flat)
-
-    def _zeros_like_arguments(self) -> tuple[np.ndarray, ...]:
-        return tuple(np.zeros(shape) for shape in self.bound.values.shapes)
 
 
 @dataclass(frozen=True)
@@ -547,11 +425,3 @@ def _or_zero(a: np.ndarray | None) -> np.ndarray | float:
 
 def _plus(a: np.ndarray | None, b: np.ndarray) -> np.ndarray:
     return b if a is None else a + b
-
-
-def _unbroadcast(wide: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
-    """Sum (*batch, size) over the dimensions along which `lead` was broadcast."""
-    extra = wide.ndim - 1 - len(lead)
-    wide = wide.sum(axis=tuple(range(extra))) if extra else wide
-    ones = tuple(i for i, n in enumerate(lead) if n == 1 and wide.shape[i] != 1)
-    return wide.sum(axis=ones, keepdims=True) if ones else wide

@@ -10,10 +10,10 @@ import numpy as np
 from layercompiler.derivatives.products import Products
 from layercompiler.derivatives.residual_map import Point, ResidualMap
 from layercompiler.derivatives.system import Linearization
+from layercompiler.errors import UnsupportedConeError
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.solvers import Engine, Options, engine
 from layercompiler.solvers.engine import engine_names
-from layercompiler.errors import UnsupportedConeError
 from layercompiler.status import Status
 
 _ROUGH, _TIGHT = 1e-6, 1e-10

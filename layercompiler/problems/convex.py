@@ -95,7 +95,9 @@ def _extend(problem: cp.Problem, wanted: Sequence[Any]) -> tuple[cp.Problem, dic
     for position, item in enumerate(wanted):
         if isinstance(item, (cp.Minimize, cp.Maximize)):
             if item is not problem.objective:
-                raise ParameterMismatchError("an output is an objective of another problem", where=str(item), mend="pass `problem.objective`")
+                raise ParameterMismatchError(
+                    "an output is an objective of another problem", where=str(item), mend="pass `problem.objective`"
+                )
             leaves[position] = "value"
         elif isinstance(item, cp.Variable) and item.id in duals:
             leaves[position] = duals[item.id]
@@ -182,9 +184,7 @@ def _channels(canonical: Canonical, problem: cp.Problem, listed: Sequence[cp.Par
             entries = np.flatnonzero(flat >= 0)
             shared = np.bincount(flat[entries], minlength=columns.stop - columns.start)
             # An entry stored once but written twice (symmetric) reads the mean of both, so that its gradient is symmetric.
-            lower = sp.csc_array(
-                (1.0 / shared[flat[entries]], (flat[entries], entries)), shape=(columns.stop - columns.start, p.size)
-            )
+            lower = sp.csc_array((1.0 / shared[flat[entries]], (flat[entries], entries)), shape=(columns.stop - columns.start, p.size))
             if p.id in position:
                 ranges.append((len(channels), slice(width, width + p.size)))
                 channels.append(Channel(position[p.id], p.size, log))

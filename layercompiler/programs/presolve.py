@@ -113,9 +113,7 @@ class Elimination:
             return dx, dy
         return self._expand(data, dx, dy, r_y[:, self.i], r_x[:, self.k])
 
-    def _expand(
-        self, data: Data, x: np.ndarray, y: np.ndarray, row: np.ndarray, column: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _expand(self, data: Data, x: np.ndarray, y: np.ndarray, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         batch = len(x)
         full_x, full_y = np.zeros((batch, self.full.n)), np.zeros((batch, self.full.m))
         full_x[:, self.keep_x], full_y[:, self.keep_y] = x, y

@@ -116,5 +116,15 @@ def _program(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> ConeProgr
         shape = tuple(map(int, shape))
         rows = index(f"output_{i}_rows", int(np.prod(shape, dtype=int)))
         cols = index(f"output_{i}_cols", {"primal": n, "dual": cones.m, "value": 1}[source])
-        outputs.append(OutputSpec(str(name), shape, source, rows, cols, numbers(f"output_{i}_coefs", len(rows)), bool(exponential), float(sign)))
-    return ConeProgram(structure, **maps, parameters=parameters, channels=channels, outputs=tuple(outputs[:-1]), value=outputs[-1], kind=str(header["kind"]))
+        outputs.append(
+            OutputSpec(str(name), shape, source, rows, cols, numbers(f"output_{i}_coefs", len(rows)), bool(exponential), float(sign))
+        )
+    return ConeProgram(
+        structure,
+        **maps,
+        parameters=parameters,
+        channels=channels,
+        outputs=tuple(outputs[:-1]),
+        value=outputs[-1],
+        kind=str(header["kind"]),
+    )

@@ -33,7 +33,9 @@ class Diffcp(Engine):
         if deadline is not None:
             settings["time_limit_secs"] = deadline
         try:
-            x, y, slack, _, _ = diffcp.solve_and_derivative(matrix, b, q, _cones(s), solve_method="SCS", verbose=options.verbose, **settings)
+            x, y, slack, _, _ = diffcp.solve_and_derivative(
+                matrix, b, q, _cones(s), solve_method="SCS", verbose=options.verbose, **settings
+            )
         except diffcp.SolverError as error:
             text = str(error).lower()
             status = Status.PRIMAL_INFEASIBLE if "infeasible" in text else Status.DUAL_INFEASIBLE if "unbounded" in text else Status.FAILED

@@ -62,7 +62,9 @@ class Options:
             known = {f.name for f in fields(cls)}
             unknown = set(options or ()) - known
             if unknown:
-                raise OptionError(f"unknown option {sorted(unknown)}", expected=f"some of {sorted(known)}", mend="see layercompiler.Options")
+                raise OptionError(
+                    f"unknown option {sorted(unknown)}", expected=f"some of {sorted(known)}", mend="see layercompiler.Options"
+                )
             return cls(**(options or {}))
         if not isinstance(options, cls):
             raise OptionError("options are neither Options nor a dict", got=type(options).__name__)
@@ -135,7 +137,13 @@ class Engine(ABC):
         else:
             results = [self.solve_one(*a) for a in arguments]
         n, m = self.structure.n, self.structure.m
-        raw = Raw(np.full((batch, n), np.nan), np.full((batch, m), np.nan), np.full((batch, m), np.nan), np.zeros(batch, np.int8), np.zeros(batch, int))
+        raw = Raw(
+            np.full((batch, n), np.nan),
+            np.full((batch, m), np.nan),
+            np.full((batch, m), np.nan),
+            np.zeros(batch, np.int8),
+            np.zeros(batch, int),
+        )
         for i, (x, y, s, status, iterations) in enumerate(results):
             if x is not None:
                 raw.x[i], raw.y[i], raw.s[i] = x, y, s

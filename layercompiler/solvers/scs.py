@@ -52,7 +52,12 @@ class SCS(Engine):
         }
         if len(P):
             arguments["P"] = sp.csc_matrix((P[self.P_order], self.P_indices, self.P_indptr), shape=(n, n))
-        settings: dict[str, Any] = {"verbose": options.verbose, "eps_abs": tolerance, "eps_rel": tolerance, "eps_infeas": max(tolerance, 1e-9)}
+        settings: dict[str, Any] = {
+            "verbose": options.verbose,
+            "eps_abs": tolerance,
+            "eps_rel": tolerance,
+            "eps_infeas": max(tolerance, 1e-9),
+        }
         settings["max_iters"] = int(options.max_iterations or 100_000)
         if deadline is not None:
             settings["time_limit_secs"] = max(deadline, 1e-3)
