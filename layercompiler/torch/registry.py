@@ -1,19 +1,23 @@
 """Names for compiled problems: an operator of a traced graph carries a string, and finds the problem again in any process.
 
-A name depends on the problem and the options alone. So unpickling (a DataLoader worker, a spawned DDP process, `torch.load`)
-registers the same name again, and a graph that was traced elsewhere finds it.
+A name is a digest of the whole problem and the options, and of nothing else. So unpickling (a DataLoader worker, a spawned DDP
+process, `torch.load`) registers the same name again, and a graph that was traced elsewhere finds it.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import fields, is_dataclass
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import numpy as np
 
 from layercompiler.errors import UnsupportedTransformError
 
 _live: WeakValueDictionary[str, Bound] = WeakValueDictionary()
 _traced: dict[str, Bound] = {}
+_digests: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 class Bound:
@@ -28,7 +32,7 @@ class Bound:
 
     def __init__(self, compiled: Any, options: Any = None) -> None:
         self.compiled, self.options = compiled, options
-        self.name = f"{compiled.fingerprint}-{_digest(compiled, options)}"
+        self.name = f"{_digest(compiled)}-{_hash(options or compiled.options)}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Bound:
         return self  # immutable
@@ -37,9 +41,33 @@ class Bound:
         return bind, (self.compiled, self.options)
 
 
-def _digest(compiled: Any, options: Any) -> str:
-    settings = (compiled.solver, compiled.on_error, options or compiled.options)
-    return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
+def _digest(compiled: Any) -> str:
+    if compiled not in _digests:
+        _digests[compiled] = _hash((compiled.fingerprint, compiled.solver, compiled.on_error, compiled.program))
+    return _digests[compiled]
+
+
+def _hash(value: Any) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    """Digest a tree of dataclasses, sequences, arrays and plain values."""
+    if isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype.str}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value))
+    elif is_dataclass(value) and not isinstance(value, type):
+        digest.update(type(value).__name__.encode())
+        for f in fields(value):
+            _feed(digest, getattr(value, f.name))
+    elif isinstance(value, (tuple, list)):
+        digest.update(f"({len(value)}".encode())
+        for item in value:
+            _feed(digest, item)
+    else:  # numbers, strings, None; an executor by its address: it belongs to this process
+        digest.update(f"{value!r},".encode())
 
 
 def bind(compiled: Any, options: Any = None) -> Bound:

@@ -104,7 +104,7 @@ class FakeProblem:
         self.fingerprint = f"fake-{n}-{m}{tag}"
         self.zsize = n + m
         self.evaluations = self.restored = 0
-        self.solver, self.options = "fake", Options()
+        self.solver, self.options, self.program = "fake", Options(), None
 
     def describe(self):
         return f"5 parameters (P {self.n, self.n}, ...), outputs x ({self.n},)"

@@ -117,3 +117,18 @@ def test_a_layer_of_no_parameters():
     x = cp.Variable(2, name="x")
     layer = export(cp.Problem(cp.Minimize(cp.sum_squares(x - 1))), "torch")
     assert difference(layer()[0].double(), torch.ones(2, dtype=torch.float64)) < 1e-7
+
+
+def test_problems_that_differ_in_a_sign_are_not_mixed_up():
+    import cvxpy as cp
+
+    from layercompiler.export import export
+
+    x, p = cp.Variable(2, name="x"), cp.Parameter(2, name="p")
+    distance = cp.sum_squares(x - p) + cp.sum(x)
+    near, far = cp.Problem(cp.Minimize(distance)), cp.Problem(cp.Maximize(-distance))
+    layers = [export(problem, "torch", variables=[problem.objective]) for problem in (near, far)]
+    values = [layer(torch.zeros(2, dtype=torch.float64))[0] for layer in layers]
+    assert difference(values[0], -values[1]) < 1e-12
+    again = pickle.loads(pickle.dumps(layers[1]))
+    assert again._bound.name == layers[1]._bound.name != layers[0]._bound.name
