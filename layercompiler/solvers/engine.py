@@ -7,7 +7,6 @@ import importlib.util
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -217,7 +216,3 @@ def engine(name: str) -> type[Engine]:
             f"solver '{key}' needs the package '{kind.package}'", mend=f"pip install 'layercompiler[{kind.extra or kind.package}]'"
         )
     return kind
-
-
-SOLVED, PRIMAL, DUAL = Status.SOLVED, Status.PRIMAL_INFEASIBLE, Status.DUAL_INFEASIBLE
-solve_one = Callable[..., tuple[Any, ...]]
