@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cvxpy.atoms.affine.affine_atom import AffAtom
+from cvxpy.atoms.atom import Atom
 from cvxpy.utilities import scopes
 
 
@@ -90,6 +91,11 @@ class Rules:
             return AFFINE
         return need if up else Need(need.concave, need.convex)
 
+    def is_constant(self, e: Any) -> bool:
+        """Whether the expression counts as a constant."""
+        with self._scope():
+            return e.is_constant()
+
     def curvature(self, e: Any) -> str:
         """What an expression is, in words."""
         convex, concave = self.meets(e, CONVEX), self.meets(e, CONCAVE)
@@ -102,6 +108,11 @@ class Rules:
         if e.is_constant():
             return "constant"
         return "affine" if convex and concave else "convex" * convex or "concave" * concave or "of unknown curvature"
+
+
+def arguments(e: Any) -> list[Any]:
+    """The arguments of an atom; a leaf has none, nor has a problem that stands for its optimal value (partial_optimize)."""
+    return [] if type(e).__name__ == "PartialProblem" else e.args
 
 
 def _suits(need: Need, convex: bool, concave: bool) -> bool:
@@ -117,13 +128,15 @@ def failures(e: Any, need: Need | None, rules: Rules, path: str) -> Iterator[Fai
     yield from _walk(e, need, rules, path)
     if rules.quadratic and rules.meets(e, need):
         yield from _nested(e, path, affine_above=True)
+    if rules.dpp:
+        yield from _hidden(e, rules, path)
 
 
 def _walk(e: Any, need: Need, rules: Rules, path: str) -> Iterator[Failure]:
     if rules.meets(e, need):
         return
     only_parameters = rules.dpp and not e.variables()
-    if not e.args or (only_parameters and not _is_wrapper(e)) or _is_difference(e, rules):
+    if not arguments(e) or (only_parameters and not _is_wrapper(e)) or _is_difference(e, rules):
         yield Failure(e, need, path)
         return
     unsound = [i for i, a in enumerate(e.args) if not rules.meets(a, ANY)]
@@ -179,12 +192,42 @@ def _nested(e: Any, path: str, affine_above: bool) -> Iterator[Failure]:
     if type(e).__name__ == "QuadForm" and e.args[1].parameters() and not affine_above:
         yield Failure(e, CONVEX, path, cause="nested")
         return
-    for i, a in enumerate(e.args):
+    for i, a in enumerate(arguments(e)):
         yield from _nested(a, f"{path}.args[{i}]", affine_above and isinstance(e, AffAtom))
+
+
+def _hidden(e: Any, rules: Rules, path: str) -> Iterator[Failure]:
+    """Expressions without variables in which cvxpy overlooks a parameter and takes the whole for a constant."""
+    if not e.variables():
+        if _overlooked(e, rules):
+            yield Failure(e, AFFINE, path)
+        return
+    for i, a in enumerate(arguments(e)):
+        yield from _hidden(a, rules, f"{path}.args[{i}]")
+
+
+def _overlooked(e: Any, rules: Rules) -> bool:
+    """Whether an atom has parameters that are no arguments (huber(2, M), c ** k) while its arguments are numbers.
+
+    Only the power of a number is what the rules of geometric programming take it for: c ** k = exp(k log c).
+    """
+    if _has_own_parameters(e) and rules.is_constant(e):
+        return not rules.gp or any(a.parameters() for a in e.args)
+    return any(_overlooked(a, rules) for a in arguments(e))
+
+
+def _has_own_parameters(e: Any) -> bool:
+    """Whether parameters enter an atom beside its arguments."""
+    if not arguments(e) or type(e).parameters is Atom.parameters:
+        return False
+    exponent: Any = getattr(e, "p", None)  # it may hold the same parameter as the base
+    if hasattr(exponent, "parameters") and exponent.parameters():
+        return True
+    return bool({p.id for p in e.parameters()} - {p.id for a in e.args for p in a.parameters()})
 
 
 def parametric_quadratic(e: Any) -> bool:
     """Whether an expression holds a quadratic form whose matrix depends on parameters."""
     if type(e).__name__ == "QuadForm" and e.args[1].parameters():
         return True
-    return any(parametric_quadratic(a) for a in e.args)
+    return any(parametric_quadratic(a) for a in arguments(e))

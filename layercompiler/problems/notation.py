@@ -158,6 +158,7 @@ _WRITERS: dict[str, Callable[[Any], tuple[str, int]]] = {
     "PowerApprox": _power,
     "Pnorm": _norm,
     "PnormApprox": _norm,
+    "PartialProblem": lambda e: (f"partial_optimize({_whole(e.args[0].objective)})", _ATOM),
     "QuadForm": _call("quad_form", lambda e: e.args),
     "quad_over_lin": _over,
     "huber": _call("huber", lambda e: (e.args[0], e.M)),

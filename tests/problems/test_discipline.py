@@ -8,6 +8,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import scipy.linalg
+from cvxpy.transforms.partial_optimize import partial_optimize
 
 from layercompiler import errors
 from layercompiler.problems.discipline import check, explain
@@ -387,6 +388,25 @@ PARAMETRIC = [
         "(r[i] * cp.hstack([np.zeros(i), y, np.zeros(2 - i)]) for i in range(3))",
         {"r": "np.exp(p.value)"},
     ),
+    # parameters that cvxpy does not see: it takes these for constants
+    Case(
+        "Min(sum(x), x >= p * huber(2, n))",
+        "p * huber(2, n)",
+        "Min(sum(x), x >= {write})",
+        (R3,),
+        "r",
+        {"r": "p.value * np.minimum(n.value, 2) * (4 - np.minimum(n.value, 2))"},
+        comparable=False,
+    ),
+    Case(
+        "Max(z, z <= huber(2, n))",
+        "huber(2, n)",
+        "Max(z, z <= {write})",
+        (RS,),
+        "r",
+        {"r": "np.minimum(n.value, 2) * (4 - np.minimum(n.value, 2))"},
+        comparable=False,
+    ),
 ]
 
 CURVED = [
@@ -479,6 +499,16 @@ CURVED = [
     Case("Min(sum(x), norm(x) == n)", "norm(x)", "Min(sum(x), {write} n)", (), "norm(x) <= "),
 ]
 GEOMETRIC = [
+    Case(
+        "Max(va, power(power(2, n), n) >= va)",
+        "(2 ** n) ** n",
+        "Max(va, {write} >= va)",
+        ("r = cp.Parameter(pos=True)",),
+        "r",
+        {"r": "2 ** (n.value**2)"},
+        gp=True,
+        comparable=False,
+    ),
     Case(
         "Max(va, va <= g + h)", "g + h", "Max(va, va <= {write})", ("r = cp.Parameter(pos=True)",), "r", {"r": "g.value + h.value"}, gp=True
     ),
@@ -692,3 +722,13 @@ def test_quadratic_forms_of_a_shifted_point_keep_their_parameters(source):
         assert _optimum(settled, False, enforce_dpp=True) == pytest.approx(
             _optimum(cp.Problem(problem.objective, problem.constraints), False), rel=1e-6
         )
+
+
+def test_partial_optimization_is_one_atom():
+    x, y, p, q = cp.Variable(name="x"), cp.Variable(name="y"), cp.Parameter(name="p"), cp.Parameter(name="q")
+    inner = partial_optimize(cp.Problem(cp.Minimize(cp.square(x - y) + p * y), [y >= q]), [y], [x])
+    assert explain(cp.Problem(cp.Minimize(inner + x))) == []
+    (violation,) = explain(cp.Problem(cp.Maximize(inner)))
+    assert violation.kind == "DCP"
+    assert "partial_optimize" in violation.expression
+    assert explain(cp.Problem(cp.Minimize(p * inner)))

@@ -21,6 +21,8 @@ def advise(kind: str, failure: Failure, gp: bool, words: Words) -> str:
     Returns:
         One or two sentences.
     """
+    if type(failure.expression).__name__ == "PartialProblem":
+        return "mend the problem inside partial_optimize, or write its variables and constraints into the outer problem"
     if gp:
         return geometric.advise(kind, failure, words)
     return (parametric if kind == "DPP" else convexity).advise(failure, words)

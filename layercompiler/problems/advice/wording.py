@@ -7,7 +7,7 @@ from typing import Any
 
 import cvxpy as cp
 
-from layercompiler.problems.curvature import AFFINE, CONVEX, Rules
+from layercompiler.problems.curvature import AFFINE, CONVEX, Rules, arguments
 from layercompiler.problems.notation import peel, text
 
 DCP, DPP = Rules(), Rules(dpp=True)
@@ -91,7 +91,7 @@ class Words:
         `norm(A @ x)` becomes `norm(y)` with y == A @ x, which keeps the form of the problem; where that is not to be had, the
         whole expression becomes a variable.
         """
-        mixed = [i for i, a in enumerate(e.args) if a.parameters()]
+        mixed = [i for i, a in enumerate(arguments(e)) if a.parameters()]
         inner = e.args[mixed[0]] if len(mixed) == 1 else e
         if DPP.meets(e, AFFINE) or not (inner.variables() and DPP.meets(inner, AFFINE)) or _ids(e) != _ids(inner):
             return self.stand_in(e)
