@@ -44,7 +44,7 @@ class CompiledProblem:
         self.structure = self.elimination.structure
         rng = np.random.default_rng(0)
         samples = program.bind([rng.uniform(0.5, 1.5, (2, c.size)) for c in program.channels], 2)
-        self.map = ResidualMap(self.structure, self.elimination.reduce(samples))
+        self.map = ResidualMap(self.structure, self.elimination.bind(samples).data)
         self.search = Search(self.structure, self.map, solver)
         self.reader = Arguments(program)
         self.fingerprint = _fingerprint(program)

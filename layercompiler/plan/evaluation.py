@@ -23,6 +23,7 @@ from layercompiler.errors import DerivativeError, ShapeError, SolveError
 from layercompiler.plan.arguments import Values
 from layercompiler.plan.chain import Chain
 from layercompiler.programs.cone import Data
+from layercompiler.programs.presolve import Reduction
 from layercompiler.status import Info, Solution, Status
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Bound:
     values: Values
     chain: Chain
     full: Data
+    reduction: Reduction
     scaled: Data
     scaling: Scaling | None
     products: Products
@@ -49,8 +51,9 @@ class Bound:
         chain = Chain(problem.program, values)
         with np.errstate(all="ignore"):
             full = problem.program.bind(chain.thetas(), values.count)
-            scaled, scaling = problem.map.equilibrate(problem.elimination.reduce(full))
-        return cls(values, chain, full, scaled, scaling, Products.of(problem.structure, scaled))
+            reduction = problem.elimination.bind(full)
+            scaled, scaling = problem.map.equilibrate(reduction.data)
+        return cls(values, chain, full, reduction, scaled, scaling, Products.of(problem.structure, scaled))
 
 
 class Evaluation:
@@ -71,7 +74,7 @@ class Evaluation:
         scaling = bound.scaling
         if scaling is not None:
             x_hat, y_hat = x_hat * scaling.x, y_hat * scaling.y
-        self.x, self.y = problem.elimination.expand(bound.full, x_hat, y_hat)
+        self.x, self.y = bound.reduction.expand(x_hat, y_hat)
         z = np.concatenate([point.x, point.v], axis=1)
         if len(self.bad):
             z[self.bad] = np.nan
@@ -222,16 +225,16 @@ class Evaluation:
 
     def _solve(self, r_x: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """P u + A't = r_x, t = D (A u + t - ... ) for full-size right-hand sides: see `System`."""
-        elimination, full, scaling = self.problem.elimination, self.bound.full, self.bound.scaling
+        reduction, scaling = self.bound.reduction, self.bound.scaling
         with np.errstate(all="ignore"):
-            a, b = elimination.reduce_rhs(full, r_x, h)
+            a, b = reduction.reduce_rhs(r_x, h)
             if scaling is not None:
                 a, b = a * scaling.r_x, b * scaling.r_y
             u, t, residual = self.linear.solve(a, b)
             u, t = self._robust(a, b, u, t, residual)
             if scaling is not None:
                 u, t = u * scaling.x, t * scaling.y
-            return elimination.expand_step(full, u, t, r_x, h)
+            return reduction.expand_step(u, t, r_x, h)
 
     def _robust(self, a: np.ndarray, b: np.ndarray, u: np.ndarray, t: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Least squares where refinement left a residual: singular systems get their minimum-norm solution."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from layercompiler.cones import Product
 from layercompiler.programs.cone import ConeProgram, Data, Structure
-from layercompiler.programs.pattern import Segments
+from layercompiler.programs.pattern import Pattern, Segments
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Groups:
 
 @dataclass(frozen=True)
 class Elimination:
-    """The substitution of defined variables; with nothing to substitute every method is the identity.
+    """Which defined variables are substituted, and the plan to do it for any numbers.
 
     Attributes:
         full: Structure of the program as canonicalised.
@@ -53,6 +53,9 @@ class Elimination:
         i: See `k`.
         c: See `k`.
         P_kk: See `k`.
+        keep_x: What stays: variables, rows (`keep_y`), entries of P (`keep_P`, at `place_P` of the new one) and of A (`keep_A`).
+        row_entries: Entries of A of the defining rows without c, with their pattern `rows` (k by n').
+        groups: Outer products that fill the new P.
     """
 
     full: Structure
@@ -67,10 +70,7 @@ class Elimination:
     keep_A: np.ndarray
     place_P: np.ndarray
     row_entries: np.ndarray
-    row_of: np.ndarray
-    col_of: np.ndarray
-    by_row: Segments
-    by_col: Segments
+    rows: Pattern
     groups: tuple[_Groups, ...]
 
     @property
@@ -78,61 +78,85 @@ class Elimination:
         """Whether anything is substituted."""
         return len(self.k) > 0
 
-    def reduce(self, data: Data) -> Data:
-        """Numbers of the reduced program."""
-        if not self.active:
-            return data
-        w, beta, q_k = self._weights(data)
-        P = np.zeros((max(len(data.P), len(data.A)), len(self.structure.P_rows)))
-        P[:, self.place_P] = data.P[:, self.keep_P]
-        for group in self.groups:
-            group.add(P, data.A, w)
-        pull = w * beta + q_k / self.c
-        q = data.q[:, self.keep_x] - self._rows_transposed(data.A, pull)
-        d = data.d + np.sum(0.5 * w * beta**2 + q_k / self.c * beta, axis=-1, keepdims=True)
-        return Data(P, q, d, data.A[:, self.keep_A], data.b[:, self.keep_y])
+    def bind(self, data: Data) -> Reduction:
+        """The substitution for the numbers of one batch."""
+        return Reduction(self, data) if self.active else Unreduced(self, data)
 
-    def expand(self, data: Data, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+
+class Reduction:
+    """An elimination with the numbers of one batch.
+
+    Attributes:
+        data: Numbers of the reduced program.
+    """
+
+    def __init__(self, plan: Elimination, full: Data) -> None:
+        self.plan, c = plan, plan.c
+        self.P_kk = np.where(plan.P_kk >= 0, full.P[:, plan.P_kk], 0.0) if full.P.shape[1] else np.zeros((1, len(c)))
+        self.w, self.beta, self.q_k = self.P_kk / c**2, full.b[:, plan.i], full.q[:, plan.k]
+        entries = full.A[:, plan.row_entries]
+        self.rows = plan.rows.full(entries) if plan.rows.dense else entries
+        P = np.zeros((max(len(full.P), len(full.A)), len(plan.structure.P_rows)))
+        P[:, plan.place_P] = full.P[:, plan.keep_P]
+        for group in plan.groups:
+            group.add(P, full.A, self.w)
+        linear = self.q_k / c
+        q = full.q[:, plan.keep_x] - self._transposed(self.w * self.beta + linear)
+        d = full.d + np.sum((0.5 * self.w * self.beta + linear) * self.beta, axis=-1, keepdims=True)
+        self.data = Data(P, q, d, full.A[:, plan.keep_A], full.b[:, plan.keep_y])
+
+    def expand(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Point of the full program from that of the reduced one: (B, n'), (B, m') to (B, n), (B, m)."""
-        if not self.active:
-            return x, y
-        _, beta, q_k = self._weights(data)
-        return self._expand(data, x, y, beta, -q_k)
+        return self._expand(x, y, self.beta, -self.q_k)
 
-    def reduce_rhs(self, data: Data, r_x: np.ndarray, r_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def reduce_rhs(self, r_x: np.ndarray, r_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Right-hand side of the reduced linear system: rows of P dx + A'dy = r_x and of A dx + ... = r_y."""
-        if not self.active:
-            return r_x, r_y
-        w = self._weights(data)[0]
-        pull = r_x[:, self.k] / self.c - w * r_y[:, self.i]
-        return r_x[:, self.keep_x] - self._rows_transposed(data.A, pull), r_y[:, self.keep_y]
+        p = self.plan
+        pull = r_x[:, p.k] / p.c - self.w * r_y[:, p.i]
+        return r_x[:, p.keep_x] - self._transposed(pull), r_y[:, p.keep_y]
 
-    def expand_step(self, data: Data, dx: np.ndarray, dy: np.ndarray, r_x: np.ndarray, r_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def expand_step(self, dx: np.ndarray, dy: np.ndarray, r_x: np.ndarray, r_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Solution of the full linear system from that of the reduced one."""
-        if not self.active:
-            return dx, dy
-        return self._expand(data, dx, dy, r_y[:, self.i], r_x[:, self.k])
+        return self._expand(dx, dy, r_y[:, self.plan.i], r_x[:, self.plan.k])
 
-    def _expand(self, data: Data, x: np.ndarray, y: np.ndarray, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        batch = len(x)
-        full_x, full_y = np.zeros((batch, self.full.n)), np.zeros((batch, self.full.m))
-        full_x[:, self.keep_x], full_y[:, self.keep_y] = x, y
-        x_k = (row - self._rows_product(data.A, x)) / self.c
-        P_kk = np.where(self.P_kk >= 0, data.P[:, self.P_kk], 0.0) if data.P.shape[1] else 0.0
-        full_x[:, self.k], full_y[:, self.i] = x_k, (column - P_kk * x_k) / self.c
+    def _expand(self, x: np.ndarray, y: np.ndarray, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        p = self.plan
+        full_x, full_y = np.empty((len(x), p.full.n)), np.empty((len(x), p.full.m))
+        full_x[:, p.keep_x], full_y[:, p.keep_y] = x, y
+        x_k = (row - self._product(x)) / p.c
+        full_x[:, p.k], full_y[:, p.i] = x_k, (column - self.P_kk * x_k) / p.c
         return full_x, full_y
 
-    def _weights(self, data: Data) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        P_kk = np.where(self.P_kk >= 0, data.P[:, self.P_kk], 0.0) if data.P.shape[1] else np.zeros((1, len(self.k)))
-        return P_kk / self.c**2, data.b[:, self.i], data.q[:, self.k]
-
-    def _rows_product(self, A: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def _product(self, x: np.ndarray) -> np.ndarray:
         """a'x for each defining row: (B, n') to (B, k)."""
-        return self.by_row.sum(A[:, self.row_entries] * x[:, self.col_of])
+        if self.plan.rows.dense:
+            return np.matmul(self.rows, x[:, :, None])[:, :, 0]
+        return self.plan.rows.product(self.rows, x)
 
-    def _rows_transposed(self, A: np.ndarray, pull: np.ndarray) -> np.ndarray:
+    def _transposed(self, pull: np.ndarray) -> np.ndarray:
         """Sum of pull_i a_i: (B, k) to (B, n')."""
-        return self.by_col.sum(A[:, self.row_entries] * pull[:, self.row_of])
+        if self.plan.rows.dense:
+            return np.einsum("bij,bi->bj", self.rows, pull)
+        return self.plan.rows.transposed(self.rows, pull)
+
+
+class Unreduced(Reduction):
+    """Nothing to substitute: every method is the identity."""
+
+    def __init__(self, plan: Elimination, full: Data) -> None:
+        self.plan, self.data = plan, full
+
+    def expand(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The point itself."""
+        return x, y
+
+    def reduce_rhs(self, r_x: np.ndarray, r_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The right-hand side itself."""
+        return r_x, r_y
+
+    def expand_step(self, dx: np.ndarray, dy: np.ndarray, r_x: np.ndarray, r_y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The solution itself."""
+        return dx, dy
 
 
 def eliminate(program: ConeProgram) -> Elimination:
@@ -181,10 +205,7 @@ def eliminate(program: ConeProgram) -> Elimination:
         keep_A=keep_A,
         place_P=np.searchsorted(all_keys, old_keys),
         row_entries=row_entries,
-        row_of=row_of,
-        col_of=col_of,
-        by_row=Segments.of(row_of, len(k)),
-        by_col=Segments.of(col_of, n),
+        rows=Pattern(row_of, col_of, (len(k), n)),
         groups=tuple(
             _Groups(where, entries, np.triu_indices(entries.shape[2]), Segments.of(np.searchsorted(all_keys, keys.ravel()), len(all_keys)))
             for where, entries, keys in found

@@ -15,7 +15,8 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 from layercompiler.programs.cone import Data, Structure
-from layercompiler.status import Status
+
+CORES = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Engine(ABC):
         """
         batch = data.batch
         arguments = [(data.one(i), tolerance, options, deadline) for i in range(batch)]
-        workers = options.workers or os.cpu_count() or 1
+        workers = options.workers or CORES
         if options.executor is not None and batch > 1:
             results = list(options.executor.map(_Solve(type(self), self.structure), arguments))
         elif self.releases_gil and workers > 1 and batch > 1 and not options.verbose:
