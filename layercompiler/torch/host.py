@@ -59,20 +59,28 @@ def _remember(evaluation: Any, arrays: Sequence[np.ndarray]) -> Tensor:
     trace = np.array(z, dtype=np.float64, order="C", copy=not z.flags.writeable).view(_Trace)
     trace.evaluation, trace.shapes = evaluation, [a.shape for a in arrays]
     tensor = torch.from_numpy(trace)
-    if tensor.data_ptr():
-        _traces[tensor.data_ptr()] = trace
+    _traces[_address(tensor)] = trace
     return tensor
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()  # unlike that of the tensor, not zero for an empty batch
+
+
+def _recall(z: Tensor) -> _Trace | None:
+    trace = _traces.get(_address(z))
+    return trace if trace is not None and trace.shape == z.shape and z.is_contiguous() else None
 
 
 def recall(z: Tensor) -> Any | None:
     """The evaluation that made z, or None."""
-    trace = _traces.get(z.data_ptr())
-    return None if trace is None or trace.shape != z.shape or not z.is_contiguous() else trace.evaluation
+    trace = _recall(z)
+    return None if trace is None else trace.evaluation
 
 
 def _evaluation(bound: Bound, theta: Sequence[Tensor], z: Tensor) -> Any:
-    trace = _traces.get(z.data_ptr())
-    if trace is not None and trace.shape == z.shape and z.is_contiguous() and trace.shapes == [t.shape for t in theta]:
+    trace = _recall(z)
+    if trace is not None and trace.shapes == [t.shape for t in theta]:
         return trace.evaluation
     return bound.compiled.restore([_array(t) for t in theta], _array(z))
 

@@ -93,7 +93,7 @@ def test_device():
     assert layer(values[0], *[v.detach().cpu() for v in values[1:]])[0].is_cuda
 
 
-def test_tensors_of_two_devices_raise(layer, monkeypatch):
+def test_tensors_of_two_devices_raise(layer):
     values = data()
     with pytest.raises((InputError, NotImplementedError)):
         layer(values[0].to("meta"), *values[1:])
@@ -150,6 +150,12 @@ def test_solve_tells_about_each_instance(layer):
     assert difference(layer(*values, warm_start=solution), solution.outputs) < 1e-12
     with pytest.raises(UnsupportedTransformError, match="solve"):
         torch.func.grad(lambda q: layer.solve(values[0], q, *values[2:]).outputs[0].sum())(values[1].detach())
+
+
+def test_solve_of_an_empty_batch(layer):
+    solution = layer.solve(*data(0))
+    assert solution.status.shape == (0,)
+    assert solution.outputs[0].shape == (0, 3)
 
 
 @pytest.mark.parametrize("flagged", [False, True])
