@@ -166,10 +166,11 @@ def draw(losses, by_peer, penalty, coefficients):
     names = load_diabetes().feature_names
     for shift, (name, w) in zip((-0.27, 0, 0.27), coefficients.items(), strict=True):
         right.bar(np.arange(len(names)) + shift, w, 0.25, label=name)
-    right.set_xticks(range(len(names)), [f"{n}\n{p:.2g}" for n, p in zip(names, penalty, strict=True)])
+    right.set_xticks(range(len(names)), [f"{n}\n{p:.2g}" for n, p in zip(names, penalty, strict=True)], fontsize="small")
     right.set(xlabel="feature, and its learned penalty weight", ylabel="coefficient")
     right.axhline(0, color="k", linewidth=0.5)
-    right.legend(fontsize="small")
+    right.set_ylim(top=0.6)
+    right.legend(fontsize="small", loc="upper right")
     figure.savefig("quickstart.png", dpi=150)
     print("The picture is in quickstart.png")
 
