@@ -8,6 +8,7 @@
 
 template <class V> struct Conic {
   static constexpr int N = lanes_of<V>;
+  static constexpr double near_infeasible = 1e-6;  // certificates of lanes that cannot go on
   const Program& p;
   const ConicOptions& o;
   const Schedule& g;
@@ -148,7 +149,7 @@ template <class V> struct Conic {
   }
 
   // ---- the cones --------------------------------------------------------------------------------------------------------------------------------------
-  // Numbers a cone keeps. second order: eta, lambda'J lambda; PSD: R, R^-1, lambda (k); three: H, gradient, Hessian.
+  // Numbers a cone keeps. second order: eta, lambda'J lambda; PSD: R, R^-1, lambda (k); three: H split, gradient, Hessian.
   V* memory_of(const Cone& k) const { return cone_memory + k.storage; }
   V* matrix(int which) const { return square + (int64_t)which * p.largest_order * p.largest_order; }
 
@@ -165,6 +166,7 @@ template <class V> struct Conic {
     for (int t = 0; t < p.cones; t++) {
       const Cone& k = p.cone[t];
       const int64_t* at = p.slots + k.slot;
+      if (k.kind == exponential || k.kind == power) continue;  // such programs start at the centre, without a factorisation
       if (k.expanded) {
         for (int i = 0; i < k.dim; i++) {
           entries[at[i]] = num(-1);
@@ -202,15 +204,13 @@ template <class V> struct Conic {
       if (k.kind == second_order) scale_second_order(k);
       else if (k.kind == positive_semidefinite) scale_psd(k);
       else {
-        V* keep = memory_of(k);
-        scale_three<V>(s + k.row, y + k.row, k.alpha, mu, dual_only, keep, keep + 6, keep + 9);
-        const int64_t* at = p.slots + k.slot;  // 11 12 22 13 23 33 by columns of the upper triangle
-        entries[at[0]] = -keep[0];
-        entries[at[1]] = -keep[1];
-        entries[at[2]] = -keep[3];
-        entries[at[3]] = -keep[2];
-        entries[at[4]] = -keep[4];
-        entries[at[5]] = -keep[5];
+        Split<V>& h = *reinterpret_cast<Split<V>*>(memory_of(k));
+        scale_three<V>(s + k.row, y + k.row, k.alpha, mu, dual_only, h, memory_of(k) + 9, memory_of(k) + 12);
+        const int64_t* at = p.slots + k.slot;  // 11 12 22 13 23 33 by columns of the upper triangle, coupling, diagonal of the extra unknown
+        static constexpr int order[6] = {0, 1, 3, 2, 4, 5};
+        for (int i = 0; i < 6; i++) entries[at[i]] = -h.rest[order[i]];
+        for (int i = 0; i < 3; i++) entries[at[6 + i]] = -h.v[i];
+        entries[at[9]] = num(1);
       }
     }
     fold_diagonal();
@@ -317,7 +317,10 @@ template <class V> struct Conic {
     for (int t = 0; t < p.cones; t++) {
       const Cone& k = p.cone[t];
       if (k.kind == exponential || k.kind == power) {
-        times3<V>(memory_of(k), u + k.row, out + k.row);
+        const Split<V>& h = *reinterpret_cast<const Split<V>*>(memory_of(k));
+        V along = dot3(h.v, u + k.row);
+        times3<V>(h.rest, u + k.row, out + k.row);
+        for (int i = 0; i < 3; i++) out[k.row + i] = fma(along, h.v[i], out[k.row + i]);
       } else {
         apply_w(k, u + k.row, scaled + k.row);
         apply_w(k, scaled + k.row, out + k.row, true);
@@ -365,9 +368,22 @@ template <class V> struct Conic {
       } else {
         const V* keep = memory_of(k);
         V eta[3];
-        correct_three<V>(y + k.row, k.alpha, keep + 9, ds + k.row, dy + k.row, eta);
-        for (int i = 0; i < 3; i++) out[i] = s[k.row + i] + target * keep[6 + i] + eta[i];
+        correct_three<V>(y + k.row, k.alpha, keep + 12, ds + k.row, dy + k.row, eta);
+        for (int i = 0; i < 3; i++) out[i] = s[k.row + i] + target * keep[9 + i] + eta[i];
       }
+    }
+  }
+
+  // ds of cones with extra unknowns from A dx + ds - b dt = -keep ry: through their strong directions the rounding of dy would come back magnified.
+  void step_slacks(V dt, V keep) {
+    if (!p.extras) return;
+    V* product = work_m;
+    for (int i = 0; i < p.m; i++) product[i] = V{};
+    for (int64_t k = 0; k < p.a_entries; k++) product[p.a_row[k]] = fma(A[k], dx[p.a_col[k]], product[p.a_row[k]]);
+    for (int t = 0; t < p.cones; t++) {
+      const Cone& k = p.cone[t];
+      if (!k.expanded && k.alpha == 0 && k.kind != exponential) continue;
+      for (int i = k.row; i < k.row + k.dim; i++) ds[i] = fma(b[i], dt, -keep * ry[i]) - product[i];
     }
   }
 
@@ -502,7 +518,8 @@ template <class V> struct Conic {
   }
 
   // ---- the linear system --------------------------------------------------------------------------------------------------------------------------------
-  void factor_kkt() {
+  // Regularisation is `boost` times the usual in lanes whose factors proved useless.
+  void factor_kkt(V boost) {
     __builtin_memset((void*)panels, 0, (size_t)g.panel * sizeof(V));
     for (int64_t k = 0; k < g.entries; k++) panels[g.target[k]] = entries[k];
     V top = V{};
@@ -510,7 +527,7 @@ template <class V> struct Conic {
       V d = vabs(entries[g.colptr[i + 1] - 1]);
       top = vmax(select<V>(d < num(1e300), d, V{}), top);
     }
-    V shift = num(1e-8) + num(4.930380657631324e-32) * top;
+    V shift = boost * (num(1e-8) + num(4.930380657631324e-32) * top);
     for (int i = 0; i < g.n; i++) panels[g.target[g.colptr[i + 1] - 1]] += shift * num(g.sign[i]);
     factorise<V>(g, panels, pivots, inverse, factor_work, Pivoting{1e-13, 2e-7});
   }
@@ -537,8 +554,8 @@ template <class V> struct Conic {
     for (int i = 0; i < p.m; i++)
       if (p.row_place[i] >= 0) oy[i] = kx[(int64_t)p.row_place[i] * columns + t];
   }
-  // kx = K^-1 kb with refinement; every decision per lane.
-  template <int NR> void solve_kkt() {
+  // kx = K^-1 kb with refinement; every decision per lane. Returns the largest residual relative to 1 + |kb|.
+  template <int NR> V solve_kkt() {
     int64_t size = (int64_t)g.n * NR;
     V norm[NR], goal[NR], next[NR];
     Mask<V> more[NR];
@@ -565,10 +582,14 @@ template <class V> struct Conic {
       for (int64_t i = 0; i < size; i += NR)
         for (int t = 0; t < NR; t++) kx[i + t] = select<V>(more[t], kn[i + t], kx[i + t]);
       for (int t = 0; t < NR; t++) {
+        Mask<V> accepted = more[t];
         more[t] = more[t] & (next[t] > goal[t]) & (next[t] * num(5) < norm[t]);
-        norm[t] = select<V>(more[t], next[t], norm[t]);
+        norm[t] = select<V>(accepted, next[t], norm[t]);
       }
     }
+    V worst = V{};
+    for (int t = 0; t < NR; t++) worst = vmax(worst, norm[t] / (num(1) + goal[t] * num(1e12)));
+    return worst;
   }
 
   // ---- the iteration ------------------------------------------------------------------------------------------------------------------------------------
@@ -646,7 +667,7 @@ template <class V> struct Conic {
       return;
     }
     set_identity_scaling();
-    factor_kkt();
+    factor_kkt(num(1));
     for (int j = 0; j < p.n; j++) rx[j] = -q[j];
     load_rhs(nullptr, b, 2, 0);
     load_rhs(rx, nullptr, 2, 1);
@@ -759,9 +780,11 @@ template <class V> struct Conic {
       // NaN fails each of these comparisons; the sums make sure that it is seen
       V small_gap = vmin(gap, gap_relative), merit = vmax(vmax(primal_residual, dual_residual), small_gap) + (primal_residual + dual_residual + small_gap) * V{};
       Mask<V> solved = (primal_residual < num(o.feasibility)) & (dual_residual < num(o.feasibility)) & (small_gap < num(o.gap)) & (merit == merit);
-      V by_ = by * ic, qx_ = qx * ic;
-      Mask<V> no_primal = (by_ < num(-1e-8)) & (top_aty / vmax(one, top_y) < num(-o.infeasibility) * by_);
-      Mask<V> no_dual = (qx_ < num(-1e-8)) & (vmax(top_px / vmax(one, top_x), top_axs / vmax(one, top_x + top_s)) < num(-o.infeasibility) * qx_);
+      // Certificates: |A'y| <= e * -b'y says that every feasible x has norm above 1 / e, and likewise for the dual with the cost scaled to unit size.
+      V ray_y = top_aty / (-by * ic), ray_x = vmax(top_px * c, top_axs) / (-qx);
+      Mask<V> falls_y = by < num(-1e-12) * vmax(one, top_y * c), falls_x = qx < num(-1e-12) * vmax(one, top_x);
+      Mask<V> no_primal = falls_y & (ray_y < num(o.infeasibility)), near_primal = falls_y & (ray_y < num(near_infeasible));
+      Mask<V> no_dual = falls_x & (ray_x < num(o.infeasibility)), near_dual = falls_x & (ray_x < num(near_infeasible));
       Mask<V> broken = (!(merit == merit)) | (!(mu > V{}));
       // the best point so far, for lanes that end without success
       Mask<V> better = active & (merit < best_merit) & (tau > V{});
@@ -773,6 +796,7 @@ template <class V> struct Conic {
         for (int l = 0; l < N; l++)
           if (test<V>(better, l)) quality[3 * l] = get(primal_residual, l), quality[3 * l + 1] = get(dual_residual, l), quality[3 * l + 2] = get(small_gap, l);
       }
+      auto ended = [&](int otherwise, int l) -> int8_t { return (int8_t)(test<V>(near_primal, l) ? 1 : test<V>(near_dual, l) ? 2 : otherwise); };
       bool late = o.clock && o.clock() > o.deadline;
       V live = V{};
       for (int l = 0; l < N; l++) {
@@ -782,7 +806,7 @@ template <class V> struct Conic {
         else if (test<V>(no_primal, l)) status[l] = 1;
         else if (test<V>(no_dual, l)) status[l] = 2;
         else if (test<V>(broken, l)) status[l] = 5;
-        else if (it >= o.iterations) status[l] = 3;
+        else if (it >= o.iterations) status[l] = ended(3, l);
         else if (late) status[l] = 4;
         else put(live, l, 1.0);
       }
@@ -790,13 +814,19 @@ template <class V> struct Conic {
       if (!any<V>(active)) break;
 
       update_scaling(mu);
-      factor_kkt();
       // constant direction (x2, y2) and affine direction in one call
       for (int i = 0; i < m; i++) work_m[i] = s[i] - ry[i];
       for (int j = 0; j < n; j++) dx[j] = -q[j], x2[j] = -rx[j];
       load_rhs(dx, b, 2, 0);
       load_rhs(x2, work_m, 2, 1);
-      solve_kkt<2>();
+      V boost = one;
+      for (int tries = 0; tries < 3; tries++) {
+        factor_kkt(boost);
+        V left = solve_kkt<2>();
+        Mask<V> useless = active & !(left < num(1e-5));
+        if (!any<V>(useless)) break;
+        boost = select<V>(useless, boost * num(100), boost);
+      }
       store_solution(dx, dy, work_m, 2, 1);
       store_solution(x2, y2, b, 2, 0);
       multiply_p(x2, Px2);
@@ -834,6 +864,7 @@ template <class V> struct Conic {
       dk = -(corrected_kappa + kappa * dt) * it_tau;
       apply_h(dy, wdy, ds);
       for (int i = 0; i < m; i++) ds[i] = -(ds[i] + offset[i]);
+      step_slacks(dt, keep);
       for (int i = 0; i < p.zero; i++) ds[i] = V{};
       a = num(0.99) * step_symmetric(limit(dt, dk));
       Mask<V> sound = (a == a) & (dt == dt) & (dk == dk);
@@ -859,7 +890,7 @@ template <class V> struct Conic {
         V on = V{};
         for (int l = 0; l < N; l++) {
           if (test<V>(active, l) && !test<V>(stuck, l)) put(on, l, 1.0);
-          if (test<V>(stuck, l)) status[l] = 5, iterations[l] = it;
+          if (test<V>(stuck, l)) status[l] = ended(5, l), iterations[l] = it;
         }
         active = on > V{};
         if (!any<V>(active)) break;

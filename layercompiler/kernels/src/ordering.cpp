@@ -11,7 +11,7 @@ namespace {
 // The quotient graph: variables not yet eliminated, and elements (cliques left behind by eliminated ones).
 class QuotientGraph {
  public:
-  QuotientGraph(const std::vector<std::vector<int32_t>>& neighbours, const std::vector<int8_t>& stage)
+  QuotientGraph(const std::vector<std::vector<int32_t>>& neighbours, const std::vector<int8_t>& stage, const std::vector<int8_t>& late)
       : n_(static_cast<int32_t>(neighbours.size())),
         stage_(stage),
         variables_(neighbours),
@@ -24,11 +24,20 @@ class QuotientGraph {
         stamp_(neighbours.size(), -1),
         mark_(neighbours.size(), -1),
         members_(neighbours.size()),
-        score_(neighbours.size(), -1) {
+        score_(neighbours.size(), -1),
+        waits_(neighbours.size(), 0),
+        holds_(neighbours.size()) {
+    for (int32_t i = 0; i < n_; i++)
+      if (late[i])
+        for (int32_t j : neighbours[i])
+          if (!late[j]) {
+            waits_[i]++;
+            holds_[j].push_back(i);
+          }
     for (int32_t i = 0; i < n_; i++) {
       degree_[i] = static_cast<int64_t>(variables_[i].size());
       members_[i] = {i};
-      push(i);
+      if (waits_[i] == 0) push(i);
     }
   }
 
@@ -125,7 +134,7 @@ class QuotientGraph {
           dead_.push_back(e);
         }
       list.resize(kept);
-      if (vars.empty() && list.empty() && stage_[i] == stage_[pivot]) {  // nothing outside the clique: eliminate it with the pivot
+      if (vars.empty() && list.empty() && stage_[i] == stage_[pivot] && waits_[i] == 0) {  // nothing outside the clique: eliminate it with the pivot
         alive_[i] = 0;
         finish(i, result);
         total -= weight_[i];
@@ -143,7 +152,7 @@ class QuotientGraph {
     dead_.clear();
     merge_equal(hashes);
     for (int32_t i : clique)
-      if (alive_[i]) push(i);
+      if (alive_[i] && waits_[i] == 0) push(i);
     size_t kept = 0;
     for (int32_t v : clique)
       if (alive_[v]) clique[kept++] = v;
@@ -158,7 +167,11 @@ class QuotientGraph {
   }
 
   void finish(int32_t i, std::vector<int32_t>& result) {
-    result.insert(result.end(), members_[i].begin(), members_[i].end());
+    for (int32_t k : members_[i]) {
+      result.push_back(k);
+      for (int32_t held : holds_[k])
+        if (--waits_[held] == 0 && alive_[held]) push(held);
+    }
     members_[i].clear();
   }
 
@@ -167,11 +180,11 @@ class QuotientGraph {
     std::sort(hashes.begin(), hashes.end());
     for (size_t a = 0; a < hashes.size(); a++) {
       int32_t i = hashes[a].second;
-      if (!alive_[i]) continue;
+      if (!alive_[i] || waits_[i] > 0) continue;
       bool sorted = false;
       for (size_t b = a + 1; b < hashes.size() && hashes[b].first == hashes[a].first; b++) {
         int32_t j = hashes[b].second;
-        if (!alive_[j] || stage_[i] != stage_[j] || variables_[i].size() != variables_[j].size() || elements_[i].size() != elements_[j].size()) continue;
+        if (!alive_[j] || waits_[j] > 0 || stage_[i] != stage_[j] || variables_[i].size() != variables_[j].size() || elements_[i].size() != elements_[j].size()) continue;
         if (!sorted) {
           sort_lists(i);
           sorted = true;
@@ -204,6 +217,8 @@ class QuotientGraph {
   std::vector<int32_t> stamp_, mark_;
   std::vector<std::vector<int32_t>> members_;
   std::vector<int64_t> score_;
+  std::vector<int32_t> waits_;                // neighbours that must go before
+  std::vector<std::vector<int32_t>> holds_;  // late nodes that wait for this one
   std::vector<int32_t> dead_;
   std::priority_queue<Entry, std::vector<Entry>, std::greater<Entry>> heap_;
   int64_t age_ = 0;
@@ -212,8 +227,8 @@ class QuotientGraph {
 
 }  // namespace
 
-std::vector<int32_t> minimum_degree(const std::vector<std::vector<int32_t>>& neighbours, const std::vector<int8_t>& stage) {
-  return QuotientGraph(neighbours, stage).order();
+std::vector<int32_t> minimum_degree(const std::vector<std::vector<int32_t>>& neighbours, const std::vector<int8_t>& stage, const std::vector<int8_t>& late) {
+  return QuotientGraph(neighbours, stage, late).order();
 }
 
 }  // namespace layercompiler

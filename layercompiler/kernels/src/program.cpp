@@ -8,7 +8,6 @@
 namespace layercompiler {
 namespace {
 
-constexpr int32_t longest_dense = 4;  // second-order cones up to here are dense blocks of the KKT matrix
 constexpr int64_t largest = int64_t{1} << 28;
 
 [[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument(why); }
@@ -47,7 +46,7 @@ void ConicProgram::check_and_lay_cones(const ConicPattern& c) {
       case second_order:
         if (size < 1 || size > c.m) refuse("wrong size of a second-order cone");
         dim = size;
-        k.expanded = dim > longest_dense;
+        k.expanded = dim > 1;
         storage += 2;
         degree += 1;
         break;
@@ -63,7 +62,7 @@ void ConicProgram::check_and_lay_cones(const ConicPattern& c) {
       case power:
         k.alpha = k.kind == power ? c.alphas[t] : 0.0;
         if (k.kind == power && !(k.alpha > 0.0 && k.alpha < 1.0)) refuse("the exponent of a power cone is not between 0 and 1");
-        storage += 15;
+        storage += 18;
         degree += 3;
         view_.symmetric = false;
         break;
@@ -102,13 +101,18 @@ void ConicProgram::assemble() {
   }
   std::vector<int8_t> signs(n, 1);
   signs.resize(size, -1);
-  for (size_t t = 0; t < cone_.size(); t++)
-    if (cone_[t].expanded) {
-      extra_first[t] = size;
-      size += 2;
-      signs.push_back(-1);
-      signs.push_back(1);
-    }
+  // Extra unknowns carry the strong directions of a cone's block. Eliminated before their rows they would form that block, whose weak directions then
+  // drown in rounding: so they are late.
+  std::vector<int8_t> late(size, 0);
+  for (size_t t = 0; t < cone_.size(); t++) {
+    bool three = cone_[t].kind == exponential || cone_[t].kind == power;
+    if (!cone_[t].expanded && !three) continue;
+    extra_first[t] = size;
+    size += three ? 1 : 2;
+    if (!three) signs.push_back(-1);
+    signs.push_back(1);
+    late.resize(size, 1);
+  }
   std::vector<int64_t> rows, cols;
   auto entry = [&](int64_t a, int64_t b) {
     rows.push_back(std::min(a, b));
@@ -139,9 +143,13 @@ void ConicProgram::assemble() {
     } else {
       for (int32_t j = 0; j < k.dim; j++)
         for (int32_t i = 0; i <= j; i++) slots_.push_back(entry(unknown[k.row + i], unknown[k.row + j]));
+      if (extra_first[t] >= 0) {
+        for (int32_t i = 0; i < k.dim; i++) slots_.push_back(entry(unknown[k.row + i], extra_first[t]));
+        slots_.push_back(entry(extra_first[t], extra_first[t]));
+      }
     }
   }
-  symbolic_ = std::make_unique<Symbolic>(size, static_cast<int64_t>(rows.size()), rows.data(), cols.data(), signs.data());
+  symbolic_ = std::make_unique<Symbolic>(size, static_cast<int64_t>(rows.size()), rows.data(), cols.data(), signs.data(), late.data());
   const Schedule& g = symbolic_->schedule();
   auto resolve = [&](std::vector<int64_t>& list) {
     for (int64_t& k : list)
@@ -153,8 +161,8 @@ void ConicProgram::assemble() {
   x_place_.assign(place.begin(), place.begin() + n);
   for (int32_t r = 0; r < m; r++) row_place_.push_back(unknown[r] >= 0 ? place[unknown[r]] : -1);
   for (size_t t = 0; t < cone_.size(); t++)
-    if (cone_[t].expanded)
-      for (int32_t e = 0; e < 2; e++) extra_place_.push_back(place[extra_first[t] + e]);
+    if (extra_first[t] >= 0)
+      for (int32_t e = 0; e < (cone_[t].expanded ? 2 : 1); e++) extra_place_.push_back(place[extra_first[t] + e]);
   view_.schedule = &g;
   view_.size = size;
   view_.p_entries = static_cast<int64_t>(p_row_.size());

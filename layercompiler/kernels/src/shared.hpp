@@ -75,7 +75,8 @@ struct Cone {
   int32_t kind, row, dim, order;
   bool expanded;    // second-order: diagonal and two extra columns instead of a dense block
   double alpha;     // power; 0 marks the exponential cone
-  int64_t slot;     // dense: upper triangle by columns; expanded: diagonal, column v, column u, their two diagonals
+  int64_t slot;     // dense: upper triangle by columns (exponential, power: then one extra column and its diagonal);
+                    // expanded: diagonal, columns v and u, their diagonals
   int64_t storage;  // where its numbers begin in the cone memory
 };
 

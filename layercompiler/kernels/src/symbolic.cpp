@@ -67,7 +67,7 @@ struct Symbolic::Tree {
   }
 };
 
-Symbolic::Symbolic(int64_t n, int64_t count, const int64_t* rows, const int64_t* columns, const int8_t* signs) {
+Symbolic::Symbolic(int64_t n, int64_t count, const int64_t* rows, const int64_t* columns, const int8_t* signs, const int8_t* late) {
   if (n < 1 || n > (int64_t{1} << 30)) throw std::invalid_argument("the order of the matrix must be at least 1");
   if (count < 0 || count > (int64_t{1} << 31) - n - 2) throw std::invalid_argument("too many entries");
   for (int64_t k = 0; k < count; k++)
@@ -87,7 +87,7 @@ Symbolic::Symbolic(int64_t n, int64_t count, const int64_t* rows, const int64_t*
     std::sort(list.begin(), list.end());
     list.erase(std::unique(list.begin(), list.end()), list.end());
   }
-  choose_order(neighbours, signs);
+  choose_order(neighbours, signs, late);
   Lists later = later_neighbours(neighbours, perm_);
   Tree tree(later);
   factor_entries_ = tree.entries;
@@ -102,16 +102,17 @@ Symbolic::Symbolic(int64_t n, int64_t count, const int64_t* rows, const int64_t*
 }
 
 // The cheapest of the orderings, then a postorder in which leaves with one pattern stand side by side.
-void Symbolic::choose_order(const Lists& neighbours, const int8_t* signs) {
+void Symbolic::choose_order(const Lists& neighbours, const int8_t* signs, const int8_t* late) {
   // Plain minimum degree, rows first (normal equations), variables first; the latter two only where they save enough to forgo its stable pivots.
-  std::vector<int8_t> all(n_, 0), negative(n_), positive(n_);
+  std::vector<int8_t> all(n_, 0), negative(n_), positive(n_), held(n_, 0);
+  if (late) held.assign(late, late + n_);
   for (int32_t i = 0; i < n_; i++) {
-    negative[i] = signs[i] > 0;
-    positive[i] = signs[i] < 0;
+    negative[i] = signs[i] > 0 && !held[i];
+    positive[i] = signs[i] < 0 || held[i];
   }
   double best = -1;
   for (const auto* stage : {&all, &negative, &positive}) {
-    std::vector<int32_t> order = minimum_degree(neighbours, *stage);
+    std::vector<int32_t> order = minimum_degree(neighbours, *stage, held);
     double flops = static_cast<double>(Tree(later_neighbours(neighbours, order)).flops);
     if (best < 0 || flops < 0.9 * best) {
       best = flops;

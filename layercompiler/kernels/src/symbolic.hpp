@@ -9,8 +9,9 @@ namespace layercompiler {
 
 class Symbolic {
  public:
-  // Upper-triangle pattern (rows[k] <= columns[k], repeats are summed; the diagonal is added) and the expected pivot signs. Throws std::invalid_argument.
-  Symbolic(int64_t n, int64_t count, const int64_t* rows, const int64_t* columns, const int8_t* signs);
+  // Upper-triangle pattern (rows[k] <= columns[k], repeats are summed; the diagonal is added), the expected pivot signs, and
+  // (null for none) which unknowns are eliminated only after their neighbours. Throws std::invalid_argument.
+  Symbolic(int64_t n, int64_t count, const int64_t* rows, const int64_t* columns, const int8_t* signs, const int8_t* late = nullptr);
 
   const Schedule& schedule() const { return view_; }
   int64_t factor_entries() const { return factor_entries_; }
@@ -25,7 +26,7 @@ class Symbolic {
     int64_t entries;
     bool separable;
   };
-  void choose_order(const std::vector<std::vector<int32_t>>& neighbours, const int8_t* signs);
+  void choose_order(const std::vector<std::vector<int32_t>>& neighbours, const int8_t* signs, const int8_t* late);
   void group(const Tree& tree);
   void plan_updates();
   void place_entries(int64_t count, const int64_t* rows, const int64_t* columns);

@@ -169,6 +169,78 @@ template <class V> static inline V primal_barrier(const V* s, double alpha) {
   return splat<V>(-3.0) - dual_barrier(z, alpha);
 }
 
+// Rotates the columns (of length 3) until they are orthogonal: sum_i c_i c_i' stays, but strong and weak directions stand apart.
+template <class V, int C> static inline void separate(V (&c)[C][3]) {
+  const V one = splat<V>(1.0), zero = V{};
+  for (int sweep = 0; sweep < 8; sweep++) {
+    Mask<V> busy = none_of<V>();
+    for (int p = 0; p + 1 < C; p++)
+      for (int q = p + 1; q < C; q++) {
+        V pp = dot3(c[p], c[p]), qq = dot3(c[q], c[q]), pq = dot3(c[p], c[q]);
+        Mask<V> rotate = (vabs(pq) > splat<V>(1e-14) * root(pp * qq)) & (vabs(pq) > splat<V>(1e-280));
+        if (!any<V>(rotate)) continue;
+        busy = busy | rotate;
+        V zeta = (qq - pp) / (pq + pq), size = vabs(zeta) + root(fma(zeta, zeta, one)), t = select<V>(zeta >= zero, one / size, -one / size);
+        V cs = one / root(fma(t, t, one)), sn = t * cs;
+        for (int i = 0; i < 3; i++) {
+          V x = c[p][i], y = c[q][i];
+          c[p][i] = select<V>(rotate, fnma(sn, y, cs * x), x);
+          c[q][i] = select<V>(rotate, fma(sn, x, cs * y), y);
+        }
+      }
+    if (!any<V>(busy)) break;
+  }
+}
+
+// H = v v' + rest, v the strongest direction. The eigenvalues of H spread like 1 / mu^2: kept in one matrix its weak ones would drown in rounding.
+// The rest keeps as much along v as its own strongest direction has, so that it can be eliminated first.
+template <class V> struct Split {
+  V v[3], rest[6];
+};
+
+template <class V, int C> static inline void split_columns(V (&c)[C][3], Mask<V> who, Split<V>& out) {
+  separate<V, C>(c);
+  V best = V{}, second = V{}, strong[3] = {V{}, V{}, V{}}, rest[6] = {V{}, V{}, V{}, V{}, V{}, V{}};
+  auto add = [&](const V* u, Mask<V> m) {
+    int k = 0;
+    for (int i = 0; i < 3; i++)
+      for (int j = i; j < 3; j++, k++) rest[k] = select<V>(m, fma(u[i], u[j], rest[k]), rest[k]);
+  };
+  for (int p = 0; p < C; p++) {
+    V size = dot3(c[p], c[p]);
+    Mask<V> more = size > best;
+    add(strong, more);
+    add(c[p], !more);
+    second = select<V>(more, best, vmax(size, second));
+    best = select<V>(more, size, best);
+    for (int i = 0; i < 3; i++) strong[i] = select<V>(more, c[p][i], strong[i]);
+  }
+  V share = second / vmax(best, splat<V>(1e-300)), kept = root(share), left = root(splat<V>(1.0) - share), unit[3];
+  for (int i = 0; i < 3; i++) unit[i] = strong[i] * kept;
+  add(unit, best > V{});
+  for (int i = 0; i < 3; i++) out.v[i] = select<V>(who, strong[i] * left, out.v[i]);
+  for (int k = 0; k < 6; k++) out.rest[k] = select<V>(who, rest[k], out.rest[k]);
+}
+
+// The dual barrier's Hessian as a sum of squares, times `mu`.
+template <class V> static inline void split_hessian(const V* z, double alpha, V mu, Mask<V> who, Split<V>& out) {
+  V zero = V{}, m = root(mu);
+  if (alpha == 0) {
+    V l = vlog(-z[2] / z[0]), r = z[1] - z[0] - z[0] * l, ir = m / r, curve = m * root(splat<V>(-1.0) / (z[0] * r));
+    V c[4][3] = {{-l * ir, ir, -z[0] / z[2] * ir}, {curve, zero, -z[0] / z[2] * curve}, {m / z[0], zero, zero}, {zero, zero, m / z[2]}};
+    split_columns<V, 4>(c, who, out);
+    return;
+  }
+  double a = alpha, b = 1 - alpha;
+  V i1 = splat<V>(1.0) / z[0], i2 = splat<V>(1.0) / z[1];
+  V top = vexp<V>(fma(splat<V>(a), vlog(z[0] * splat<V>(1 / a)), splat<V>(b) * vlog(z[1] * splat<V>(1 / b))));
+  V lo = m / (top - z[2]), hi = m / (top + z[2]), g1 = splat<V>(a) * top * i1, g2 = splat<V>(b) * top * i2;
+  V curve = top * root(splat<V>(2 * a * b) * lo * hi);
+  V c[5][3] = {{g1 * lo, g2 * lo, -lo}, {g1 * hi, g2 * hi, hi}, {curve * i1, -curve * i2, zero}, {m * splat<V>(__builtin_sqrt(b)) * i1, zero, zero},
+               {zero, m * splat<V>(__builtin_sqrt(a)) * i2, zero}};
+  split_columns<V, 5>(c, who, out);
+}
+
 // z~' Hessian(z) z~ - <s~, z~>^2 / 3 as a sum of squares: the Hessian is J'J with |J z|^2 = 3, and what J z~ has besides J z is left. Evaluated
 // by the formula itself it would drown in rounding near the boundary.
 template <class V> static inline V excess_of(const V* z, const V* t, double alpha, const Barrier<V>& f) {
@@ -190,7 +262,7 @@ template <class V> static inline V excess_of(const V* z, const V* t, double alph
 // The scaling H with H z = s and H z~ = s~ (shadow points), nearest to mu times the Hessian; that Hessian itself where the points are too central or too
 // far off for the former, and in the lanes of `dual_only`:
 //   H = s s'/<s, z> + ds ds'/<ds, dz> + t a a',  ds = s - m s~,  dz = z - m z~,  a = z x z~,  t = m det(Hessian) / (3 excess),  m = <s, z>/3
-template <class V> static inline void scale_three(const V* s, const V* z, double alpha, V mu, Mask<V> dual_only, V* h, V* gradient, V* hessian) {
+template <class V> static inline void scale_three(const V* s, const V* z, double alpha, V mu, Mask<V> dual_only, Split<V>& h, V* gradient, V* hessian) {
   const V zero = V{}, one = splat<V>(1.0);
   Barrier<V> f;
   barrier_at(z, alpha, f);
@@ -214,17 +286,20 @@ template <class V> static inline void scale_three(const V* s, const V* z, double
   axis[0] = z[1] * zt[2] - z[2] * zt[1];
   axis[1] = z[2] * zt[0] - z[0] * zt[2];
   axis[2] = z[0] * zt[1] - z[1] * zt[0];
-  V t = m * determinant / (splat<V>(3.0) * excess), isz = one / sz, idd = one / dd, block[6], sum = zero;
+  V t = m * determinant / (splat<V>(3.0) * excess), sum = zero;
   Mask<V> good = (dd > splat<V>(1e-8) * m) & (excess > splat<V>(1e-12) * mt * mt) & (sz > zero) & !dual_only;
-  int k = 0;
+  V along = one / root(sz), across = one / root(dd), strength = root(t), c[3][3];
+  for (int i = 0; i < 3; i++) {
+    c[0][i] = s[i] * along;
+    c[1][i] = ds[i] * across;
+    c[2][i] = axis[i] * strength;
+    sum += vabs(c[0][i]) + vabs(c[1][i]) + vabs(c[2][i]);
+  }
+  good = good & (sum < splat<V>(1e100));
   for (int i = 0; i < 3; i++)
-    for (int j = i; j < 3; j++, k++) {
-      block[k] = fma(t * axis[i], axis[j], isz * s[i] * s[j] + idd * ds[i] * ds[j]);
-      sum += vabs(block[k]);
-    }
-  good = good & finite<V>(sum);
-  V scale = select<V>((sz > zero) & !dual_only, m, mu);
-  for (k = 0; k < 6; k++) h[k] = select<V>(good, block[k], scale * hessian[k]);
+    for (int k = 0; k < 3; k++) c[k][i] = select<V>(good, c[k][i], i == k ? one : zero);
+  split_columns<V, 3>(c, good, h);
+  if (any<V>(!good)) split_hessian<V>(z, alpha, select<V>((sz > zero) & !dual_only, m, mu), !good, h);
 }
 
 // Third-order corrector -1/2 D^3 f(z)[dz, hessian^-1 ds]; zero where the Hessian cannot be inverted.

@@ -1,0 +1,74 @@
+"""The lanes engine: our compiled interior point, one instance per SIMD lane (`layercompiler.kernels`)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from layercompiler import kernels
+from layercompiler.programs.cone import Data, Structure
+from layercompiler.solvers.engine import CORES, Engine, Options, Raw, register
+
+LARGEST_PSD = 50  # beyond it one instance at a time on LAPACK is the better shape
+_MAX_ITERATIONS = 100
+
+
+@register
+class Lanes(Engine):
+    """The compiled conic interior point on packs of instances; results are the same bits for any batch and any number of workers."""
+
+    name = "lanes"
+    package = "layercompiler.kernels"
+    cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
+    releases_gil = True
+
+    @classmethod
+    def available(cls) -> bool:
+        """Whether the kernels were built."""
+        return kernels.available()
+
+    @classmethod
+    def accepts(cls, structure: Structure) -> bool:
+        """See `Engine.accepts`; PSD cones of order above `LARGEST_PSD` are left to other engines."""
+        small = all(cone.name != "psd" or cone.order <= LARGEST_PSD for cone, _ in structure.cones.blocks)
+        return small and super().accepts(structure)
+
+    def __init__(self, structure: Structure) -> None:
+        super().__init__(structure)
+        self.conic = kernels.Conic(
+            structure.n, (structure.P_rows, structure.P_cols), (structure.A_rows, structure.A_cols), cone_list(structure)
+        )
+
+    def solve(self, data: Data, tolerance: float, options: Options, deadline: float | None) -> Raw:
+        """See `Engine.solve`."""
+        found = self.conic.solve(
+            *(data.P, data.q, data.A, data.b),
+            tol=tolerance,
+            max_iter=options.max_iterations or _MAX_ITERATIONS,
+            time_limit=math.inf if deadline is None else max(deadline, 0.0),
+            threads=options.workers or CORES,
+        )
+        return Raw(found.x, found.y, found.s, found.status, found.iterations)
+
+    def solve_one(self, data: tuple[np.ndarray, ...], tolerance: float, options: Options, deadline: float | None) -> tuple[Any, ...]:
+        """See `Engine.solve_one`."""
+        raw = self.solve(Data(*(a[None] for a in data)), tolerance, options, deadline)
+        return raw.x[0], raw.y[0], raw.s[0], raw.status[0], raw.iterations[0]
+
+
+def cone_list(structure: Structure) -> list[tuple[str, float]]:
+    """The cones as `kernels.Conic` names them."""
+    out: list[tuple[str, float]] = []
+    for cone, count in structure.cones.blocks:
+        match cone.name:
+            case "second_order":
+                out += [("second_order", cone.dim)] * count
+            case "psd":
+                out += [("psd", cone.order)] * count
+            case "power":
+                out += [("power", float(alpha)) for alpha in cone.alphas(count)]
+            case name:
+                out.append((name, count))
+    return out
