@@ -30,17 +30,30 @@ class Memory:
     """
 
     def __init__(self, problem: Any, capacity: int = CAPACITY) -> None:
-        self._problem, self._capacity = problem, capacity
+        self.problem, self._capacity = problem, capacity
         self._entries: tuple[_Entry, ...] = ()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def solve(self, arrays: Sequence[np.ndarray], **options: Any) -> Any:
-        """Evaluate at a copy of `arrays` (the caller's buffers may not outlive the call) and remember it."""
+    def solve(self, arrays: Sequence[np.ndarray], *, keep: bool, **settings: Any) -> Any:
+        """Evaluate at `arrays`; where it is kept, at a copy of them, because the caller's buffers may not outlive the call.
+
+        Args:
+            arrays: One per parameter.
+            keep: Remember the evaluation.
+            **settings: `warm_start` and `options` of `evaluate`.
+        """
+        if not keep:
+            return self.problem.evaluate([_readable(a) for a in arrays], **settings)
         copies = tuple(_copy(a) for a in arrays)
-        return self._keep(_Entry(copies, *_point(self._problem.evaluate(copies, **options))))
+        evaluation = self.problem.evaluate([_readable(a) for a in copies], **settings)
+        return self._keep(_Entry(copies, evaluation.z, evaluation))
+
+    def put(self, arrays: Sequence[np.ndarray], evaluation: Any) -> None:
+        """Remember an evaluation made elsewhere at `arrays`."""
+        self._keep(_Entry(tuple(_copy(a) for a in arrays), evaluation.z, evaluation))
 
     def at(self, arrays: Sequence[np.ndarray], z: np.ndarray) -> Any:
         """The evaluation of `arrays` whose point is `z`: a remembered one, or restored from `z` and remembered."""
@@ -48,7 +61,7 @@ class Memory:
             if _same(entry.z, z) and all(map(_same, entry.arrays, arrays)):
                 return self._keep(entry)
         copies, z = tuple(_copy(a) for a in arrays), _copy(z)
-        return self._keep(_Entry(copies, z, self._problem.restore(copies, z)))
+        return self._keep(_Entry(copies, z, self.problem.restore([_readable(a) for a in copies], z)))
 
     def _keep(self, entry: _Entry) -> Any:
         with self._lock:
@@ -57,8 +70,9 @@ class Memory:
         return entry.evaluation
 
 
-def _point(evaluation: Any) -> tuple[np.ndarray, Any]:
-    return evaluation.z, evaluation
+def _readable(a: np.ndarray) -> np.ndarray:
+    """The frameworks' bfloat16 and float8 are no numbers to numpy; float32 holds each of them exactly."""
+    return a.astype(np.float32) if a.dtype.kind == "V" else a
 
 
 def _core(a: np.ndarray) -> np.ndarray:

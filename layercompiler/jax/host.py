@@ -26,21 +26,23 @@ class Host:
 
     Args:
         problem: A `CompiledProblem`.
+        options: `Options` of its solves instead of its own.
     """
 
-    def __init__(self, problem: Any) -> None:
-        self.problem, self.memory = problem, Memory(problem)
+    def __init__(self, problem: Any, options: Any = None) -> None:
+        self.problem, self.options, self.memory = problem, options, Memory(problem)
         self.shapes = tuple(p.shape for p in problem.parameters)
         self.results = tuple(o.shape for o in problem.outputs)
 
     def __repr__(self) -> str:
         return f"<{self.problem.fingerprint[:12]}>"
 
-    def solve(self, thetas: Arrays, *, wrt: tuple[int, ...], spread: int) -> Results:
+    def solve(self, thetas: Arrays, start: np.ndarray | None, *, wrt: tuple[int, ...], spread: int) -> Results:
         """Solve every instance.
 
         Args:
             thetas: One array per parameter.
+            start: A warm start, (batch..., zsize).
             wrt: Parameters whose derivatives will be asked for; where there are any, the evaluation is remembered.
             spread: Along that many leading axes each instance wants its own derivatives of the parameters in `wrt`.
 
@@ -48,8 +50,11 @@ class Host:
             The outputs, and the bits of the point z as (..., 2 zsize) 32-bit words, which survive `jax_enable_x64=False`.
         """
         dims = np.broadcast_shapes(*(lead(t, shape) for t, shape in zip(thetas, self.shapes, strict=True)))
+        if start is not None and np.broadcast_shapes(dims, start.shape[:-1]) != dims:
+            dims = np.broadcast_shapes(dims, start.shape[:-1])
+            thetas = [np.broadcast_to(t, (*dims, *shape)) for t, shape in zip(thetas, self.shapes, strict=True)]
         thetas = [np.broadcast_to(t, (*dims[:spread], *t.shape[spread:])) if i in wrt else t for i, t in enumerate(thetas)]
-        evaluation = self.memory.solve(thetas) if wrt else self.problem.evaluate(thetas)
+        evaluation = self.memory.solve(thetas, keep=bool(wrt), warm_start=start, options=self.options)
         words = np.ascontiguousarray(evaluation.z, np.float64).view(np.uint32)
         return (*(np.asarray(y, thetas[0].dtype) for y in evaluation.outputs), words)
 

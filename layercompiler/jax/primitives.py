@@ -30,17 +30,19 @@ from layercompiler.jax.shards import agree, result
 Wanted = tuple[tuple[int, Dims], ...]
 
 
-def solve(host: Host, thetas: Sequence[Any]) -> list[Any]:
+def solve(host: Host, thetas: Sequence[Any], start: Any = None) -> list[Any]:
     """Outputs of the compiled problem.
 
     Args:
         host: The compiled problem.
         thetas: One array per parameter, of one dtype and with equally many batch axes, each of length 1 or that of the batch.
+        start: A warm start, (batch..., zsize), with as many batch axes. It changes the way to the solution and not the solution: no
+            derivative passes through it.
 
     Returns:
         One array per output, with all batch axes.
     """
-    return _bind(solve_p, *thetas, host=host, wrt=(), spread=0)[:-1]
+    return _bind(solve_p, *thetas, *([] if start is None else [start]), host=host, wrt=(), spread=0)[:-1]
 
 
 class _Operands:
@@ -120,8 +122,10 @@ def _parameters_avals(o: _Operands, wanted: Wanted) -> list[Any]:
     return [result(o.thetas[0], (*dims, *o.host.shapes[i]), o.thetas[0].dtype) for i, dims in wanted]
 
 
-def _solve_avals(*thetas: Any, host: Host, wrt: tuple[int, ...], spread: int) -> list[Any]:
-    batch = np.broadcast_shapes(*(lead(t, s) for t, s in zip(thetas, host.shapes, strict=True)))
+def _solve_avals(*operands: Any, host: Host, wrt: tuple[int, ...], spread: int) -> list[Any]:
+    thetas = operands[: len(host.shapes)]
+    starts = [z.shape[:-1] for z in operands[len(host.shapes) :]]  # a vmap over warm starts alone has results too
+    batch = np.broadcast_shapes(*starts, *(lead(t, s) for t, s in zip(thetas, host.shapes, strict=True)))
     outputs = [result(thetas[0], (*batch, *shape), thetas[0].dtype) for shape in host.results]
     return [*outputs, result(thetas[0], (*batch, 2 * host.problem.zsize), np.dtype(np.uint32))]
 
@@ -142,9 +146,10 @@ def _tangents(primals: Sequence[Any], parts: list[Any] | None) -> list[Any]:
 def _solve_jvp(
     primals: Sequence[Any], tangents: Sequence[Any], *, host: Host, wrt: tuple[int, ...], spread: int
 ) -> tuple[list[Any], list[Any]]:
-    h = _nonzero(dict(enumerate(tangents)))
+    count = len(host.shapes)
+    h = _nonzero(dict(enumerate(tangents[:count])))
     results = _bind(solve_p, *primals, host=host, wrt=tuple(sorted({*wrt, *h})), spread=spread)
-    o = _Operands((*primals, results[-1]), host)
+    o = _Operands((*primals[:count], results[-1]), host)
     dot = _tangents(results[:-1], _jvp(o, h) if h else None)
     return results, [*dot, ad.Zero(jax.typeof(results[-1]).to_tangent_aval())]
 
@@ -272,7 +277,8 @@ def _batch_rule(primitive: Primitive) -> Callable[..., Any]:
 
 
 def _run_solve(*values: Any, host: Host, wrt: tuple[int, ...], spread: int) -> tuple[np.ndarray, ...]:
-    return host.solve(values, wrt=wrt, spread=spread)
+    count = len(host.shapes)
+    return host.solve(values[:count], values[count] if len(values) > count else None, wrt=wrt, spread=spread)
 
 
 def _run_jvp(*values: Any, host: Host, wrt: tuple[int, ...]) -> tuple[np.ndarray, ...]:

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from layercompiler.errors import ShapeError, SolveError
-from layercompiler.status import Status
+from layercompiler.solvers import Options
+from layercompiler.status import Solution, Status
 
 LIMIT = 1e6  # instances with b[0] above it fail
 
@@ -93,8 +94,9 @@ class Problem:
         self.outputs = tuple(SimpleNamespace(name=k, shape=s) for k, s in zip("xy", self.results, strict=True))
         self.fingerprint = f"fake quadratic program {n} {m}"
         self.evaluations = self.factorizations = 0
+        self.options, self.starts, self.given = Options(), [], []
 
-    def __repr__(self):
+    def describe(self):
         return f"QP layer: 4 parameters (P ({self.n}, {self.n}), ...), outputs x ({self.n},), y ({self.m},)"
 
     def lead(self, arrays):
@@ -132,6 +134,8 @@ class Problem:
 
     def evaluate(self, arrays, *, warm_start=None, options=None):
         self.evaluations += 1
+        self.starts.append(warm_start)
+        self.given.append(options)
         arrays = [np.asarray(a, float) for a in arrays]
         failed = np.broadcast_to(arrays[3][..., 0] > LIMIT, self.lead(arrays))
         K = np.where(failed[..., None, None], np.eye(self.zsize), self.matrix(arrays))
@@ -147,7 +151,8 @@ class Problem:
 
     def solve(self, *arrays, warm_start=None, options=None):
         evaluation = self.evaluate(arrays)
-        return SimpleNamespace(outputs=evaluation.outputs, status=evaluation.info.status)
+        values = dict(zip("xy", evaluation.outputs, strict=True))
+        return Solution(evaluation.outputs, values, np.zeros(evaluation.failed.shape), evaluation.info, evaluation.z)
 
 
 def data(problem, seed=0, batch=()):

@@ -197,7 +197,7 @@ def test_memory_is_keyed_by_the_exact_values():
 
     problem = Problem()
     memory = Memory(problem)
-    first = memory.solve(POINT)
+    first = memory.solve(POINT, keep=True)
     assert memory.at([np.array(a) for a in POINT], first.z.copy()) is first
     moved = (np.nextafter(POINT[0], 9), *POINT[1:])
     assert memory.at(moved, first.z) is not first
