@@ -39,7 +39,7 @@ class Failure:
         need: The demand.
         path: Python that reaches it.
         cause: "nested" for a parametric quadratic form below an atom that is not affine, "number" for a parameter where
-            only a number can stand; else empty.
+            only a number can stand, "constant" for a function of numbers that has to be replaced by its value; else empty.
     """
 
     expression: Any
@@ -130,6 +130,8 @@ def failures(e: Any, need: Need | None, rules: Rules, path: str) -> Iterator[Fai
         yield from _nested(e, path, affine_above=True)
     if rules.dpp:
         yield from _hidden(e, rules, path)
+    elif rules.gp:
+        yield from _unfolded(e, path)
 
 
 def _walk(e: Any, need: Need, rules: Rules, path: str) -> Iterator[Failure]:
@@ -204,6 +206,43 @@ def _hidden(e: Any, rules: Rules, path: str) -> Iterator[Failure]:
         return
     for i, a in enumerate(arguments(e)):
         yield from _hidden(a, rules, f"{path}.args[{i}]")
+
+
+def _unfolded(e: Any, path: str) -> Iterator[Failure]:
+    """Functions of numbers that cvxpy's log transform gets wrong: they are constants to its rules, whatever they are made of.
+
+    With cvxpy 1.9.3 `x <= max([1, 2])` is unbounded in a geometric program and `x <= Constant(2) - 1.5` allows x = 2.7.
+    """
+    if e.variables() or e.parameters():
+        for i, a in enumerate(arguments(e)):
+            yield from _unfolded(a, f"{path}.args[{i}]")
+    elif not _transforms(e):
+        yield Failure(e, AFFINE, path, cause="constant")
+
+
+def _transforms(e: Any) -> bool:
+    if not e.args:
+        return e.is_pos()
+    return type(e).__name__ in _EXACT_ON_NUMBERS and all(_transforms(a) for a in e.args)
+
+
+_EXACT_ON_NUMBERS = {
+    *("AddExpression", "Sum", "multiply", "MulExpression", "DivExpression", "Power", "PowerApprox", "Prod", "GeoMean", "GeoMeanApprox"),
+    *(
+        "Promote",
+        "broadcast_to",
+        "reshape",
+        "index",
+        "special_index",
+        "transpose",
+        "Hstack",
+        "Vstack",
+        "Concatenate",
+        "diag_vec",
+        "diag_mat",
+    ),
+    *("Pnorm", "PnormApprox", "norm1", "quad_over_lin", "QuadForm", "Trace", "exp", "log", "one_minus_pos"),
+}
 
 
 def _overlooked(e: Any, rules: Rules) -> bool:

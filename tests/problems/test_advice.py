@@ -156,7 +156,8 @@ def draw_geometric(seed):
     problem = cp.Problem(sense(objective), [left <= 9 * right, *bounds])
     with np.errstate(all="ignore"):
         defined = all(map(is_defined, (objective, left, right)))
-    return (problem, [*leaves[:5], *exponents[2:]]) if defined and problem.is_dgp() and explain(problem, gp=True) else None
+    kinds = {v.kind for v in explain(problem, gp=True)} if defined and problem.is_dgp() else None
+    return (problem, [*leaves[:5], *exponents[2:]]) if kinds == {"DPP"} else None
 
 
 @pytest.fixture

@@ -499,6 +499,26 @@ CURVED = [
     Case("Min(sum(x), norm(x) == n)", "norm(x)", "Min(sum(x), {write} n)", (), "norm(x) <= "),
 ]
 GEOMETRIC = [
+    # cvxpy 1.9.3 calls these sound and solves another problem
+    Case(
+        "Max(va, va <= max(np.array([1, 2])))",
+        "max([1.0, 2.0])",
+        "Max(va, va <= {write})",
+        (),
+        "2",
+        kind="DGP",
+        gp=True,
+        comparable=False,
+    ),
+    Case(
+        "Max(va * vb, va <= 2, vb <= Constant(2) - 1.5)",
+        "2 - 1.5",
+        "Max(va * vb, va <= 2, vb <= {write})",
+        (),
+        "0.5",
+        kind="DGP",
+        comparable=False,
+    ),
     Case(
         "Max(va, power(power(2, n), n) >= va)",
         "(2 ** n) ** n",

@@ -22,6 +22,9 @@ def advise(kind: str, failure: Failure, words: Words) -> str:
     e = failure.expression
     if kind == "DPP":
         return words.substitute(e, "pos") if not e.variables() else _parametrized(e, words)
+    if failure.cause == "constant" and e.args:
+        value = f"{float(e.value):.12g}" if e.size == 1 else "the array of its values"
+        return f"write {value} in place of `{text(e)}`: cvxpy's log transform is wrong for this function of numbers"
     if not e.args:
         return _leaf(e)
     if any(type(a).__name__ == "NegExpression" for a in e.args) or type(e).__name__ == "NegExpression":
