@@ -85,9 +85,8 @@ class Layer(keras.layers.Layer):
             SolveError: An instance was not solved, and the problem was compiled with `on_error="raise"`. Inside `tf.function` TensorFlow
                 raises its own error, which carries the text.
         """
-        # Only symbols go through Keras, which would refuse lists; a model of Keras hands over arguments that are no parameters.
         if any(isinstance(v, keras.KerasTensor) for v in (*args, *named.values())):
-            return super().__call__(*args, **named)
+            return super().__call__(*(v if isinstance(v, keras.KerasTensor) else _tensor(v, "") for v in args), **named)
         return run(self._memory, self._options(options), args, self._without_flags(named), warm_start)
 
     def call(self, *args: Any, **named: Any) -> tuple[Any, ...]:

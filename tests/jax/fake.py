@@ -45,7 +45,7 @@ class Evaluation:
     def adjoint(self, cotangents):
         for g, shape in zip(cotangents, self.problem.results, strict=True):
             assert g is None or g.shape == (*self.z.shape[:-1], *shape)
-        parts = [np.zeros((*self.z.shape[:-1], k)) if g is None else g for g, (k,) in zip(cotangents, self.problem.results, strict=True)]
+        parts = [np.zeros((*self.z.shape[:-1], k)) if g is None else np.asarray(g, float) for g, (k,) in zip(cotangents, self.problem.results, strict=True)]
         return self.solve(np.concatenate(parts, -1), transpose=True)
 
     def tangent(self, tangents):
@@ -137,6 +137,7 @@ class Problem:
         self.starts.append(warm_start)
         self.given.append(options)
         arrays = [np.asarray(a, float) for a in arrays]
+        self.batch_shape([a.shape for a in arrays])
         failed = np.broadcast_to(arrays[3][..., 0] > LIMIT, self.lead(arrays))
         K = np.where(failed[..., None, None], np.eye(self.zsize), self.matrix(arrays))
         z = np.linalg.solve(K, self.vector(arrays)[..., None])[..., 0]
