@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from layercompiler.problems.advice.wording import Words, listing
 from layercompiler.problems.curvature import AFFINE, CONCAVE, CONVEX, Failure, Rules
 from layercompiler.problems.notation import peel, text
@@ -23,7 +25,7 @@ def advise(kind: str, failure: Failure, words: Words) -> str:
     if kind == "DPP":
         return words.substitute(e, "pos") if not e.variables() else _parametrized(e, words)
     if failure.cause == "constant" and e.args:
-        value = f"{float(e.value):.12g}" if e.size == 1 else "the array of its values"
+        value = f"{np.ravel(e.value)[0]:.12g}" if e.size == 1 else "the array of its values"
         return f"write {value} in place of `{text(e)}`: cvxpy's log transform is wrong for this function of numbers"
     if not e.args:
         return _leaf(e)
