@@ -1,0 +1,276 @@
+"""Cone-program layers, the peers and us, in one run on one pinned core; writes RESULTS.md beside this file.
+
+    python -m benchmarks.cone [--only qp,lp] [--batches 1,16,128] [--seconds 3] [--out benchmarks/RESULTS.md]
+
+For every problem and batch size all layers are built and warmed up; then, in rounds, each does one forward and one backward call, so
+that what the machine does meanwhile falls on all of them alike. Reported are medians, in milliseconds per batch. Gradient errors are those
+of directional derivatives (3 cotangents x 6 directions) of one instance, relative, against Richardson differences of solutions that are
+refined to a relative residual of 1e-12; below each table stand the differences' own error estimate, and how far those solutions are from
+Clarabel's at 1e-10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import importlib.metadata
+import os
+import platform
+import time
+import warnings
+from pathlib import Path
+
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+
+import cvxpy as cp
+import numpy as np
+import torch
+
+import layercompiler as lc
+from benchmarks.limits import LIMITS
+from benchmarks.peers import DEFAULT, OURS, PEERS
+from benchmarks.problems import BUILDERS, SEVEN
+from layercompiler import kernels
+from tests.differences import directional, flat
+
+SKIP = {("sdp_30", "cvxpylayers (Clarabel)"), ("sdp_30", DEFAULT)}
+ONLY = {"cvxpylayers (SCS 1e-8)": {"sdp", "sdp_30"}, "sdp_30": (1, 16)}
+TARGETS = dict.fromkeys(("qp", "lp", "portfolio_qp", "logistic", "sparsemax"), 2.5) | dict.fromkeys(("portfolio_socp", "sdp"), 1.5)
+
+
+def clock(function, *arguments):
+    began = time.perf_counter()
+    result = function(*arguments)
+    return result, 1e3 * (time.perf_counter() - began)
+
+
+def measure(layers, case, batch, seconds, rng):
+    """Median forward and backward milliseconds of each layer; None for a layer that fails."""
+    arrays = case.sample(batch, rng)
+    found, state = {}, {}
+    for name, layer in layers.items():
+        try:
+            tensors = layer.prepare(arrays)
+            shapes = [(batch, *v.shape) for v in case.variables]
+            cotangents = [torch.tensor(np.random.default_rng(1).standard_normal(s)) for s in shapes]
+            outputs = layer.forward(tensors)
+            layer.backward(outputs, tensors, cotangents)
+            state[name], found[name] = (tensors, cotangents), []
+        except Exception as error:
+            print(f"    {name}: {type(error).__name__}: {str(error)[:100]}")
+    began, rounds = time.perf_counter(), 0
+    spent = dict.fromkeys(state, 0.0)
+    gc.collect()
+    gc.disable()
+    while rounds < 2 or time.perf_counter() - began < seconds * len(state):
+        for name, (tensors, cotangents) in state.items():
+            if rounds >= 2 and spent[name] > 1e3 * seconds:
+                continue
+            outputs, forward = clock(layers[name].forward, tensors)
+            _, backward = clock(layers[name].backward, outputs, tensors, cotangents)
+            found[name].append((forward, backward))
+            spent[name] += forward + backward
+        rounds += 1
+        if all(s > 1e3 * seconds for s in spent.values()):
+            break
+    gc.enable()
+    return {name: tuple(np.median(times, axis=0)) for name, times in found.items()}
+
+
+def accuracy(layers, case):
+    """Relative errors of solution and gradient of one instance, and how good the reference is."""
+    rng = np.random.default_rng(3)
+    theta = case.sample(1, rng)
+    compiled = lc.compile(case.problem, parameters=case.parameters, variables=case.variables)
+
+    def symmetric(a):
+        return (a + a.swapaxes(-1, -2)) / 2 if case.name.startswith("sdp") and a.ndim == 3 else a
+
+    directions = [[symmetric(rng.standard_normal(t.shape) * np.sqrt(np.mean(t * t))) for t in theta] for _ in range(6)]
+    x = compiled.evaluate(theta).outputs
+    cotangents = [[rng.standard_normal(o.shape) for o in x] for _ in range(3)]
+    weights = np.array([np.concatenate([w.ravel() for w in ws]) for ws in cotangents])
+    single = [t[0] for t in theta]
+    slopes = [directional(lambda a: flat(compiled.evaluate(a).outputs) @ weights.T, single, [d[0] for d in ds]) for ds in directions]
+    G, error = np.array([s for s, _ in slopes]).T, np.array([e for _, e in slopes]).T
+    size = np.linalg.norm(G)
+    for parameter, value in zip(case.parameters, single, strict=True):
+        parameter.value = value
+    case.problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
+    apart = _relative([v.value for v in case.variables], [o[0] for o in x])
+    found = {}
+    for name, layer in layers.items():
+        try:
+            tensors = layer.prepare(theta)
+            outputs = layer.forward(tensors)
+            off = _relative(layer.values(outputs), x)
+            rows = [layer.slopes(layer.backward(outputs, tensors, [torch.tensor(w) for w in ws]), tensors, directions) for ws in cotangents]
+            found[name] = off, float(np.linalg.norm(np.array(rows) - G) / size)
+        except Exception as error_:
+            print(f"    {name}: {type(error_).__name__}: {str(error_)[:100]}")
+    return found, float(np.linalg.norm(error) / size), apart
+
+
+def _relative(got, expected):
+    off = sum(float(np.sum((a - b) ** 2)) for a, b in zip(got, expected, strict=True))
+    return float(np.sqrt(off / sum(float(np.sum(b * b)) for b in expected)))
+
+
+def run(name, batches, seconds):
+    case = BUILDERS[name]()
+    wanted = {k: b for k, b in PEERS.items() if (name, k) not in SKIP and name in ONLY.get(k, {name})}
+    layers, built = {}, {}
+    for k, build in wanted.items():
+        try:
+            build(BUILDERS["sparsemax"](n=3))  # imports and first uses are not what is timed
+            layers[k], built[k] = clock(build, BUILDERS[name]())
+        except Exception as error:
+            print(f"    {k}: {type(error).__name__}: {str(error)[:100]}")
+    print(f"{name}: {case.size}", flush=True)
+    exact, reference, apart = accuracy(layers, case)
+    times = {}
+    for batch in batches:
+        if batch in ONLY.get(name, batches):
+            times[batch] = measure(layers, case, batch, seconds, np.random.default_rng(batch))
+            print(f"    batch {batch}: " + ", ".join(f"{k} {f:.2f}/{b:.2f}" for k, (f, b) in times[batch].items()), flush=True)
+    spent = overhead(name)
+    print(f"    overhead at batch 1: {spent[0]:.2f} of {spent[1]:.2f} ms", flush=True)
+    return {"case": case, "built": built, "exact": exact, "reference": reference, "apart": apart, "times": times, "overhead": spent}
+
+
+def overhead(name, calls=300):
+    """Milliseconds of a torch forward call at batch 1 that are neither engine nor linear solve: (overhead, whole call), medians."""
+    case = BUILDERS[name]()
+    layer = PEERS[OURS](case)
+    tensors = layer.prepare([a[0] for a in case.sample(1, np.random.default_rng(0))])
+    inside, depth = [0.0], [0]
+
+    def watched(function):
+        def call(*arguments, **named):
+            depth[0] += 1
+            began = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                depth[0] -= 1
+                if not depth[0]:
+                    inside[0] += time.perf_counter() - began
+
+        return call
+
+    engines = {type(engine) for engine, _ in layer.call.compiled.search.attempts}
+    kinds = [(kernels.Conic, "solve"), (kernels.LDL, "factor"), (kernels.Factor, "solve"), *((e, "solve") for e in engines)]
+    kept = [(kind, method, kind.__dict__[method]) for kind, method in kinds if method in kind.__dict__]
+    times = []
+    try:
+        for kind, method, function in kept:
+            setattr(kind, method, watched(function))
+        for _ in range(calls):
+            inside[0] = 0.0
+            _, whole = clock(layer.forward, tensors)
+            times.append((whole - 1e3 * inside[0], whole))
+    finally:
+        for kind, method, function in kept:
+            setattr(kind, method, function)
+    return tuple(np.median(times[calls // 10 :], axis=0))
+
+
+# The pages ---------------------------------------------------------------------------------------------------------------
+
+
+def ratio(results, name, peers, batch):
+    """How many times longer the fastest of the peers takes than we do, forward and backward together."""
+    times = results[name]["times"].get(batch, {})
+    others = [sum(times[p]) for p in peers if p in times]
+    return min(others) / sum(times[OURS]) if others and OURS in times else None
+
+
+def page(results, batches, machine):
+    out = ["# Results of `make bench`", "", machine, ""]
+    out += [
+        "Milliseconds per batch, forward / backward, medians; every layer in one process, on one pinned core, in turns. Errors are",
+        "relative (see benchmarks/README.md). moreau is handed canonical data, not parameters: the map from parameters to data, and",
+        "back, is outside of its clock.",
+        "",
+        "## Summary: how many times faster, forward and backward together",
+        "",
+    ]
+    head = ["problem", *(f"over cvxpylayers default, batch {b}" for b in batches)]
+    head += [*(f"over the faster moreau, batch {b}" for b in batches), "asked", "backward / forward, largest"]
+    out += [_row(head), _row(["---"] * len(head))]
+    moreaus = [p for p in PEERS if p.startswith("moreau")]
+    for name, r in results.items():
+        base = [DEFAULT] if name != "sdp_30" else ["cvxpylayers (SCS 1e-8)"]
+        label = name if name != "sdp_30" else "sdp_30 (over SCS 1e-8)"
+        cells = [ratio(results, name, base, b) for b in batches] + [ratio(results, name, moreaus, b) for b in batches]
+        shares = [t[OURS][1] / t[OURS][0] for t in r["times"].values() if OURS in t]
+        asked = f"{TARGETS[name]}" if name in TARGETS else ("1" if name == "sdp_30" else "")
+        out.append(_row([label, *("" if c is None else f"{c:.1f}" for c in cells), asked, f"{max(shares):.2f}" if shares else ""]))
+    out += [
+        "",
+        "## Overhead of the layer at batch 1, in torch",
+        "",
+        "Milliseconds of a forward call that are spent outside of the engine and of the factorisations and triangular solves.",
+        "",
+        _row(["problem", "overhead", "whole call"]),
+        _row(["---"] * 3),
+    ]
+    out += [_row([name, *(f"{t:.2f}" for t in r["overhead"])]) for name, r in results.items()]
+    for name, r in results.items():
+        out += ["", f"## {name}", "", f"{r['case'].size}. {LIMITS.get(name, '')}".strip(), ""]
+        sizes = list(r["times"])
+        head = ["layer", "build, ms", *(f"batch {b}" for b in sizes), "solution error", "gradient error"]
+        out += [_row(head), _row(["---"] * len(head))]
+        for k in r["built"]:
+            cells = [f"{r['times'][b][k][0]:.2f} / {r['times'][b][k][1]:.2f}" if k in r["times"][b] else "fails" for b in sizes]
+            off = [f"{e:.0e}" for e in r["exact"][k]] if k in r["exact"] else ["fails", "fails"]
+            off[0] = "reference" if k == OURS else off[0]
+            out.append(_row([k, f"{r['built'][k]:.0f}", *cells, *off]))
+        known = f"differences' own error estimate {r['reference']:.0e}; solution apart from Clarabel's at 1e-10 by {r['apart']:.0e}"
+        out += ["", f"Reference: {known}."]
+    return "\n".join(out) + "\n"
+
+
+def _row(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def describe_machine():
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    packages = ("layercompiler", "cvxpylayers", "cvxpy", "diffcp", "scs", "clarabel", "moreau", "torch", "numpy", "scipy")
+    versions = []
+    for p in packages:
+        try:
+            versions.append(f"{p} {importlib.metadata.version(p)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{p} {lc.__version__}" if p == "layercompiler" else f"{p} missing")
+    lanes = kernels.instruction_set() if kernels.available() else "not built"
+    return f"{datetime.date.today()}; {model}, one core; Python {platform.python_version()}; {', '.join(versions)}; kernels {lanes}."
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default=",".join(BUILDERS))
+    parser.add_argument("--batches", default="1,16,128")
+    parser.add_argument("--seconds", type=float, default=3.0, help="clock time for each layer, problem and batch size")
+    parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--out", default=str(Path(__file__).parent / "RESULTS.md"))
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {options.core})
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    batches = [int(b) for b in options.batches.split(",")]
+    results = {}
+    for name in options.only.split(","):
+        results[name] = run(name, batches, options.seconds)
+    Path(options.out).write_text(page(results, batches, describe_machine()))
+    print(f"written to {options.out}")
+    for name in SEVEN:
+        if name in results:
+            reached = [ratio(results, name, [DEFAULT], b) for b in batches]
+            print(f"{name:16s} " + "  ".join("" if c is None else f"{c:6.1f}x" for c in reached) + f"   asked {TARGETS[name]}x")
+
+
+if __name__ == "__main__":
+    main()
