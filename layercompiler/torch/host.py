@@ -35,7 +35,8 @@ _traces: WeakValueDictionary[int, _Trace] = WeakValueDictionary()  # by address:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.numpy(force=True)
+    # forward mode makes tensors that are zero and have no memory, of which numpy would read what lies there
+    return np.zeros(tensor.shape) if tensor._is_zerotensor() else tensor.numpy(force=True)
 
 
 class _Rounded:

@@ -140,10 +140,9 @@ class Layer(torch.nn.Module):
 
 def run(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_start: Any) -> tuple[tuple[Tensor, ...], Tensor]:
     """Outputs and z of a problem, for the arguments of a call."""
-    compiled = bound.compiled
-    if named or len(tensors) != len(compiled.parameters):
-        tensors = compiled.arguments(tensors, named)
-    theta, codes, dtype, device = _read(tensors, compiled.parameters)
+    if named or len(tensors) != len(bound.parameters):
+        tensors = _bind(bound, tensors, named)
+    theta, codes, dtype, device = _read(tensors, bound.parameters)
     *outputs, z = operators.solve(theta, None if warm_start is None else _start(warm_start), codes, bound)
     if dtype is not torch.float64 or device is not None:
         outputs = [x.to(device=device, dtype=dtype) for x in outputs]
@@ -164,7 +163,14 @@ def solve(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_st
     return Solution(outputs, MappingProxyType(values), torch.as_tensor(np.array(found.value)), found.info, z.detach())
 
 
-def _read(values: Sequence[Any], specs: Sequence[Any]) -> tuple[list[Tensor], str, torch.dtype, torch.device | None]:
+def _bind(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+    rest = bound.parameters[len(tensors) :]
+    if len(rest) == len(named) and all([name in named for name in rest]):
+        return (*tensors, *[named[name] for name in rest])
+    return tuple(bound.compiled.arguments(tensors, named))  # says what is wrong
+
+
+def _read(values: Sequence[Any], names: Sequence[str]) -> tuple[list[Tensor], str, torch.dtype, torch.device | None]:
     """Float64 host tensors, the codes of their dtypes (empty: all float64), and dtype and device of the outputs (None: the host).
 
     Tensors decide about the outputs; among none, numpy arrays do. Numbers and lists follow.
@@ -174,11 +180,11 @@ def _read(values: Sequence[Any], specs: Sequence[Any]) -> tuple[list[Tensor], st
             break
     else:
         return list(values), "", torch.float64, None
-    tensors = [v if isinstance(v, Tensor) else _tensor(v, p.name) for v, p in zip(values, specs, strict=True)]
-    for tensor, p in zip(tensors, specs, strict=True):
+    tensors = [v if isinstance(v, Tensor) else _tensor(v, name) for v, name in zip(values, names, strict=True)]
+    for tensor, name in zip(tensors, names, strict=True):
         if tensor.is_complex():
             raise DtypeError(
-                f"parameter {p.name!r} is complex", where=f"parameter {p.name!r}", expected="a real dtype", got=f"complex {tensor.dtype}"
+                f"parameter {name!r} is complex", where=f"parameter {name!r}", expected="a real dtype", got=f"complex {tensor.dtype}"
             )
     deciding = [t.dtype for t, v in zip(tensors, values, strict=True) if t.is_floating_point() and isinstance(v, Tensor)]
     deciding = deciding or [t.dtype for t, v in zip(tensors, values, strict=True) if t.is_floating_point() and hasattr(v, "dtype")]

@@ -26,12 +26,17 @@ class Bound:
     Args:
         compiled: The compiled problem.
         options: Options of every solve, or None for those of the problem.
+
+    Attributes:
+        name: The name.
+        parameters: Names of the parameters. (torch.compile guards on what it reads: it should not read the problem itself.)
     """
 
-    __slots__ = ("__weakref__", "compiled", "name", "options")
+    __slots__ = ("__weakref__", "compiled", "name", "options", "parameters")
 
     def __init__(self, compiled: Any, options: Any = None) -> None:
         self.compiled, self.options = compiled, options
+        self.parameters = tuple(p.name for p in compiled.parameters)
         self.name = f"{_digest(compiled)}-{_hash(options or compiled.options)}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Bound:
