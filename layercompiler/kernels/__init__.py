@@ -3,5 +3,6 @@
 from layercompiler.kernels.conic import Conic, ConicSolution
 from layercompiler.kernels.ldl import LDL, Factor
 from layercompiler.kernels.library import available, instruction_set
+from layercompiler.kernels.newton import Linearization, Newton, Refined
 
-__all__ = ["LDL", "Conic", "ConicSolution", "Factor", "available", "instruction_set"]
+__all__ = ["LDL", "Conic", "ConicSolution", "Factor", "Linearization", "Newton", "Refined", "available", "instruction_set"]

@@ -44,8 +44,8 @@ class Conic:
         n: Variables.
         P: Row and column of each entry of the upper triangle of P, two integer arrays; no entry twice.
         A: Row and column of each entry of A, two integer arrays; no entry twice.
-        cones: Pairs in the standard order: ("zero", rows), ("nonnegative", rows), ("second_order", rows of one cone), ("psd", order of one cone),
-            ("exponential", number of cones), ("power", exponent of one cone).
+        cones: Pairs in the standard order: ("zero", rows), ("nonnegative", rows), ("second_order", rows of one cone),
+            ("psd", order of one cone), ("exponential", number of cones), ("power", exponent of one cone).
         isa: Instruction set; the best one of the machine by default.
 
     Immutable and thread safe; pickling and copying rebuild it from its arguments.
@@ -65,33 +65,14 @@ class Conic:
         self, n: int, P: tuple[Any, Any], A: tuple[Any, Any], cones: Sequence[tuple[str, float]], *, isa: str | None = None
     ) -> None:
         self._handle = None
-        self.n = int(n)
-        self.P = tuple(indices(v, "P") for v in P)
-        self.A = tuple(indices(v, "A") for v in A)
-        self.cones = tuple((str(kind), float(size) if kind == "power" else int(size)) for kind, size in cones)
-        if len(self.P) != 2 or len(self.A) != 2 or self.P[0].size != self.P[1].size or self.A[0].size != self.A[1].size:
-            raise BuildError("a pattern needs as many rows as columns", where="Conic")
-        zero, nonnegative, kinds, sizes, alphas = _lay_out(self.cones)
-        self.m = (
-            zero
-            + nonnegative
-            + sum(size * (size + 1) // 2 if kind == 3 else size if kind == 2 else 3 for kind, size in zip(kinds, sizes, strict=True))
-        )
-        self.isa = library.instruction_set(isa)
+        self.n, self.P, self.A, self.cones, self.m, self.isa, arguments = checked(n, P, A, cones, isa)
         self._library, at = library.require(), library.address
-        kinds, sizes, alphas = np.array(kinds, np.int32), np.array(sizes, np.int64), np.array(alphas, np.float64)
-        p, a = self.P, self.A
-        self._handle = self._library.lc_conic_new(
-            *(self.n, self.m, p[0].size, at(p[0]), at(p[1]), a[0].size, at(a[0]), at(a[1])),
-            *(zero, nonnegative, kinds.size, at(kinds), at(sizes), at(alphas), self.isa.encode()),
-        )
+        self._handle = self._library.lc_conic_new(*(at(v) if isinstance(v, np.ndarray) else v for v in arguments))
         if not self._handle:
             raise BuildError("the structure is malformed", where="Conic", got=library.reason())
         facts = np.zeros(5, np.int64)
         self._library.lc_conic_facts(self._handle, at(facts))
         self.factor_nnz, self.flops, self.order, self.folded, self.lanes = facts.tolist()
-        for array in (*p, *a):
-            array.setflags(write=False)
 
     def solve(
         self,
@@ -163,12 +144,33 @@ class Conic:
         return _rebuild, (self.n, self.P, self.A, self.cones)
 
     def __repr__(self) -> str:
-        return f"Conic(n={self.n}, m={self.m}, kkt={self.order}, folded={self.folded}, factor={self.factor_nnz}, flops={self.flops}, isa={self.isa!r})"
+        size = f"n={self.n}, m={self.m}, kkt={self.order}, folded={self.folded}"
+        return f"Conic({size}, factor={self.factor_nnz}, flops={self.flops}, isa={self.isa!r})"
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             self._library.lc_conic_free(self._handle)
             self._handle = None
+
+
+def checked(n: int, P: tuple[Any, Any], A: tuple[Any, Any], cones: Sequence[tuple[str, float]], isa: str | None) -> tuple[Any, ...]:
+    """A structure's arguments as immutable values, and as the arguments of the C functions that build from it."""
+    n, P, A = int(n), tuple(indices(v, "P") for v in P), tuple(indices(v, "A") for v in A)
+    cones = tuple((str(kind), float(size) if kind == "power" else int(size)) for kind, size in cones)
+    if len(P) != 2 or len(A) != 2 or P[0].size != P[1].size or A[0].size != A[1].size:
+        raise BuildError("a pattern needs as many rows as columns", where="P, A")
+    zero, nonnegative, kinds, sizes, alphas = _lay_out(cones)
+    m = (
+        zero
+        + nonnegative
+        + sum(size * (size + 1) // 2 if kind == 3 else size if kind == 2 else 3 for kind, size in zip(kinds, sizes, strict=True))
+    )
+    for array in (*P, *A):
+        array.setflags(write=False)
+    isa = library.instruction_set(isa)
+    layout = (np.array(kinds, np.int32), np.array(sizes, np.int64), np.array(alphas, np.float64))
+    arguments = (n, m, P[0].size, *P, A[0].size, *A, zero, nonnegative, len(kinds), *layout, isa.encode())
+    return n, P, A, cones, m, isa, arguments
 
 
 def _rebuild(n: int, P: Any, A: Any, cones: Any) -> Conic:

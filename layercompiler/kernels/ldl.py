@@ -18,6 +18,8 @@ class LDL:
         rows: Row of each entry of the upper triangle, integers of shape (nnz,), `rows[k] <= cols[k]`. Entries given twice are added.
         cols: Column of each entry, shape (nnz,). The diagonal is always part of the pattern.
         signs: Expected sign of each pivot, +1 or -1, shape (n,).
+        late: Unknowns (bool, shape (n,)) to eliminate only after all their neighbors that are not late; for unknowns whose own
+            diagonal vanishes.
         isa: Instruction set to use; the best one of the machine by default.
 
     Immutable and thread safe; pickling and copying rebuild it from its arguments.
@@ -33,13 +35,14 @@ class LDL:
     Cost: The symbolic phase tries three orderings; numeric work is `flops` per instance and factorisation.
     """
 
-    def __init__(self, n: int, rows: Any, cols: Any, signs: Any, *, isa: str | None = None) -> None:
+    def __init__(self, n: int, rows: Any, cols: Any, signs: Any, *, late: Any = None, isa: str | None = None) -> None:
         self._handle = None
         self.n = int(n)
         self.rows, self.cols = indices(rows, "rows"), indices(cols, "cols")
         self.signs = np.array(signs, dtype=np.int8)
+        self.late = np.zeros(self.n, np.int8) if late is None else np.array(late, dtype=bool).astype(np.int8)
         self.isa = library.instruction_set(isa)
-        if self.rows.shape != self.cols.shape or self.signs.shape != (self.n,):
+        if self.rows.shape != self.cols.shape or self.signs.shape != (self.n,) or self.late.shape != (self.n,):
             raise BuildError(
                 "the pattern's arrays do not fit each other",
                 where="LDL",
@@ -49,13 +52,15 @@ class LDL:
         self.nnz = self.rows.size
         self._library = library.require()
         at = library.address
-        self._handle = self._library.lc_ldl_new(self.n, self.nnz, at(self.rows), at(self.cols), at(self.signs), self.isa.encode())
+        self._handle = self._library.lc_ldl_new(
+            self.n, self.nnz, at(self.rows), at(self.cols), at(self.signs), at(self.late), self.isa.encode()
+        )
         if not self._handle:
             raise BuildError("the pattern is malformed", where="LDL", got=library.reason())
         facts = np.zeros(6, np.int64)
         self._library.lc_ldl_facts(self._handle, at(facts))
         self.factor_nnz, self.flops, self.supernodes, self.panel, self.lanes, self.footprint = facts.tolist()
-        for array in (self.rows, self.cols, self.signs):
+        for array in (self.rows, self.cols, self.signs, self.late):
             array.setflags(write=False)
 
     def factor(self, values: np.ndarray, *, eps: float = 1e-9, threads: int = 1) -> Factor:
@@ -77,7 +82,7 @@ class LDL:
         return Factor(self, values, float(eps), int(threads))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.n, self.rows, self.cols, self.signs)
+        return _rebuild, (self.n, self.rows, self.cols, self.signs, self.late)
 
     def __repr__(self) -> str:
         return f"LDL(n={self.n}, nnz={self.nnz}, factor={self.factor_nnz}, flops={self.flops}, isa={self.isa!r}, lanes={self.lanes})"
@@ -88,8 +93,8 @@ class LDL:
             self._handle = None
 
 
-def _rebuild(n: int, rows: np.ndarray, cols: np.ndarray, signs: np.ndarray) -> LDL:
-    return LDL(n, rows, cols, signs)
+def _rebuild(n: int, rows: np.ndarray, cols: np.ndarray, signs: np.ndarray, late: np.ndarray) -> LDL:
+    return LDL(n, rows, cols, signs, late=late)
 
 
 class Factor:
@@ -148,6 +153,7 @@ class Factor:
 
 
 def indices(values: Any, name: str) -> np.ndarray:
+    """A one-dimensional copy of integer indices."""
     array = np.asarray(values)
     if array.size and array.dtype.kind not in "iu":
         raise DtypeError("indices must be integers", where=name, got=str(array.dtype))

@@ -5,11 +5,11 @@ import pickle
 
 import numpy as np
 import pytest
-from problems import interior, programs, rows, structure
 
 from layercompiler.errors import BuildError, LayerCompilerError, OptionError, ShapeError
 from layercompiler.kernels import Conic, available
 from layercompiler.status import Status
+from tests.kernels.random_programs import interior, programs, rows, structure
 
 pytestmark = pytest.mark.skipif(not available(), reason="the kernels are not built")
 KINDS = ["l", "zl", "q", "zlq", "s", "zlqs", "e", "p", "zlep", "zlqsep"]

@@ -118,7 +118,7 @@ def test_badly_scaled_rows(scale):
     rows, cols, signs, values = quasi_definite(rng, 10, 12, 0.6, 8)
     s = np.ones(22)
     s[[2, 15]] = scale
-    x, residual = LDL(22, rows, cols, signs).factor(values * s[rows] * s[cols]).solve(np.ones((8, 22)) * s)
+    x, _ = LDL(22, rows, cols, signs).factor(values * s[rows] * s[cols]).solve(np.ones((8, 22)) * s)
     y, _ = LDL(22, rows, cols, signs).factor(values).solve(np.ones((8, 22)))
     np.testing.assert_allclose(x * s, y, rtol=1e-8, atol=1e-9)
 

@@ -14,6 +14,7 @@
 
 #include "pool.hpp"
 #include "program.hpp"
+#include "residual.hpp"
 #include "symbolic.hpp"
 #include "targets.hpp"
 
@@ -91,7 +92,7 @@ struct Factor {
 
 }  // namespace
 
-LC_API int lc_abi() { return 1; }
+LC_API int lc_abi() { return 2; }
 
 LC_API const char* lc_error() { return last_error.c_str(); }
 
@@ -100,12 +101,12 @@ LC_API const char* lc_target(const char* name) {
   return t ? t->name : nullptr;
 }
 
-LC_API void* lc_ldl_new(int64_t n, int64_t count, const int64_t* rows, const int64_t* columns, const int8_t* signs, const char* target) {
+LC_API void* lc_ldl_new(int64_t n, int64_t count, const int64_t* rows, const int64_t* columns, const int8_t* signs, const int8_t* late, const char* target) {
   std::shared_ptr<Ldl>* made = nullptr;
   guarded([&] {
     const Target* t = find_target(target);
     if (!t) throw std::invalid_argument("this machine or build has no such instruction set");
-    made = new std::shared_ptr<Ldl>(new Ldl{Symbolic(n, count, rows, columns, signs), t, {}});
+    made = new std::shared_ptr<Ldl>(new Ldl{Symbolic(n, count, rows, columns, signs, late), t, {}});
   });
   return made;
 }
@@ -200,5 +201,81 @@ LC_API int lc_conic_solve(const void* program, int64_t batch, const double* p, i
     ConicJob job{&c.view(), options, p, q, a, b, p_stride, q_stride, a_stride, b_stride, warm_x, warm_y, warm_s, x, y, s, status, iterations, quality};
     size_t need = t.conic_scratch(c.view());
     parallel(chunk_count(t.lanes, batch), threads, [&](int64_t i) { t.conic(job, chunk_at(t.lanes, batch, i), scratch(need)); });
+  });
+}
+
+namespace {
+
+struct Residual {
+  ResidualProgram program;
+  Recycler recycler;
+};
+
+struct Linearization {
+  std::shared_ptr<Residual> owner;
+  int64_t batch;
+  size_t bytes;
+  Memory storage;
+};
+
+}  // namespace
+
+LC_API void* lc_newton_new(int64_t n, int64_t m, int64_t p_count, const int64_t* p_rows, const int64_t* p_cols, int64_t a_count, const int64_t* a_rows,
+                           const int64_t* a_cols, int64_t zero, int64_t nonnegative, int64_t cones, const int32_t* kinds, const int64_t* sizes,
+                           const double* alphas, const char* target) {
+  std::shared_ptr<Residual>* made = nullptr;
+  guarded([&] {
+    const Target* t = find_target(target);
+    if (!t) throw std::invalid_argument("this machine or build has no such instruction set");
+    ConicPattern pattern{n, m, p_count, p_rows, p_cols, a_count, a_rows, a_cols, zero, nonnegative, cones, kinds, sizes, alphas};
+    made = new std::shared_ptr<Residual>(new Residual{ResidualProgram(pattern, t), {}});
+  });
+  return made;
+}
+
+LC_API void lc_newton_free(void* newton) { delete static_cast<std::shared_ptr<Residual>*>(newton); }
+
+LC_API void lc_newton_facts(const void* newton, int64_t* facts) {
+  const ResidualProgram& r = (*static_cast<const std::shared_ptr<Residual>*>(newton))->program;
+  facts[0] = r.symbolic().factor_entries();
+  facts[1] = r.symbolic().flops();
+  facts[2] = r.view().schedule->n;
+  facts[3] = r.target()->lanes;
+}
+
+// x and v are refined in place; returns the linearisation at the final points.
+LC_API void* lc_newton_refine(void* newton, int64_t batch, const double* p, int64_t p_stride, const double* q, int64_t q_stride, const double* a,
+                              int64_t a_stride, const double* b, int64_t b_stride, double* x, double* v, double* y, double* f_x, double* f_y, double* norm,
+                              int32_t* taken, double* pivots, int32_t steps, double goal, double epsilon, int32_t threads) {
+  Linearization* made = nullptr;
+  guarded([&] {
+    const std::shared_ptr<Residual>& owner = *static_cast<std::shared_ptr<Residual>*>(newton);
+    const NewtonPlan& plan = owner->program.view();
+    const Target& t = *owner->program.target();
+    int64_t footprint = newton_footprint(plan), lanes = t.lanes, padded = batch <= 2 ? batch : (batch + lanes - 1) / lanes * lanes;
+    size_t bytes = sizeof(double) * static_cast<size_t>(footprint) * static_cast<size_t>(padded);
+    std::unique_ptr<Linearization> linear(new Linearization{owner, batch, bytes, owner->recycler.take(bytes)});
+    NewtonJob job{&plan, p, q, a, b, p_stride, q_stride, a_stride, b_stride, x, v, y, f_x, f_y, norm, taken, steps, goal, epsilon, linear->storage.get(), pivots};
+    size_t need = t.newton_scratch(plan);
+    parallel(chunk_count(t.lanes, batch), threads, [&](int64_t i) { t.newton(job, chunk_at(t.lanes, batch, i), scratch(need)); });
+    made = linear.release();
+  });
+  return made;
+}
+
+LC_API void lc_linearization_free(void* linear) {
+  std::unique_ptr<Linearization> l(static_cast<Linearization*>(linear));
+  guarded([&] { l->owner->recycler.give(std::move(l->storage), l->bytes); });
+}
+
+LC_API int lc_linearization_solve(const void* linear, const double* r_x, const double* h, double* u, double* t_out, double* residual, int32_t refine,
+                                  double tolerance, int32_t threads) {
+  return guarded([&] {
+    const Linearization& l = *static_cast<const Linearization*>(linear);
+    const NewtonPlan& plan = l.owner->program.view();
+    const Target& t = *l.owner->program.target();
+    NewtonSolve job{&plan, l.storage.get(), r_x, h, u, t_out, residual, refine, tolerance};
+    size_t need = t.newton_solve_scratch(plan);
+    parallel(chunk_count(t.lanes, l.batch), threads, [&](int64_t i) { t.newton_solve(job, chunk_at(t.lanes, l.batch, i), scratch(need)); });
   });
 }

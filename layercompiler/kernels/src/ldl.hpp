@@ -246,6 +246,19 @@ template <class V> static void equilibrate(const Schedule& s, const V* entries, 
   }
 }
 
+// Scales, regularises and factorises the entries kept; returns the smallest pivot.
+template <class V> static V factor_entries(const Schedule& s, const Stored<V>& keep, double epsilon, V* pivots, V* work) {
+  equilibrate<V>(s, keep.entries, keep.scale, pivots);
+  __builtin_memset((void*)keep.panels, 0, (size_t)s.panel * sizeof(V));
+  for (int c = 0; c < s.n; c++) {
+    V scale = keep.scale[c];
+    for (int k = s.colptr[c]; k < s.colptr[c + 1]; k++) keep.panels[s.target[k]] = keep.entries[k] * (scale * keep.scale[s.rowind[k]]);
+    V& diagonal = keep.panels[s.target[s.colptr[c + 1] - 1]];
+    diagonal += splat<V>(epsilon * s.sign[c]);
+  }
+  return factorise<V>(s, keep.panels, pivots, keep.inverse, work, Pivoting{1e-13, epsilon > 1e-13 ? epsilon : 1e-13});
+}
+
 template <class V> static void factor_chunk(const FactorJob& job, Chunk chunk, void* scratch) {
   const Schedule& s = *job.schedule;
   constexpr int N = lanes_of<V>;
@@ -260,15 +273,7 @@ template <class V> static void factor_chunk(const FactorJob& job, Chunk chunk, v
     for (int l = 0; l < N; l++) put(value, l, from[l][k]);
     keep.entries[s.slot[k]] += value;
   }
-  equilibrate<V>(s, keep.entries, keep.scale, pivots);
-  __builtin_memset((void*)keep.panels, 0, (size_t)s.panel * sizeof(V));
-  for (int c = 0; c < s.n; c++) {
-    V scale = keep.scale[c];
-    for (int k = s.colptr[c]; k < s.colptr[c + 1]; k++) keep.panels[s.target[k]] = keep.entries[k] * (scale * keep.scale[s.rowind[k]]);
-    V& diagonal = keep.panels[s.target[s.colptr[c + 1] - 1]];
-    diagonal += splat<V>(job.epsilon * s.sign[c]);
-  }
-  V smallest = factorise<V>(s, keep.panels, pivots, keep.inverse, work, Pivoting{1e-13, job.epsilon > 1e-13 ? job.epsilon : 1e-13});
+  V smallest = factor_entries<V>(s, keep, job.epsilon, pivots, work);
   for (int l = 0; l < chunk.count; l++) job.pivots[chunk.first + l] = get(smallest, l);
 }
 

@@ -83,11 +83,12 @@ void ConicProgram::check_and_lay_cones(const ConicPattern& c) {
   view_.cone_storage = storage;
 }
 
-ConicProgram::ConicProgram(const ConicPattern& pattern, const Target* target) : target_(target) {
+ConicProgram::ConicProgram(const ConicPattern& pattern, const Target* target, bool analyse) : target_(target) {
   check_and_lay_cones(pattern);
   sort_by_columns(pattern.p_count, pattern.p_rows, pattern.p_cols, pattern.n, pattern.n, true, "P", p_row_, p_col_, p_from_);
   sort_by_columns(pattern.a_count, pattern.a_rows, pattern.a_cols, pattern.m, pattern.n, false, "A", a_row_, a_col_, a_from_);
-  assemble();
+  if (analyse) assemble();
+  publish();
 }
 
 void ConicProgram::assemble() {
@@ -165,6 +166,9 @@ void ConicProgram::assemble() {
       for (int32_t e = 0; e < (cone_[t].expanded ? 2 : 1); e++) extra_place_.push_back(place[extra_first[t] + e]);
   view_.schedule = &g;
   view_.size = size;
+}
+
+void ConicProgram::publish() {
   view_.p_entries = static_cast<int64_t>(p_row_.size());
   view_.a_entries = static_cast<int64_t>(a_row_.size());
   view_.p_row = p_row_.data();

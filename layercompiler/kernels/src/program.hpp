@@ -23,7 +23,8 @@ struct ConicPattern {
 
 class ConicProgram {
  public:
-  ConicProgram(const ConicPattern& pattern, const Target* target);  // throws std::invalid_argument
+  // Throws std::invalid_argument. Without `analyse` only the pattern is checked and sorted.
+  ConicProgram(const ConicPattern& pattern, const Target* target, bool analyse = true);
   const Program& view() const { return view_; }
   const Symbolic& symbolic() const { return *symbolic_; }
   const Target* target() const { return target_; }
@@ -33,6 +34,7 @@ class ConicProgram {
   static void sort_by_columns(int64_t count, const int64_t* rows, const int64_t* cols, int64_t row_limit, int64_t col_limit, bool upper, const char* name,
                               std::vector<int32_t>& row, std::vector<int32_t>& col, std::vector<int64_t>& from);
   void assemble();
+  void publish();
 
   const Target* target_;
   Program view_{};

@@ -68,6 +68,9 @@ struct SolveJob {
   double tolerance;
 };
 
+// Numbers that one instance keeps: entries, panels, inverse pivots, scaling.
+static inline int64_t footprint_of(const Schedule& s) { return s.entries + s.panel + 2 * (int64_t)s.n; }
+
 enum ConeKind : int32_t { second_order = 2, positive_semidefinite = 3, exponential = 4, power = 5 };
 
 // A cone of rows `row` .. `row + dim - 1`; `slot` is where its places in the KKT matrix begin in Program::slots.
@@ -121,6 +124,52 @@ struct ConicJob {
   double* quality;  // three per instance: relative primal and dual residual, relative gap
 };
 
+// The residual map's linear system K = [[P, A'T, 0], [T'A, N]] of one structure; cones lie in the order of their rows. Entries of T and N by cone:
+//   zero            T 1                                            N none
+//   nonnegative     T 1                                            N 1
+//   second-order    T (0, a); (i, z_i) ...; (i, a) ...             N (z_i, z_i) ...; (a, a); (z_i, e) ...; (e, e)
+//   exponential and power  T 3 x 3 by rows                         N three diagonal entries
+struct NewtonCone {
+  int32_t kind, row, dim;  // kind: ConeKind, 0 zero, 1 nonnegative (with `dim` rows each)
+  double alpha;
+  int64_t t, n;  // first entry of T and of N
+};
+
+struct NewtonPlan {
+  const Schedule* schedule;
+  int32_t n, m, cones;
+  int64_t p_entries, a_entries, t_entries, n_entries, couplings;
+  const int32_t *p_row, *p_col, *a_row, *a_col;
+  const int64_t *p_from, *a_from, *p_slot, *n_slot;
+  const int32_t *x_place, *t_row, *t_place;                // elimination order of x and of T's columns
+  const int64_t *coupling_a, *coupling_t, *coupling_slot;  // K[slot] += A[a] T[t]
+  const NewtonCone* cone;
+};
+
+// Numbers that one instance keeps of a linearisation: factors and T.
+static inline int64_t newton_footprint(const NewtonPlan& p) { return footprint_of(*p.schedule) + p.t_entries; }
+
+struct NewtonJob {
+  const NewtonPlan* plan;
+  const double *p, *q, *a, *b;
+  int64_t p_stride, q_stride, a_stride, b_stride;
+  double *x, *v;                // points, in and out
+  double *y, *f_x, *f_y, *norm;  // of the returned points
+  int32_t* taken;
+  int32_t steps;
+  double target, epsilon;
+  double *storage, *pivots;  // linearisation at the returned points
+};
+
+struct NewtonSolve {
+  const NewtonPlan* plan;
+  const double* storage;
+  const double *r_x, *h;
+  double *u, *t, *residual;
+  int32_t refine;
+  double tolerance;
+};
+
 // What one instruction set offers. `scratch` counts bytes of 64-byte aligned memory that each thread must bring.
 struct Target {
   const char* name;
@@ -131,9 +180,10 @@ struct Target {
   void (*solve)(const SolveJob&, Chunk, void* scratch);
   size_t (*conic_scratch)(const Program&);
   void (*conic)(const ConicJob&, Chunk, void* scratch);
+  size_t (*newton_scratch)(const NewtonPlan&);
+  void (*newton)(const NewtonJob&, Chunk, void* scratch);
+  size_t (*newton_solve_scratch)(const NewtonPlan&);
+  void (*newton_solve)(const NewtonSolve&, Chunk, void* scratch);
 };
-
-// Numbers that one instance keeps: entries, panels, inverse pivots, scaling.
-static inline int64_t footprint_of(const Schedule& s) { return s.entries + s.panel + 2 * (int64_t)s.n; }
 
 }  // namespace layercompiler

@@ -22,6 +22,9 @@ namespace LC_JOIN(target_, LC_TARGET) {
 #include "three.hpp"
 
 #include "conic.hpp"
+#include "project.hpp"
+
+#include "newton.hpp"
 
 #define LC_BY_WIDTH(function, ...)                              \
   switch (chunk.width) {                                        \
@@ -54,6 +57,10 @@ static void solve(const SolveJob& job, Chunk chunk, void* scratch) {
 
 static void conic(const ConicJob& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(conic_chunk, job, chunk, scratch) }
 
+static void newton(const NewtonJob& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(newton_chunk, job, chunk, scratch) }
+
+static void newton_solve(const NewtonSolve& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(newton_solve_chunk, job, chunk, scratch) }
+
 }  // namespace
 extern const Target LC_JOIN(target_table_, LC_TARGET);
 const Target LC_JOIN(target_table_, LC_TARGET) = {
@@ -65,5 +72,9 @@ const Target LC_JOIN(target_table_, LC_TARGET) = {
     LC_JOIN(target_, LC_TARGET)::solve,
     LC_JOIN(target_, LC_TARGET)::conic_scratch,
     LC_JOIN(target_, LC_TARGET)::conic,
+    LC_JOIN(target_, LC_TARGET)::newton_scratch,
+    LC_JOIN(target_, LC_TARGET)::newton,
+    LC_JOIN(target_, LC_TARGET)::newton_solve_scratch,
+    LC_JOIN(target_, LC_TARGET)::newton_solve,
 };
 }  // namespace layercompiler

@@ -1,0 +1,233 @@
+// Newton's method on the residual map, and its linearisation kept for derivatives, one instance per lane. Included INSIDE the namespace of one target.
+//
+// With v = y - s, y = Proj_{K*}(v), s = y - v:  F(x, v) = [P x + A'y + q; A x + s - b],  F' = [[P, A'D], [A, D - I]],  D = T (..) T' as in project.hpp.
+// Source: Busseti, Moursi, Boyd 2019.
+
+template <class V> struct Newton {
+  static constexpr int N = lanes_of<V>;
+  const NewtonPlan& p;
+  const Schedule& g;
+  V *P, *A, *q, *b, *x, *v, *y, *fx, *fy, *tx, *tv, *ty, *tfx, *tfy, *dx, *dv, *Px, *Aty, *values, *pivots, *work, *group;
+  V size_q, size_b;
+
+  static int64_t memory(const NewtonPlan& p) {
+    const Schedule& g = *p.schedule;
+    return p.p_entries + p.a_entries + 9 * (int64_t)p.n + 10 * (int64_t)p.m + p.n_entries + g.n + (int64_t)g.widest * g.tallest + 64 + 5 * (int64_t)g.n + 64;
+  }
+  Newton(const NewtonPlan& plan, void* scratch) : p(plan), g(*plan.schedule) {
+    V* at = static_cast<V*>(scratch);
+    auto take = [&](int64_t k) {
+      V* r = at;
+      at += k;
+      return r;
+    };
+    P = take(p.p_entries), A = take(p.a_entries);
+    V** of_n[] = {&q, &x, &fx, &tx, &tfx, &dx, &Px, &Aty};
+    V** of_m[] = {&b, &v, &y, &fy, &tv, &ty, &tfy, &dv};
+    for (V** k : of_n) *k = take(p.n);
+    for (V** k : of_m) *k = take(p.m);
+    values = take(p.n_entries), pivots = take(g.n), work = take((int64_t)g.widest * g.tallest + 64), group = take(5 * (int64_t)g.n);
+  }
+
+  void project(const V* at, V* out, V* T, V* Nn) const {
+    for (int c = 0; c < p.cones; c++) {
+      const NewtonCone& k = p.cone[c];
+      const V* u = at + k.row;
+      V *o = out + k.row, *t = T ? T + k.t : nullptr, *nn = T ? Nn + k.n : nullptr;
+      switch (k.kind) {
+        case 0:
+          for (int i = 0; i < k.dim; i++) {
+            o[i] = u[i];
+            if (t) t[i] = splat<V>(1.0);
+          }
+          break;
+        case 1:
+          for (int i = 0; i < k.dim; i++) {
+            Mask<V> on = u[i] > V{};
+            o[i] = select<V>(on, u[i], u[i] * V{});  // NaN stays
+            if (t) {
+              t[i] = select<V>(on, splat<V>(1.0), V{});
+              nn[i] = t[i] - splat<V>(1.0);
+            }
+          }
+          break;
+        case second_order: project_second_order<V>(u, k.dim, o, t, nn); break;
+        case exponential: project_exponential<V>(u, o, t, nn); break;
+        default: project_power<V>(u, k.alpha, o, t, nn); break;
+      }
+    }
+  }
+  // F at (px, pv): projections, both residuals, and their relative size; infinite where something is NaN.
+  V evaluate(const V* px, const V* pv, V* py, V* rx, V* ry) const {
+    project(pv, py, nullptr, nullptr);
+    for (int j = 0; j < p.n; j++) Px[j] = Aty[j] = V{};
+    for (int64_t k = 0; k < p.p_entries; k++) {
+      int i = p.p_row[k], j = p.p_col[k];
+      Px[i] = fma(P[k], px[j], Px[i]);
+      if (i != j) Px[j] = fma(P[k], px[i], Px[j]);
+    }
+    for (int i = 0; i < p.m; i++) ry[i] = V{};
+    for (int64_t k = 0; k < p.a_entries;) {
+      int j = p.a_col[k];
+      V xj = px[j], sum = V{};
+      for (; k < p.a_entries && p.a_col[k] == j; k++) {
+        int i = p.a_row[k];
+        ry[i] = fma(A[k], xj, ry[i]);
+        sum = fma(A[k], py[i], sum);
+      }
+      Aty[j] = sum;
+    }
+    V error_x = V{}, error_y = V{}, top_x = size_q, top_y = size_b, poison = V{};
+    for (int j = 0; j < p.n; j++) {
+      rx[j] = Px[j] + Aty[j] + q[j];
+      top_x = vmax(vmax(vabs(Px[j]), vabs(Aty[j])), top_x);
+      error_x = vmax(vabs(rx[j]), error_x);
+      poison = fma(rx[j], V{}, poison);
+    }
+    for (int i = 0; i < p.m; i++) {
+      V s = py[i] - pv[i];
+      top_y = vmax(vmax(vabs(ry[i]), vabs(s)), top_y);
+      ry[i] = ry[i] + s - b[i];
+      error_y = vmax(vabs(ry[i]), error_y);
+      poison = fma(ry[i], V{}, poison);
+    }
+    const V one = splat<V>(1.0);
+    V norm = vmax(error_x / (one + top_x), error_y / (one + top_y));
+    return select<V>(poison == V{}, norm, splat<V>(__builtin_inf()));
+  }
+
+  V linearize(const V* at, V* out, const Stored<V>& keep, V* T, double epsilon) {
+    project(at, out, T, values);
+    for (int64_t k = 0; k < g.entries; k++) keep.entries[k] = V{};
+    for (int64_t k = 0; k < p.p_entries; k++) keep.entries[p.p_slot[k]] = P[k];
+    for (int64_t k = 0; k < p.couplings; k++) {
+      V& e = keep.entries[p.coupling_slot[k]];
+      e = fma(A[p.coupling_a[k]], T[p.coupling_t[k]], e);
+    }
+    for (int64_t k = 0; k < p.n_entries; k++) keep.entries[p.n_slot[k]] = values[k];
+    return factor_entries<V>(g, keep, epsilon, pivots, work);
+  }
+
+  // K (u, sigma) = (r_x, T'h); t = T sigma. Returns the relative residual.
+  static V solve(const NewtonPlan& p, const Stored<V>& keep, const V* T, const V* r_x, const V* h, V sign, V* u, V* t, V* memory, double tolerance, int refine) {
+    const Schedule& g = *p.schedule;
+    for (int i = 0; i < g.n; i++) memory[i] = V{};
+    for (int j = 0; j < p.n; j++) memory[p.x_place[j]] = sign * r_x[j];
+    for (int64_t k = 0; k < p.t_entries; k++) {
+      V& e = memory[p.t_place[k]];
+      e = fma(T[k], sign * h[p.t_row[k]], e);
+    }
+    V relative[1], *found;
+    solve_group<V, V, 1>(g, keep, memory, tolerance, refine, relative, found);
+    for (int j = 0; j < p.n; j++) u[j] = found[p.x_place[j]];
+    for (int i = 0; i < p.m; i++) t[i] = V{};
+    for (int64_t k = 0; k < p.t_entries; k++) t[p.t_row[k]] = fma(T[k], found[p.t_place[k]], t[p.t_row[k]]);
+    return relative[0];
+  }
+
+  void run(const NewtonJob& job, Chunk chunk) {
+    auto read = [&](V* to, const double* from, int64_t stride, int64_t count, const int64_t* order) {
+      const double* at[N];
+      for (int l = 0; l < N; l++) at[l] = from + (chunk.first + (l < chunk.count ? l : chunk.count - 1)) * stride;
+      for (int64_t i = 0; i < count; i++) {
+        int64_t k = order ? order[i] : i;
+        for (int l = 0; l < N; l++) put(to[i], l, at[l][k]);
+      }
+    };
+    read(P, job.p, job.p_stride, p.p_entries, p.p_from);
+    read(A, job.a, job.a_stride, p.a_entries, p.a_from);
+    read(q, job.q, job.q_stride, p.n, nullptr);
+    read(b, job.b, job.b_stride, p.m, nullptr);
+    read(x, job.x, p.n, p.n, nullptr);
+    read(v, job.v, p.m, p.m, nullptr);
+    size_q = size_b = V{};
+    for (int j = 0; j < p.n; j++) size_q = vmax(vabs(q[j]), size_q);
+    for (int i = 0; i < p.m; i++) size_b = vmax(vabs(b[i]), size_b);
+    Stored<V> keep(g, job.storage + chunk.first * newton_footprint(p));
+    V *T = keep.scale + g.n, taken = V{};
+    const V one = splat<V>(1.0);
+    V norm = evaluate(x, v, y, fx, fy), pivot = splat<V>(__builtin_nan(""));
+    Mask<V> active = (norm > splat<V>(job.target)) & (norm < splat<V>(__builtin_inf()));
+    bool linear_here = false;  // whether the factors belong to the present points of all lanes
+    for (int step = 0; step < job.steps && any<V>(active); step++) {
+      pivot = linearize(v, ty, keep, T, job.epsilon);
+      solve(p, keep, T, fx, fy, -one, dx, ty, group, 1e-14, 8);
+      for (int i = 0; i < p.m; i++) dv[i] = ty[i] + fy[i];
+      for (int64_t k = 0; k < p.a_entries; k++) dv[p.a_row[k]] = fma(A[k], dx[p.a_col[k]], dv[p.a_row[k]]);
+      static constexpr double lengths[] = {1.0, 0.5, 0.25, 0.1, 0.02};
+      Mask<V> open = active, moved = none_of<V>();
+      V old = norm;
+      Mask<V> turned = none_of<V>();
+      for (double length : lengths) {
+        V a = splat<V>(length);
+        for (int j = 0; j < p.n; j++) tx[j] = fma(a, dx[j], x[j]);
+        for (int i = 0; i < p.m; i++) tv[i] = fma(a, dv[i], v[i]);
+        V trial = evaluate(tx, tv, ty, tfx, tfy);
+        Mask<V> falls = open & (trial < old);
+        if (any<V>(falls)) {
+          // derivatives of zero and nonnegative cones depend on signs only: the factors stay valid where none turns
+          for (int c = 0; c < p.cones; c++) {
+            const NewtonCone& k = p.cone[c];
+            if (k.kind == 0) continue;
+            if (k.kind > 1) turned = turned | falls;
+            else
+              for (int i = k.row; i < k.row + k.dim; i++) turned = turned | (falls & ((v[i] > V{}) ^ (tv[i] > V{})));
+          }
+          for (int j = 0; j < p.n; j++) x[j] = select<V>(falls, tx[j], x[j]), fx[j] = select<V>(falls, tfx[j], fx[j]);
+          for (int i = 0; i < p.m; i++) {
+            v[i] = select<V>(falls, tv[i], v[i]);
+            y[i] = select<V>(falls, ty[i], y[i]);
+            fy[i] = select<V>(falls, tfy[i], fy[i]);
+          }
+          norm = select<V>(falls, trial, norm);
+          moved = moved | falls;
+        }
+        open = open & !falls;
+        if (!any<V>(open)) break;
+      }
+      taken = select<V>(moved, taken + one, taken);
+      linear_here = !any<V>(turned);
+      active = active & moved & (norm > splat<V>(job.target)) & (norm < splat<V>(0.9) * old);
+    }
+    if (!linear_here) pivot = linearize(v, ty, keep, T, job.epsilon);
+    for (int l = 0; l < chunk.count; l++) {
+      int64_t e = chunk.first + l;
+      for (int j = 0; j < p.n; j++) job.x[e * p.n + j] = get(x[j], l), job.f_x[e * p.n + j] = get(fx[j], l);
+      for (int i = 0; i < p.m; i++) {
+        job.v[e * p.m + i] = get(v[i], l);
+        job.y[e * p.m + i] = get(y[i], l);
+        job.f_y[e * p.m + i] = get(fy[i], l);
+      }
+      job.norm[e] = get(norm, l);
+      job.taken[e] = (int32_t)get(taken, l);
+      job.pivots[e] = get(pivot, l);
+    }
+  }
+};
+
+template <class V> static void newton_chunk(const NewtonJob& job, Chunk chunk, void* scratch) { Newton<V>(*job.plan, scratch).run(job, chunk); }
+
+template <class V> static void newton_solve_chunk(const NewtonSolve& job, Chunk chunk, void* scratch) {
+  constexpr int N = lanes_of<V>;
+  const NewtonPlan& p = *job.plan;
+  const Schedule& g = *p.schedule;
+  Stored<V> keep(g, const_cast<double*>(job.storage) + chunk.first * newton_footprint(p));
+  const V* T = keep.scale + g.n;
+  V *r = static_cast<V*>(scratch), *h = r + p.n, *u = h + p.m, *t = u + p.n, *memory = t + p.m;
+  auto read = [&](V* to, const double* from, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+      for (int l = 0; l < N; l++) put(to[i], l, from[(chunk.first + (l < chunk.count ? l : chunk.count - 1)) * count + i]);
+  };
+  read(r, job.r_x, p.n);
+  read(h, job.h, p.m);
+  V relative = Newton<V>::solve(p, keep, T, r, h, splat<V>(1.0), u, t, memory, job.tolerance, job.refine);
+  for (int l = 0; l < chunk.count; l++) {
+    int64_t e = chunk.first + l;
+    for (int j = 0; j < p.n; j++) job.u[e * p.n + j] = get(u[j], l);
+    for (int i = 0; i < p.m; i++) job.t[e * p.m + i] = get(t[i], l);
+    job.residual[e] = get(relative, l);
+  }
+}
+
+static size_t newton_scratch(const NewtonPlan& p) { return sizeof(d8) * (size_t)(Newton<double>::memory(p) + 64); }
+static size_t newton_solve_scratch(const NewtonPlan& p) { return sizeof(d8) * (size_t)(2 * ((int64_t)p.n + p.m) + 5 * (int64_t)p.schedule->n + 64); }
