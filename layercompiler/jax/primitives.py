@@ -14,6 +14,8 @@ Operands that are symbolically zero are left out: the static parameters say whic
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -312,21 +314,22 @@ def _eager(run: Callable[..., Any]) -> Callable[..., Any]:
     return impl
 
 
+def _if_known(function: Callable[..., Any], **settings: Any) -> dict[str, Any]:
+    """Those of the settings that this version of jax knows."""
+    return {k: v for k, v in settings.items() if k in inspect.signature(function).parameters}
+
+
+_TOKENLESS = _if_known(mlir.emit_python_callback, returns_token=False)
+_UNCACHED = _if_known(mlir.register_lowering, cacheable=False)
+
+
 def _lower(run: Callable[..., Any]) -> Callable[..., Any]:
     def rule(ctx: Any, *values: Any, **params: Any) -> Any:
         if getattr(ctx.module_context.axis_context, "num_devices", None) == 1:
             # Not `jax.pure_callback`: on the CPU this hands over numpy arrays without a second device_put (which may wait for the very
             # thread that runs the callback), and it logs nothing when the callback raises.
-            results, _, _ = mlir.emit_python_callback(
-                ctx,
-                lambda *v: run(*v, **params),
-                None,
-                list(values),
-                ctx.avals_in,
-                ctx.avals_out,
-                has_side_effect=False,
-                returns_token=False,
-            )
+            call = functools.partial(mlir.emit_python_callback, ctx, lambda *v: run(*v, **params), None, list(values))
+            results, _, _ = call(ctx.avals_in, ctx.avals_out, has_side_effect=False, **_TOKENLESS)
             return results
         kinds = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ctx.avals_out]
         call = mlir.lower_fun(lambda *v: jax.pure_callback(lambda *w: run(*map(np.asarray, w), **params), kinds, *v), multiple_results=True)
@@ -344,7 +347,7 @@ def _primitive(name: str, run: Any, avals: Any, jvp: Any, transpose: Any = None)
     if transpose is not None:
         ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = _batch_rule(primitive)
-    mlir.register_lowering(primitive, _lower(run), cacheable=False)
+    mlir.register_lowering(primitive, _lower(run), **_UNCACHED)
     return primitive
 
 

@@ -22,7 +22,11 @@ def agree(values: Sequence[Any]) -> Sequence[Any]:
     union = frozenset().union(*axes)
     if not union:
         return values
-    return [jax.lax.pcast(v, tuple(sorted(union - a)), to="varying") if union - a else v for v, a in zip(values, axes, strict=True)]
+    return [_vary(v, tuple(sorted(union - a))) if union - a else v for v, a in zip(values, axes, strict=True)]
+
+
+def _vary(value: Any, axes: tuple[Any, ...]) -> Any:
+    return jax.lax.pcast(value, axes, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(value, axes)
 
 
 def result(like: Any, shape: tuple[int, ...], dtype: Any) -> ShapedArray:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from layercompiler.errors import DtypeError, LayerCompilerError, MissingDependencyError, UnsupportedTransformError
 from layercompiler.memory import Memory
 from layercompiler.status import Solution
-from layercompiler.tensorflow.operators import Point
+from layercompiler.tensorflow.operators import UNKNOWN, Point
 from layercompiler.tensorflow.operators import solve as solve_batch
 
 if keras.backend.backend() != "tensorflow":
@@ -215,7 +215,7 @@ def _shapes(compiled: Any, shapes: list[tf.TensorShape]) -> list[tf.TensorShape]
     for shape, p in zip(shapes, compiled.parameters, strict=True):
         k = len(p.shape)
         if shape.rank is None:
-            batch = tf.TensorShape(None)
+            batch = UNKNOWN
             known.append(p.shape)
             continue
         split = max(0, shape.rank - k)

@@ -27,6 +27,7 @@ from layercompiler.memory import Memory
 from layercompiler.tensorflow import recording
 from layercompiler.tensorflow.recording import Tensors
 
+UNKNOWN = tf.TensorShape(None)  # pyright: ignore[reportArgumentType]
 Arguments = Sequence[Tensors]  # lists of tangents (one per parameter) or cotangents (one per output)
 
 
@@ -93,7 +94,7 @@ def solve(point: Point) -> list[Any]:
         point.differentiated.append(True)
         return [*vjp(replace(point, thetas=arguments[:count], z=results[-1]), g[:-1]), *[None] * (len(arguments) - count)]
 
-    kinds = [*((shape, point.dtype) for shape in point.shapes), (tf.TensorShape(None), tf.float64)]
+    kinds = [*((shape, point.dtype) for shape in point.shapes), (UNKNOWN, tf.float64)]
     return recording.node(host, arguments, kinds, gradient)[:-1]
 
 
