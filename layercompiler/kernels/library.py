@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from pathlib import Path
 
@@ -37,8 +38,11 @@ _PROTOTYPES = {
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The compiled library, or None where it was not built or does not fit this version."""
-    for path in sorted(Path(__file__).parent.glob("_lanes*")):
+    """The compiled library, or None where it was not built or does not fit this version.
+
+    The environment variable LAYERCOMPILER_KERNELS names the folder of another build (the sanitizer's, for instance).
+    """
+    for path in sorted(Path(os.environ.get("LAYERCOMPILER_KERNELS") or Path(__file__).parent).glob("_lanes*")):
         if path.suffix not in (".so", ".dylib", ".dll", ".pyd"):
             continue
         try:
