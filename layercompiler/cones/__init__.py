@@ -29,7 +29,7 @@ __all__ = [
     "register",
 ]
 
-_CONES = {cone.name: cone for cone in (Zero, Nonnegative, SecondOrder, PSD, Exponential, Power)}
+_CONES: dict[str, type[Cone]] = {cone.name: cone for cone in (Zero, Nonnegative, SecondOrder, PSD, Exponential, Power)}
 
 
 def register(kind: type[Cone]) -> type[Cone]:

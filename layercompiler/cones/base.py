@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+KINK = 1e-10  # distance, relative to |v|, within which a point counts as being at a kink of the projection
+
 
 @dataclass(frozen=True)
 class Expansion:
@@ -60,13 +62,17 @@ class Projection(ABC):
     """The projection onto K* at v, and what is differentiated of it.
 
     Attributes:
-        y: (B, count, dim), Proj_{K*}(v).
-        smooth: (B, count) bool, False at a kink.
+        v: (B, count, dim).
+        y: (B, count, dim), Proj_{K*}(v), to rounding relative to |v|; NaN where v holds one.
     """
 
     v: np.ndarray
     y: np.ndarray
-    smooth: np.ndarray
+
+    @property
+    @abstractmethod
+    def smooth(self) -> np.ndarray:
+        """(B, count) bool, False within a relative `KINK` of a kink, and where |v| is below `KINK`."""
 
     @abstractmethod
     def apply(self, u: np.ndarray) -> np.ndarray:

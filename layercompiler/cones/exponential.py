@@ -1,11 +1,16 @@
-"""The exponential cone K = cl{(a, b, c): b > 0, b exp(a/b) <= c} and the projection onto its dual.
+"""The exponential cone K = cl{(a, b, c): b > 0, b exp(a / b) <= c} and the projection onto its dual.
 
-With rho = a/b a boundary point is p = b (rho, 1, e^rho), the outer normal (1, 1 - rho, -e^-rho). The first two coordinates of
-v = p + m (1, 1 - rho, -e^-rho) give b and m in closed form,
+With rho = a / b the boundary rays are (rho, 1, e^rho) and their outer normals (1, 1 - rho, -e^-rho). The first two coordinates of
+n = mu (rho, 1, e^rho) + nu (1, 1 - rho, -e^-rho) give, with Delta = rho^2 - rho + 1,
 
-    b = ((rho - 1) r + s) / (rho^2 - rho + 1),    m = (r - rho s) / (rho^2 - rho + 1),
+    mu = ((rho - 1) a + b) / Delta,   nu = (a - rho b) / Delta,
 
-and the third is one increasing equation in rho, b e^rho - m e^-rho = t (source: Friberg 2021, univariate root).
+positive between the ends rho = 1 - b / a and rho = a / b, and the third is c = 2 sqrt(mu nu) sinh(rho + log(mu / nu) / 2), so
+
+    Phi(rho) = rho + log(mu / nu) / 2 - asinh(c / (2 sqrt(mu nu))) = 0.
+
+Phi is increasing, and nearly linear in rho plus the logarithm of the distance to an end: a handful of Newton steps from the Lambert
+function of the nearer end reaches every root. Source: Friberg 2021 (the univariate equation in rho); its asinh form is ours.
 """
 
 from __future__ import annotations
@@ -14,11 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from layercompiler.cones.base import Projection
-from layercompiler.cones.surface import Rays, SurfaceCone, SurfaceProjection, monotone_root
+from layercompiler.cones.surface import Frame, SurfaceCone, SurfaceProjection
 
-_FAR = 100.0
-_STEEPEST = 800.0  # e^rho leaves the range of double precision before
+_FACE = 1e-100  # below this share of |v|, a and b count as not positive
+_TINY = 1e-290
 
 
 @dataclass(frozen=True)
@@ -27,115 +31,105 @@ class Exponential(SurfaceCone):
 
     name = "exponential"
 
-    def project_dual(self, v: np.ndarray) -> Projection:
-        """Proj_{K*}(v) = v + Proj_K(-v)."""
+    def project_dual(self, v: np.ndarray) -> SurfaceProjection:
+        """Project v (B, count, 3) onto K* = cl{(a, b, c): a < 0, -a exp(b / a) <= e c}.
+
+        Differentiability: not at the boundary of K*, of -K, and where two of a = 0, b <= 0, c = 0 meet in -v; there, the
+        derivative of a neighboring region. Cost: about 200 numpy calls on the cones outside K* and -K, of any number.
+        """
         return _ExponentialProjection(v)
 
 
 class _ExponentialProjection(SurfaceProjection):
-    def __init__(self, v: np.ndarray) -> None:
-        self.v = v
-        scale = np.abs(v).max(axis=-1)
-        finite = np.isfinite(scale)
-        unit = np.where(finite & (scale > 0), scale, 1.0)
-        r, s, t = (np.where(finite, -v[..., i], 0.0) / unit for i in range(3))
-        with np.errstate(all="ignore"):
-            tiny = 4e-16
-            growth = np.where(s > 0, s * np.exp(np.minimum(r / np.where(s > 0, s, 1.0), 700.0)), np.inf)
-            in_K = ((s > 0) & (growth <= t)) | ((s == 0) & (r <= 0) & (t >= 0))
-            # The polar: -(r, s, t) in K*, i.e. r > 0 and r exp(s/r) <= -e t, or r = 0, s <= 0, t <= 0.
-            decay = np.where(r > 0, r * np.exp(np.minimum(s / np.where(r > 0, r, 1.0) - 1.0, 700.0)), np.inf)
-            in_polar = ~in_K & (((r > 0) & (decay <= -t)) | ((r == 0) & (s <= 0) & (t <= 0)))
-            corner = ~in_K & ~in_polar & (r <= 0) & (s <= 0)
-            # Where |rho| > 100 the surface is its asymptote to far below rounding: c >= 0, or the plane a <= 0, b <= 0 of the polar.
-            level = ~in_K & (s > 0) & (r < -_FAR * s)
-            steep = ~in_polar & ~in_K & (r > 0) & (s < -_FAR * r)
-            curved = ~(in_K | in_polar | corner | level | steep) & finite
-        self.plain = ~curved  # the others carry (1, 2, 0), whose root is 0
-        self.r, self.s, self.t = (np.where(curved, x, d) for x, d in ((r, 1.0), (s, 2.0), (t, 0.0)))
-        rho = self._root()
-        self.rho = rho
-        square = rho * rho - rho + 1.0
-        self.b, self.m = ((rho - 1.0) * self.r + self.s) / square, (self.r - rho * self.s) / square
-        zero = np.zeros_like(r)
-        with np.errstate(all="ignore"):
-            third = np.where(rho > 0, self.m * np.exp(-rho), self.b * np.exp(rho) - self.t)
-            on_surface = np.stack([-self.m, (rho - 1.0) * self.m, third], axis=-1)
-        below = np.maximum(-t, 0.0)
-        regions = (
-            (curved, on_surface, np.nan),
-            (in_K, np.zeros_like(v), 0.0),
-            (in_polar, -np.stack([r, s, t], axis=-1), 1.0),
-            (corner, np.stack([zero, -s, below], axis=-1), np.stack([zero, zero + 1.0, below > 0], axis=-1)),
-            (level, np.stack([zero, zero, below], axis=-1), np.stack([zero, zero, below > 0], axis=-1)),
-            (steep, np.stack([-r, -s, below], axis=-1), np.stack([zero + 1.0, zero + 1.0, below > 0], axis=-1)),
-        )
-        y, flat = np.full_like(v, np.nan), np.zeros_like(v)
-        for where, value, eigenvalues in regions:
-            y, flat = np.where(where[..., None], value, y), np.where(where[..., None], eigenvalues, flat)
-        self.flat = flat
-        self.y = np.where(finite[..., None], y * unit[..., None], np.nan)
-        self.unit = unit
-        grown, shrunk = np.exp(np.minimum(-np.abs(rho), 0.0)), np.exp(-np.abs(rho))
-        up = rho > 0  # directions divided by the larger of 1 and e^|rho|, so that nothing overflows
-        p = np.where(up[..., None], np.stack([rho * grown, grown, zero + 1.0], -1), np.stack([rho, zero + 1.0, shrunk], -1))
-        n = np.where(up[..., None], np.stack([zero + 1.0, 1.0 - rho, -shrunk], -1), np.stack([grown, (1.0 - rho) * grown, zero - 1.0], -1))
-        self.up, self.shrunk = up, shrunk
-        with np.errstate(all="ignore"):
-            kappa = self.m / self.b
-            self.near_kink = np.where(
-                curved, np.minimum(np.abs(self.b), np.abs(self.m)) < 10 * tiny, np.abs(np.stack([r, s, t], -1)).max(-1) == 0
-            )
-        self.rays = Rays(p, n, np.stack([zero + 1.0, -rho, zero], -1), kappa)
+    def _flat(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        a, b, c = n
+        growth, decay = np.exp(a / b), np.exp(b / a - 1.0)
+        primal, dual = c - b * growth, -c - a * decay
+        inside, polar = (b > 0) & (primal >= 0), (a > 0) & (dual >= 0)
+        corner = (a <= _FACE) & (b <= _FACE)
+        curved = ~(inside | polar | corner)
+        flat = np.zeros_like(n)
+        flat[:, polar] = 1.0
+        flat[1, corner], flat[2, corner] = 1.0, c[corner] <= 0
+        # Both margins are concave, so margin / |gradient| bounds the distance to the boundary from below.
+        primal = np.minimum(b, primal / np.sqrt(growth * growth * (1.0 + (1.0 - a / b) ** 2) + 1.0))
+        dual = np.minimum(a, dual / np.sqrt(decay * decay * (1.0 + (1.0 - b / a) ** 2) + 1.0))
+        gap = np.where(inside, primal, np.where(polar, dual, np.maximum(a, b)))
+        return flat, np.where(corner, np.minimum(np.minimum(-a, -b), np.abs(c)), gap), curved
 
-    def _root(self) -> np.ndarray:
-        """rho of the curved instances, and 0 for the others."""
-        r, s, t = self.r, self.s, self.t
-        with np.errstate(all="ignore"):
-            low = np.where(r > 0, 1.0 - s / r, -np.inf)  # b > 0
-            high = np.where(s > 0, r / s, np.inf)  # m > 0
+    def _frame(self, rho: np.ndarray) -> Frame:
+        """x = (rho h, h, f), y = (f, (1 - rho) f, -h) with (f, h) = (1, e^-rho) or (e^rho, 1), whichever does not overflow."""
+        e, up, one = np.exp(-np.abs(rho)), rho >= 0, 1.0 - rho
+        f, h = np.where(up, 1.0, e), np.where(up, e, 1.0)
+        ff, hh = f * f, h * h
+        xx, yy = hh * (1.0 + rho * rho) + ff, ff * (1.0 + one * one) + hh
+        x, y = np.sqrt(xx), np.sqrt(yy)
+        xy = x * y
+        axes = np.empty((3, 3, len(rho)))
+        axes[0] = f / y, (one * ff + hh) / xy, rho * h / x
+        axes[1] = one * f / y, -(ff + rho * hh) / xy, h / x
+        axes[2] = -h / y, e * (rho * rho + one) / xy, f / x
+        bend = 2.0 - 3.0 * ((one * ff + hh) / yy + (rho * hh + ff) / xx)
+        return Frame(axes, h * y / xx, f * x / yy, bend)
 
-            below = t < 0
+    def _start(self, n: np.ndarray) -> np.ndarray:
+        """Newton on Phi in delta, the distance of rho from the end (or 0) that lies towards zero from the root."""
+        a, b, c = n
+        low, high = np.where(a > 0, 1.0 - b / a, -np.inf), np.where(b > 0, a / b, np.inf)
+        down = (a <= 0) | ((b > a) & (b - 2.0 * a > c))  # Phi(0) > 0
+        sign = np.where(down, -1.0, 1.0)
+        end = np.where(down, np.minimum(high, 0.0), np.maximum(low, 0.0))
+        width = np.where(down, end - low, high - end)
+        # mu Delta = mu0 + mu1 delta, nu Delta = nu0 + nu1 delta, with what vanishes at the end exactly zero.
+        mu = np.where(end == low, 0.0, (end - 1.0) * a + b), sign * a
+        nu = np.where(end == high, 0.0, a - end * b), -sign * b
+        delta = np.minimum(_guess(c, end, sign, mu, nu), width)
+        lo, hi = np.zeros_like(delta), np.nextafter(width, np.inf)
+        open_ = np.ones(delta.shape, bool)
+        for _ in range(80):
+            phi, slope = _phi(c, end, sign, mu, nu, delta)
+            lo, hi = np.where(phi <= 0, delta, lo), np.where(phi >= 0, delta, hi)
+            trial = np.minimum(delta - phi / slope, width)
+            outside = ~((trial > lo) & (trial < hi))
+            if outside.any():
+                trial = np.where(outside, np.where(np.isinf(hi), 2.0 * lo + 1.0, 0.5 * (lo + hi)), trial)
+            moved = np.abs(trial - delta)
+            delta = np.where(open_, trial, delta)
+            open_ &= moved > 1e-8 * np.minimum(delta, 1.0) + 4e-16 * np.abs(end)
+            if not open_.any():
+                break
+        return end + sign * delta
 
-            def h(rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-                """Logarithm of both sides, b e^rho = t + m e^-rho or (t < 0) b e^rho - t = m e^-rho: nearly linear in rho."""
-                square = rho * rho - rho + 1.0
-                b, m = np.maximum((rho - 1.0) * r + s, 0.0) / square, np.maximum(r - rho * s, 0.0) / square
-                e, f = np.exp(np.clip(rho, -700, 700)), np.exp(np.clip(-rho, -700, 700))
-                turn = 2.0 * rho - 1.0
-                db, dm = (r - turn * b) / square, (-s - turn * m) / square
-                other = np.where(below, b * e - t, t + m * f)
-                value = np.where(below, np.log(other) - np.log(m) + rho, np.log(b) + rho - np.log(other))
-                slope = np.where(below, (b + db) * e / other - dm / m + 1.0, db / b + 1.0 - (dm - m) * f / other)
-                return value, slope
 
-            # Infinite ends move out from the finite one until the sign is right.
-            width = np.ones_like(r)
-            for _ in range(12):
-                a = np.where(np.isinf(low), high - width, low)
-                c = np.where(np.isinf(high), low + width, high)
-                wrong = (np.isinf(low) & (h(a)[0] > 0)) | (np.isinf(high) & (h(c)[0] < 0))
-                if not wrong.any():
-                    break
-                width = np.where(wrong, 2.0 * width, width)
-            a = np.maximum(np.where(np.isinf(low), high - width, low), -_STEEPEST)
-            c = np.minimum(np.where(np.isinf(high), low + width, high), _STEEPEST)
-            return monotone_root(h, a, c, np.where(self.plain, 0.0, 0.5 * (a + c)))
+_Line = tuple[np.ndarray, np.ndarray]
 
-    def _move(self, d: np.ndarray) -> Rays:
-        """Along a step d of -v: dp = dProj_K d, then the coordinates rho, b, m of p and of -v - p."""
-        d = d / self.unit[..., None]
-        dp = d - self.apply(d)
-        db = dp[..., 1]
-        dm = d[..., 0] - dp[..., 0]
-        # rho moves by (dp_a - rho dp_b) / b or, where b is small, by the normal's turn (dn_b = (1 - rho) dm - m drho).
-        by_b = (dp[..., 0] - self.rho * db) / self.b
-        by_m = ((1.0 - self.rho) * dm - (d[..., 1] - dp[..., 1])) / self.m
-        drho = np.where(self.b >= self.m, by_b, by_m)
-        zero = np.zeros_like(drho)
-        e = self.shrunk
-        rho, up = self.rho, self.up[..., None]
-        p = np.where(up, np.stack([(1.0 - rho) * e * drho, -e * drho, zero], -1), np.stack([drho, zero, e * drho], -1))
-        n = np.where(up, np.stack([zero, -drho, e * drho], -1), np.stack([e * drho, -rho * e * drho, zero], -1))
-        kappa = (dm - self.rays.kappa * db) / self.b
-        return Rays(p, n, np.stack([zero, -drho, zero], -1), kappa)
+
+def _phi(c: np.ndarray, end: np.ndarray, sign: np.ndarray, mu: _Line, nu: _Line, delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """sign * Phi, increasing in delta, and its slope."""
+    rho = end + sign * delta
+    square = rho * (rho - 1.0) + 1.0
+    M, V = np.maximum(mu[0] + mu[1] * delta, _TINY), np.maximum(nu[0] + nu[1] * delta, _TINY)
+    z = c * square / (2.0 * np.sqrt(M) * np.sqrt(V))
+    phi = sign * (rho + 0.5 * np.log(M / V) - np.arcsinh(z))
+    share = z / np.hypot(1.0, z)
+    turn = (2.0 * rho - 1.0) / square
+    slope = 1.0 + 0.5 * ((sign * mu[1] / M - turn) * (1.0 + share) - (sign * nu[1] / V - turn) * (1.0 - share))
+    return phi, slope
+
+
+def _guess(c: np.ndarray, end: np.ndarray, sign: np.ndarray, mu: _Line, nu: _Line) -> np.ndarray:
+    """delta from delta + log(offset + slope delta) = level, what Phi is near an end, with one correction for Delta."""
+    square = end * (end - 1.0) + 1.0
+    up, far = sign > 0, np.exp(-np.abs(end))
+    offset, slope = np.where(up, mu[0], nu[0]), np.where(up, mu[1], nu[1])
+    reach = np.where(up, c * square + nu[0] * far, mu[0] * far - c * square)
+    level = np.log(np.maximum(reach, _TINY)) - np.abs(end)
+    log_offset, log_slope, log_square = np.log(offset), np.log(slope), np.log(square)
+    delta = np.zeros_like(level)
+    for _ in range(2):
+        rho = end + sign * delta
+        grown = level + np.log(rho * (rho - 1.0) + 1.0) - log_square
+        w = np.log1p(np.exp(np.minimum(grown - log_slope, 700.0)))
+        w *= 1.0 - np.log1p(w) / (2.0 + w)  # the Lambert function to 2 %
+        delta = np.where(offset > 0, np.minimum(np.maximum(grown - log_offset, 0.0), w), w)
+    return delta

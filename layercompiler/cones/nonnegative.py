@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from layercompiler.cones.base import Cone, Expansion, Projection
+from layercompiler.cones.base import KINK, Cone, Expansion, Projection
 
 _ONE = np.zeros(1, np.intp)
 
@@ -24,7 +24,7 @@ class Nonnegative(Cone):
         return Expansion(_ONE, _ONE, _ONE, _ONE, -np.ones(1, np.int8))
 
     def project_dual(self, v: np.ndarray) -> Projection:
-        """max(v, 0)."""
+        """max(v, 0) of v (B, count, 1); not differentiable at 0, where the derivative given is 0."""
         return _NonnegativeProjection(v)
 
 
@@ -34,7 +34,7 @@ class _NonnegativeProjection(Projection):
 
     @property
     def smooth(self) -> np.ndarray:
-        return np.abs(self.v[..., 0]) > 1e-10
+        return np.abs(self.v[..., 0]) > KINK
 
     def apply(self, u: np.ndarray) -> np.ndarray:
         return np.where(self.v > 0, u, 0.0)

@@ -33,13 +33,13 @@ class Product:
         return tuple(slice(int(a), int(b)) for a, b in pairwise(ends))
 
     def split(self, v: np.ndarray) -> list[np.ndarray]:
-        """(B, m) to one (B, count, dim) per block."""
-        return [v[:, s].reshape(len(v), count, cone.dim) for s, (cone, count) in zip(self.slices, self.blocks, strict=True)]
+        """(..., m) to one (..., count, dim) per block."""
+        return [v[..., s].reshape(*v.shape[:-1], count, cone.dim) for s, (cone, count) in zip(self.slices, self.blocks, strict=True)]
 
     def join(self, parts: list[np.ndarray], batch: int) -> np.ndarray:
         """The inverse of `split`."""
-        flat = [p.reshape(batch, s.stop - s.start) for p, s in zip(parts, self.slices, strict=True)]
-        return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1) if flat else np.zeros((batch, 0))
+        flat = [p.reshape(*p.shape[:-2], s.stop - s.start) for p, s in zip(parts, self.slices, strict=True)]
+        return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=-1) if flat else np.zeros((batch, 0))
 
     def project_dual(self, v: np.ndarray) -> ProductProjection:
         """Project (B, m) onto K*."""
@@ -70,11 +70,11 @@ class ProductProjection:
         return out
 
     def apply(self, u: np.ndarray) -> np.ndarray:
-        """D u, (B, m)."""
+        """D u for u (..., B, m)."""
         return self.product.join([p.apply(x) for p, x in zip(self.parts, self.product.split(u), strict=True)], len(u))
 
     def second(self, u: np.ndarray, w: np.ndarray) -> np.ndarray:
-        """D^2 Proj[u, w], (B, m)."""
+        """D^2 Proj[u, w] for u and w (..., B, m)."""
         parts = zip(self.parts, self.product.split(u), self.product.split(w), strict=True)
         return self.product.join([p.second(a, b) for p, a, b in parts], len(u))
 

@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from layercompiler.cones.base import Cone, Expansion, Projection, dense_expansion
+from layercompiler.cones.base import KINK, Cone, Expansion, Projection, dense_expansion
 
 
 @dataclass(frozen=True)
@@ -28,42 +28,63 @@ class PSD(Cone):
         return dense_expansion(self.dim)
 
     def project_dual(self, v: np.ndarray) -> Projection:
-        """Clip the eigenvalues; the cone is self-dual."""
+        """Clip the eigenvalues of v (B, count, dim); the cone is self-dual.
+
+        Differentiability: not where an eigenvalue is 0; there, the derivative with that eigenvalue negative.
+        Cost: O(order^3) per cone for the projection, `apply` and `second`; O(order^4) time and memory for `expansion_values`.
+        """
         return _PSDProjection(v, self.order)
 
 
 class _PSDProjection(Projection):
+    """Clipped eigenvalues; with R_ij = 1 / (|w_i| + |w_j|) for eigenvalues of opposite signs and 0 for others.
+
+    First divided differences of max(w, 0) are the eigenvalues `beta` of the derivative in the basis `Q`; the second ones are
+    f[i, l, j] = |w_i| R_il R_ij + |w_l| R_il R_lj + |w_j| R_ij R_lj, of which at most one term is not zero: the one whose first
+    index has the sign that the other two lack. No difference of equal eigenvalues is ever formed.
+    Source: Daleckii, Krein 1965; Malick, Sendov 2006 (the projection).
+    """
+
     def __init__(self, v: np.ndarray, order: int) -> None:
         self.v, self.order = v, order
         M = matrix(v, order)
-        bad = ~np.isfinite(M).all(axis=(-2, -1))
-        if bad.any():
-            M = np.where(bad[..., None, None], 0.0, M)
+        finite = np.isfinite(v).all(axis=-1)
+        sound = finite.all()
+        if not sound:
+            M[~finite] = 0.0
         self.w, self.Q = np.linalg.eigh(M)
-        if bad.any():
-            self.w = np.where(bad[..., None], np.nan, self.w)
-        # The smaller side is formed, the other follows by Moreau, so that neither cancels.
-        positive = np.maximum(self.w, 0.0)
-        self.y = vector(np.matmul(self.Q * positive[..., None, :], self.Q.swapaxes(-1, -2)), order)
+        # The side with fewer eigenvalues is formed, the other follows by Moreau: a point of the cone stays exactly as it is.
+        up = self.w > 0
+        mostly = 2 * up.sum(axis=-1, keepdims=True) > order
+        side = np.abs(self.w) * (up != mostly)
+        y = vector(np.matmul(self.Q * side[..., None, :], self.Q.swapaxes(-1, -2)), order)
+        y += np.where(mostly, v, 0.0)
+        if not sound:
+            y[~finite] = np.nan
+        self.y = y
 
     @property
     def smooth(self) -> np.ndarray:
-        size = np.abs(self.w).max(axis=-1, initial=0.0)
-        return np.abs(self.w).min(axis=-1, initial=np.inf) > 1e-10 * np.maximum(size, 1e-300)
+        size = np.abs(self.w)
+        largest = size.max(axis=-1, initial=0.0)
+        return (size.min(axis=-1, initial=np.inf) > KINK * largest) & (largest > KINK) & np.isfinite(self.y[..., 0])
 
     @cached_property
-    def _ratio(self) -> np.ndarray:
-        """(..., k, k) first divided differences of max(w, 0)."""
-        positive, size = np.maximum(self.w, 0.0), np.abs(self.w)
+    def _opposite(self) -> np.ndarray:
+        """(..., k, k), R of the class."""
+        size, up = np.abs(self.w), self.w > 0
+        differ = up[..., :, None] != up[..., None, :]
         total = size[..., :, None] + size[..., None, :]
-        both = positive[..., :, None] + positive[..., None, :]
-        return np.where(total > 0, both / np.where(total > 0, total, 1.0), 0.5)
+        return differ / np.where(differ, total, 1.0)
 
     @cached_property
     def beta(self) -> np.ndarray:
         """(B, count, dim) eigenvalues of the derivative in svec order."""
         rows, cols, _ = index(self.order)
-        return self._ratio[..., rows, cols]
+        positive = np.maximum(self.w, 0.0)
+        same = self.w[..., rows] > 0
+        mixed = np.maximum(positive[..., rows], positive[..., cols]) * self._opposite[..., rows, cols]
+        return np.where(same == (self.w[..., cols] > 0), same, mixed)
 
     def rotate(self, u: np.ndarray) -> np.ndarray:
         """svec(Q'MQ) of svec(M)."""
@@ -77,36 +98,22 @@ class _PSDProjection(Projection):
         return self.unrotate(self.beta * self.rotate(u))
 
     def second(self, u: np.ndarray, w: np.ndarray) -> np.ndarray:
-        """Second-order Daleckii-Krein: sum over l of f[i, l, j] (A_il B_lj + B_il A_lj)."""
+        """Sum over l of f[i, l, j] (A_il B_lj + B_il A_lj) in the basis Q, as six products of matrices."""
         A, B = matrix(self.rotate(u), self.order), matrix(self.rotate(w), self.order)
-        f = _second_differences(self.w, self._ratio)
-        C = np.einsum("...ilj,...il,...lj->...ij", f, A, B)
+        R, size = self._opposite, np.abs(self.w)
+        RA, RB = R * A, R * B
+        C = R * (size[..., :, None] * (RA @ B + RB @ A)) + (RA * size[..., None, :]) @ RB
         return self.unrotate(vector(C + C.swapaxes(-1, -2), self.order))
 
     def expansion_values(self) -> tuple[np.ndarray, np.ndarray]:
-        identity = np.eye(self.beta.shape[-1])
-        basis = vector(self.Q[..., None, :, :] @ matrix(identity, self.order) @ self.Q.swapaxes(-1, -2)[..., None, :, :], self.order)
-        T = basis.swapaxes(-1, -2) * np.sqrt(self.beta)[..., None, :]
-        return T.reshape(*T.shape[:-2], -1), self.beta - 1.0
-
-
-def _second_differences(w: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """(..., i, l, j) second divided differences of max(., 0): (f[i, l] - f[l, j]) / (w_i - w_j), stable for equal eigenvalues.
-
-    Equal signs give zero; with one sign apart, f[i, l, j] = p / ((p - n)(p - n')) for one positive p and two negative ones,
-    and -n / ((p - n)(p' - n)) for two positive ones and one negative n.
-    """
-    a, b, c = w[..., :, None, None], w[..., None, :, None], w[..., None, None, :]
-    count = (a > 0).astype(int) + (b > 0) + (c > 0)
-    total = a + b + c
-    high, low = np.maximum(np.maximum(a, b), c), np.minimum(np.minimum(a, b), c)
-    mid = total - high - low
-    mid = np.where((a >= np.minimum(b, c)) & (a <= np.maximum(b, c)), a, np.where((b >= np.minimum(a, c)) & (b <= np.maximum(a, c)), b, c))
-    with np.errstate(all="ignore"):
-        one = high / ((high - low) * (high - mid))
-        two = -low / ((high - low) * (mid - low))
-    out = np.where(count == 1, one, np.where(count == 2, two, 0.0))
-    return np.where(np.isfinite(out), out, 0.0)
+        """U_pq = (Q_ia Q_jb + Q_ib Q_ja) weight_p weight_q / 2 for svec indices p = (i, j) and q = (a, b)."""
+        rows, cols, weights = index(self.order)
+        left, right = self.Q[..., rows, :], self.Q[..., cols, :]
+        T = left[..., rows] * right[..., cols]
+        T += left[..., cols] * right[..., rows]
+        T *= (0.5 * weights)[:, None]
+        T *= (weights * np.sqrt(self.beta))[..., None, :]
+        return T.reshape(*T.shape[:-2], len(weights) ** 2), self.beta - 1.0
 
 
 @lru_cache(maxsize=128)

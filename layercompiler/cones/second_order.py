@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from layercompiler.cones.base import Cone, Expansion, Projection
+from layercompiler.cones.base import KINK, Cone, Expansion, Projection
 
 _HALF = np.sqrt(0.5)
 
@@ -38,7 +38,10 @@ class SecondOrder(Cone):
         return Expansion(T_rows, T_cols, N_rows, N_cols, np.concatenate([-np.ones(k + 1), [1]]).astype(np.int8))
 
     def project_dual(self, v: np.ndarray) -> Projection:
-        """Projection onto the cone itself."""
+        """Project v (B, count, dim) onto the cone, which is its own dual.
+
+        Differentiability: not where |z| = |t|; there, the derivative inside the cone or its negative.
+        """
         return _SecondOrderProjection(v)
 
 
@@ -59,8 +62,9 @@ class _SecondOrderProjection(Projection):
 
     @property
     def smooth(self) -> np.ndarray:
-        size = np.abs(self.t)
-        return (np.abs(self._norm - size) > 1e-10 * np.maximum(np.maximum(size, self._norm), 1e-300))[..., 0]
+        t, norm = np.abs(self.t[..., 0]), self._norm[..., 0]
+        size = np.maximum(t, norm)
+        return (np.abs(norm - t) > KINK * size) & (size > KINK)
 
     @cached_property
     def _l(self) -> np.ndarray:

@@ -1,12 +1,20 @@
-"""Cones in R^3 bounded by a smooth surface: what the exponential and the power cone share.
+"""Cones in R^3 whose boundary is one curve of rays: what the exponential and the power cone share.
 
-At a point v outside K and outside its polar, the projection p lies on the surface and v - p = mu n with the outer normal n.
-The surface is ruled by rays, so its second fundamental form has one nonzero direction w (orthogonal to p) with weight kappa per unit
-of n, and the derivative of the projection is diagonal in the basis n, q = n x p, p:
+Let x(rho) be the boundary rays of K, y(rho) the outer normals of K along them (the boundary rays of the polar cone), both of
+unit length, and w = y x x. Then x' = p w, y' = q w and w' = -(p x + q y) with p, q > 0. A point n outside K and its polar is
 
-    dProj_K(v) = p^ p^' + lambda q^ q^',     lambda = 1 / (1 + kappa (w'q^)^2),   kappa > 0.
+    n = X x + Y y,   X, Y > 0,   at the one rho with   G(rho) = <n, w> = 0,   G' = -(p X + q Y),
 
-For the dual, Proj_{K*}(v) = v + Proj_K(-v) (Moreau) has the eigenvalues 1, 1 - lambda, 0 in the same basis.
+so X x is the projection onto K and -Y y the one of -n onto K*. Differentiating both equations gives
+
+    dProj_K = x x' + lambda w w',   lambda = p X / (p X + q Y),   dProj_{K*} = y y' + (1 - lambda) w w',
+
+and, once more, the symmetric trilinear form of the second derivative, with H = p X + q Y and k = p q / H^2,
+
+    D^2 Proj = k Y (x w w) - k X (y w w) + tau (w w w),   tau = lambda (1 - lambda) (log p / q)' / H.
+
+All of it is in an orthonormal frame: nothing cancels, and an error of rho is turned into a residual G of the size of rounding.
+Sources: Friberg 2021 (one root, exponential cone), Hien 2015 (power cone); the frame is ours.
 """
 
 from __future__ import annotations
@@ -17,153 +25,175 @@ from functools import cached_property
 
 import numpy as np
 
-from layercompiler.cones.base import Cone, Expansion, Projection, dense_expansion
+from layercompiler.cones.base import KINK, Cone, Expansion, Projection, dense_expansion
 
-_EXPANSION = dense_expansion(3)
+_PATTERN = dense_expansion(3)
+_EYE = np.eye(3)
+_ROUNDING = 2e-15  # of G, for points of unit size
 
 
 class SurfaceCone(Cone):
-    """A cone in R^3 with a smooth boundary."""
+    """A cone in R^3 bounded by one curve of rays."""
 
     dim = 3
 
     @property
     def expansion(self) -> Expansion:
-        """T dense, N diagonal."""
-        return _EXPANSION
+        """T = Q sqrt(Lambda) dense, N = -diag(1 - lambda), from the frame Q = (y, w, x) of D."""
+        return _PATTERN
 
 
 @dataclass(frozen=True)
-class Rays:
-    """The boundary point of each projection as directions: p and n (any positive length), w and kappa; all (..., 3) or (...)."""
+class Frame:
+    """The orthonormal frames of N points.
 
+    Attributes:
+        axes: (3, 3, N); axes[:, 0] is y, axes[:, 1] is w, axes[:, 2] is x.
+        p: (N,) rate of turn of x; `q` of y; both positive.
+        q: See `p`.
+        bend: (N,) derivative of log(p / q).
+    """
+
+    axes: np.ndarray
     p: np.ndarray
-    n: np.ndarray
-    w: np.ndarray
-    kappa: np.ndarray
+    q: np.ndarray
+    bend: np.ndarray
+
+    def coordinates(self, n: np.ndarray) -> np.ndarray:
+        """(<n, y>, <n, w>, <n, x>) of points (3, N)."""
+        return n[0] * self.axes[0] + n[1] * self.axes[1] + n[2] * self.axes[2]
 
 
 class SurfaceProjection(Projection):
-    """Projection onto the dual of a `SurfaceCone`.
+    """Projection onto the dual of a `SurfaceCone`, through the points n = -v.
 
-    Subclasses set `v`, `y`, and `flat`: (..., 3) eigenvalues of dProj_{K*} for the regions where it is diagonal in the
-    standard basis (NaN elsewhere), and give `rays` and their derivatives on the curved region.
-    """
-
-    flat: np.ndarray
-    rays: Rays
-    near_kink: np.ndarray
-
-    @abstractmethod
-    def _move(self, d: np.ndarray) -> Rays:
-        """Derivatives of `rays` along a step d of -v."""
-
-    @property
-    def smooth(self) -> np.ndarray:  # type: ignore[override]
-        """(B, count) bool, False at a kink."""
-        return ~self.near_kink
-
-    @cached_property
-    def curved(self) -> np.ndarray:
-        """(...,) bool: the projection lies on the curved surface."""
-        return np.isnan(self.flat[..., 0])
-
-    @cached_property
-    def _basis(self) -> np.ndarray:
-        """(..., 3, 3), columns n^, q^, p^; the identity in the flat regions."""
-        n, p = _unit(self.rays.n), _unit(self.rays.p)
-        q = _unit(np.cross(n, p))
-        Q = np.stack([n, q, p], axis=-1)
-        return np.where(self.curved[..., None, None], Q, np.eye(3))
-
-    @cached_property
-    def _lambda(self) -> np.ndarray:
-        """(..., 2): (lambda, 1 - lambda), each without cancellation."""
-        with np.errstate(all="ignore"):
-            bend = self.rays.kappa * np.sum(self.rays.w * self._basis[..., 1], axis=-1) ** 2
-            return np.stack([1.0 / (1.0 + bend), np.where(np.isinf(bend), 1.0, bend / (1.0 + bend))], axis=-1)
-
-    @cached_property
-    def _eigenvalues(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues of D and of I - D in the basis."""
-        lam, rest = self._lambda[..., 0], self._lambda[..., 1]
-        one, zero = np.ones_like(lam), np.zeros_like(lam)
-        curved = self.curved[..., None]
-        D = np.where(curved, np.stack([one, rest, zero], axis=-1), self.flat)
-        return D, np.where(curved, np.stack([zero, lam, one], axis=-1), 1.0 - self.flat)
-
-    def apply(self, u: np.ndarray) -> np.ndarray:
-        """D u in the eigenbasis."""
-        Q = self._basis
-        return np.einsum("...ij,...j->...i", Q, self._eigenvalues[0] * np.einsum("...ji,...j->...i", Q, u))
-
-    def expansion_values(self) -> tuple[np.ndarray, np.ndarray]:
-        """T = basis sqrt(eigenvalues), N = -(1 - eigenvalues)."""
-        D, rest = self._eigenvalues
-        T = self._basis * np.sqrt(D)[..., None, :]
-        return T.reshape(*T.shape[:-2], 9), -rest
-
-    def second(self, u: np.ndarray, w: np.ndarray) -> np.ndarray:
-        """Differentiate p^ p^' + lambda q^ q^' along -w; the sign of Moreau's identity cancels the one of -v."""
-        with np.errstate(all="ignore"):
-            moved = self._move(w)
-            n, q, p = (self._basis[..., i] for i in range(3))
-            lam = self._lambda[..., 0]
-            dp, dn = _unit_along(self.rays.p, moved.p), _unit_along(self.rays.n, moved.n)
-            dq = np.cross(dn, p) + np.cross(n, dp)
-            along = np.sum(self.rays.w * q, axis=-1)
-            dalong = np.sum(moved.w * q, axis=-1) + np.sum(self.rays.w * dq, axis=-1)
-            dlam = -(lam**2) * (moved.kappa * along**2 + 2 * self.rays.kappa * along * dalong)
-            pu, qu = np.sum(p * u, axis=-1)[..., None], np.sum(q * u, axis=-1)[..., None]
-            dpu, dqu = np.sum(dp * u, axis=-1)[..., None], np.sum(dq * u, axis=-1)[..., None]
-            out = dp * pu + p * dpu + dlam[..., None] * q * qu + lam[..., None] * (dq * qu + q * dqu)
-        return np.where(self.curved[..., None] & np.isfinite(out), out, 0.0)
-
-
-def _unit(a: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):
-        scale = np.abs(a).max(axis=-1, keepdims=True)
-        b = a / scale
-        return b / np.sqrt(np.sum(b * b, axis=-1, keepdims=True))
-
-
-def _unit_along(a: np.ndarray, da: np.ndarray) -> np.ndarray:
-    """Derivative of a / |a| along da."""
-    size = np.sqrt(np.sum(a * a, axis=-1, keepdims=True))
-    e = a / size
-    return (da - e * np.sum(e * da, axis=-1, keepdims=True)) / size
-
-
-def monotone_root(function: object, low: np.ndarray, high: np.ndarray, start: np.ndarray, iterations: int = 80) -> np.ndarray:
-    """Roots of increasing functions by Newton's method, kept inside a shrinking bracket.
+    Subclasses fill in `_flat` (the regions where D is diagonal in the coordinates at hand and y = D v), `_start` (rho to a
+    relative 1e-6 or so) and `_frame` (the rays at rho).
 
     Args:
-        function: x -> (value, slope), elementwise.
-        low: Points with value <= 0; `high`: with value >= 0.
-        high: See `low`.
-        start: First guess.
-        iterations: Most steps; each bisects at least where Newton leaves the bracket.
+        v: (B, count, 3).
     """
-    first, final = low, high
-    x = np.clip(start, low, high)
-    last = np.full_like(x, np.inf)
-    open_ = np.ones(x.shape, bool)  # finished elements stay as they are, so that no instance depends on its neighbors
-    for _ in range(iterations):
-        value, slope = function(x)  # type: ignore[operator]
-        low, high = np.where(value <= 0, x, low), np.where(value >= 0, x, high)
+
+    def __init__(self, v: np.ndarray) -> None:
+        self.v, self.shape = v, v.shape[:2]
         with np.errstate(all="ignore"):
-            step = -value / slope
-            trial = x + step
-            # Newton converges quadratically: after a step this short, measured by the distance to the ends, the next one is
-            # below rounding.
-            near = 1e-7 * np.minimum(1.0 + np.abs(x), np.minimum(x - first, final - x)) + 1e-16 * np.abs(x)
-            short = np.abs(step) <= near
-        # Newton must stay inside and shrink its steps, else bisect.
-        bad = ~short & (~np.isfinite(trial) | (trial <= low) | (trial >= high) | (np.abs(step) > 0.9 * last))
-        new = np.where(bad, 0.5 * (low + high), trial)
-        x = np.where(open_, new, x)
-        last = np.where(bad, np.inf, np.abs(step))
-        open_ &= ~short & (high - low > 2e-16 * np.abs(x))
-        if not open_.any():
-            break
-    return x
+            n = np.ascontiguousarray(-v.reshape(-1, 3).T)
+            size = np.abs(n).max(axis=0)
+            # Powers of two: exact, and squares neither overflow nor vanish.
+            self.exponent = np.frexp(size)[1]
+            self.n = np.ldexp(n, -self.exponent)
+            self.flat, self.gap, curved = self._flat(self.n)
+            finite = np.isfinite(size)
+            self.index = np.flatnonzero(curved & finite)
+            self.points = self.n[:, self.index]
+            if len(self.index):
+                self._solve()
+            y = self.flat.T * v.reshape(-1, 3)
+            if len(self.index):
+                y[self.index] = np.ldexp(-self.Y * self.frame.axes[:, 0], self.exponent[self.index]).T
+            if not finite.all():
+                y[~finite] = np.nan
+            self.y = y.reshape(v.shape)
+
+    @abstractmethod
+    def _flat(self, n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Regions of n (3, N): (diagonal of D (3, N), distance to the next kink (N,), mask of the curved region (N,))."""
+
+    @abstractmethod
+    def _start(self, n: np.ndarray) -> np.ndarray:
+        """rho of points (3, N) of the curved region, nearly."""
+
+    @abstractmethod
+    def _frame(self, rho: np.ndarray) -> Frame:
+        """Frames at rho (N,)."""
+
+    def _keep(self, mask: np.ndarray) -> None:
+        """Take points out of the curved region that turn out to be flat in double precision."""
+        self.index, self.points = self.index[mask], self.points[:, mask]
+
+    def _solve(self) -> None:
+        """Newton on G, each point until its own G is rounding, so that no point depends on its neighbors."""
+        rho = self._start(self.points)
+        for _ in range(8):
+            frame = self._frame(rho)
+            Y, G, X = frame.coordinates(self.points)
+            X, Y = np.maximum(X, 0.0), np.maximum(Y, 0.0)
+            H = frame.p * X + frame.q * Y
+            step = G / H
+            move = (np.abs(G) > _ROUNDING) & np.isfinite(step)
+            if not move.any():
+                break
+            rho = np.where(move, rho + step, rho)
+        self.rho, self.frame = rho, frame
+        self.X, self.Y, self.H = X, Y, H
+
+    @property
+    def smooth(self) -> np.ndarray:
+        """(B, count) bool, False within a relative `KINK` of where D jumps."""
+        gap = self.gap.copy()
+        if len(self.index):
+            gap[self.index] = np.minimum(gap[self.index], np.minimum(self.X, self.Y))
+        # gap is in units of the power of two above |v|.
+        return ((gap > KINK) & (np.abs(self.v).reshape(-1, 3).max(axis=1) > KINK)).reshape(self.shape)
+
+    @cached_property
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        """(lambda, 1 - lambda) of the curved points, each without cancellation."""
+        with np.errstate(all="ignore"):
+            lam, rest = self.frame.p * self.X / self.H, self.frame.q * self.Y / self.H
+        lost = ~(self.H > 0)
+        return (np.where(lost, 1.0, lam), np.where(lost, 0.0, rest)) if lost.any() else (lam, rest)
+
+    @cached_property
+    def _spectrum(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Eigenvectors (B, count, 3, 3) of D in columns, eigenvalues of D and of I - D (B, count, 3)."""
+        N = self.n.shape[1]
+        Q = np.empty((N, 3, 3))
+        Q[:] = _EYE
+        D = self.flat.T.copy()
+        rest = 1.0 - D
+        if len(self.index):
+            Q[self.index] = self.frame.axes.transpose(2, 0, 1)
+            lam, one_minus = self._split
+            D[self.index] = 0.0
+            D[self.index, 0], D[self.index, 1] = 1.0, one_minus
+            rest[self.index] = 1.0
+            rest[self.index, 0], rest[self.index, 1] = 0.0, lam
+        return Q.reshape(*self.shape, 3, 3), D.reshape(*self.shape, 3), rest.reshape(*self.shape, 3)
+
+    def apply(self, u: np.ndarray) -> np.ndarray:
+        """D u in the frame."""
+        Q, D, _ = self._spectrum
+        return np.einsum("...ij,...j->...i", Q, D * np.einsum("...ji,...j->...i", Q, u))
+
+    def expansion_values(self) -> tuple[np.ndarray, np.ndarray]:
+        """T = Q sqrt(Lambda), N = -(1 - lambda)."""
+        Q, D, rest = self._spectrum
+        return (Q * np.sqrt(D)[..., None, :]).reshape(*self.shape, 9), -rest
+
+    def second(self, u: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """The trilinear form of the module at -v: the sign of Moreau's identity cancels the one of -v."""
+        Q = self._spectrum[0]
+        a, b = np.einsum("...ji,...j->...i", Q, u), np.einsum("...ji,...j->...i", Q, w)
+        kY, kX, tau = self._third
+        both = a[..., 1] * b[..., 1]
+        out = np.empty(np.broadcast_shapes(a.shape, b.shape))
+        out[..., 0] = -kX * both
+        out[..., 1] = (
+            kY * (a[..., 2] * b[..., 1] + a[..., 1] * b[..., 2]) - kX * (a[..., 0] * b[..., 1] + a[..., 1] * b[..., 0]) + tau * both
+        )
+        out[..., 2] = kY * both
+        return np.einsum("...ij,...j->...i", Q, out)
+
+    @cached_property
+    def _third(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Coefficients k Y, k X and tau (B, count) of the second derivative, 0 in the flat regions."""
+        out = np.zeros((3, self.n.shape[1]))
+        if len(self.index):
+            lam, rest = self._split
+            f = self.frame
+            with np.errstate(all="ignore"):
+                parts = np.stack([f.p / self.H * rest, f.q / self.H * lam, lam * rest / self.H * f.bend])
+                out[:, self.index] = np.ldexp(np.where(np.isfinite(parts), parts, 0.0), -self.exponent[self.index])
+        kY, kX, tau = out.reshape(3, *self.shape)
+        return kY, kX, tau
