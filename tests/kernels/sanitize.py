@@ -1,4 +1,4 @@
-"""Builds the kernels with AddressSanitizer and UBSan into a temporary folder and runs the kernel tests on them (python tests/kernels/sanitize.py)."""
+"""Builds the kernels with AddressSanitizer and UBSan in a temporary folder and runs their tests (python tests/kernels/sanitize.py)."""
 
 import os
 import subprocess
