@@ -101,18 +101,18 @@ class Newton:
             if k.ndim != 2 or k.shape[1] != width or (k.shape[0] != batch and (k.shape[0] != 1 or name in "xv")):
                 raise ShapeError("wrong shape", where=name, expected=f"({batch}, {width})", got=str(k.shape))
         y, F_x, F_y = np.empty_like(v), np.empty_like(x), np.empty_like(v)
-        norm, taken, pivots = np.empty(batch), np.zeros(batch, np.int32), np.empty(batch)
+        norm, taken, pivots, reach = np.empty(batch), np.zeros(batch, np.int32), np.empty(batch), np.empty(batch)
         handle = None
         if batch:
             at = library.address
             operands = [part for k in data for part in (at(k), k.shape[1] if k.shape[0] > 1 else 0)]
             handle = self._library.lc_newton_refine(
-                *(self._handle, batch, *operands, *(at(k) for k in (x, v, y, F_x, F_y, norm, taken, pivots))),
+                *(self._handle, batch, *operands, *(at(k) for k in (x, v, y, F_x, F_y, norm, taken, pivots, reach))),
                 *(int(steps), float(target), float(eps), int(threads)),
             )
             if not handle:
                 raise MemoryError(library.reason())
-        return Refined(x, v, y, F_x, F_y, norm, taken, Linearization(self, handle, batch, pivots))
+        return Refined(x, v, y, F_x, F_y, norm, taken, Linearization(self, handle, batch, pivots, reach))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Newton, (self.n, self.P, self.A, self.cones)
@@ -132,10 +132,12 @@ class Linearization:
     Attributes:
         batch: Number of instances.
         pivots: (B,) smallest pivot of the scaled matrix, see `Factor`.
+        reach: (B,) relative residual that a fixed right-hand side without structure reaches in three refinements; above 1e-8 the
+            system is singular up to the regularisation.
     """
 
-    def __init__(self, newton: Newton, handle: Any, batch: int, pivots: np.ndarray) -> None:
-        self._handle, self.newton, self.batch, self.pivots = handle, newton, batch, pivots
+    def __init__(self, newton: Newton, handle: Any, batch: int, pivots: np.ndarray, reach: np.ndarray) -> None:
+        self._handle, self.newton, self.batch, self.pivots, self.reach = handle, newton, batch, pivots, reach
 
     def solve(
         self, r_x: np.ndarray, h: np.ndarray, *, refine: int = 8, tol: float = 1e-14, threads: int = 1

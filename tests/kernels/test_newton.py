@@ -50,7 +50,7 @@ def test_same_points_and_derivatives_as_the_array_version(kinds, seed):
     found = Newton(n, P, A, cones).refine(*data, x, v)
     program = Structure(n, *P, *A, blocks(cones))
     numbers = Data(data[0], data[1], np.zeros((len(x), 1)), data[2], data[3])
-    reference = ResidualMap(program, np.zeros(len(A[0]), bool))
+    reference = ResidualMap(program, numbers)
     products = Products.of(program, numbers)
     point, _, _ = reference.refine(numbers, products, x, v, 12)
     assert ((found.norm < 1e-11) >= (point.norm < 1e-11)).all()

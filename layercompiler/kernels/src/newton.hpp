@@ -190,6 +190,14 @@ template <class V> struct Newton {
       active = active & moved & (norm > splat<V>(job.target)) & (norm < splat<V>(0.9) * old);
     }
     if (!linear_here) pivot = linearize(v, ty, keep, T, job.epsilon);
+    // a right-hand side without structure: entries between 1/2 and 3/2 of changing sign
+    for (int i = 0; i < g.n; i++) {
+      uint32_t mixed = ((uint32_t)g.perm[i] * 2654435761u) >> 8;
+      double size = 0.5 + (double)mixed / 16777216.0;
+      group[i] = splat<V>(g.perm[i] % 2 ? size : -size);
+    }
+    V reach[1], *unused;
+    solve_group<V, V, 1>(g, keep, group, 1e-10, 3, reach, unused);
     for (int l = 0; l < chunk.count; l++) {
       int64_t e = chunk.first + l;
       for (int j = 0; j < p.n; j++) job.x[e * p.n + j] = get(x[j], l), job.f_x[e * p.n + j] = get(fx[j], l);
@@ -201,6 +209,7 @@ template <class V> struct Newton {
       job.norm[e] = get(norm, l);
       job.taken[e] = (int32_t)get(taken, l);
       job.pivots[e] = get(pivot, l);
+      job.reach[e] = get(reach[0], l);
     }
   }
 };

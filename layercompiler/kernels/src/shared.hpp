@@ -159,6 +159,7 @@ struct NewtonJob {
   int32_t steps;
   double target, epsilon;
   double *storage, *pivots;  // linearisation at the returned points
+  double* reach;             // relative residual that a fixed right-hand side reaches there; large: singular
 };
 
 struct NewtonSolve {
