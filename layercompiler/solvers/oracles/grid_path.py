@@ -1,0 +1,103 @@
+"""Shortest paths on grids with node weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from layercompiler.errors import OptionError
+from layercompiler.solvers.oracles.base import NamedOracle, whole
+
+
+@dataclass(frozen=True)
+class GridPath(NamedOracle):
+    """The path of least total node weight from the top left to the bottom right cell of a grid, as the indicator of its cells.
+
+    Args:
+        rows: Rows of the grid.
+        columns: Columns of the grid.
+        neighbors: 4 or 8.
+        floor: Weights below it count as `floor`: with negative weights a shortest path does not exist (perturbed weights may be).
+
+    Cost: Bellman-Ford as shifted minima over the whole batch, a few passes over the grid per cell of the longest path.
+    """
+
+    rows: int
+    columns: int
+    neighbors: int = 8
+    floor: float = 1e-6
+    name: ClassVar[str] = "shortest path (grid)"
+
+    def __post_init__(self) -> None:
+        whole("rows", self.rows, 1)
+        whole("columns", self.columns, 1)
+        if self.neighbors not in (4, 8) or not self.floor > 0:
+            raise OptionError("a grid path has 4 or 8 neighbors and a positive floor", got=f"{self.neighbors}, {self.floor}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, columns)."""
+        return (self.rows, self.columns)
+
+    @property
+    def _offsets(self) -> list[tuple[int, int]]:
+        near = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)]
+        return [(a, b) for a, b in near if self.neighbors == 8 or a == 0 or b == 0]
+
+    def solve(self, values: np.ndarray) -> np.ndarray:
+        """See `NamedOracle.solve`."""
+        r, c, count = self.rows, self.columns, len(values)
+        weights = np.ascontiguousarray(np.maximum(values, self.floor).T).reshape(r, c, count)
+        wide = np.full((r + 2, c + 2, count), np.inf)
+        inner = wide[1:-1, 1:-1]
+        inner[0, 0] = weights[0, 0]
+        row = np.empty((r, c + 2, count))
+        near = np.empty((r, c, count))
+        before = np.empty_like(near)
+        # A sweep by diagonals would be sequential in Python; simultaneous relaxation reaches the far corner after max(r, c) passes
+        # (their sum with 4 neighbours), and a few more passes settle paths that turn back.
+        least = max(r, c) if self.neighbors == 8 else r + c
+        for step in range(r * c + 1):
+            check = step >= least and step % 2 == 0
+            if check:
+                np.copyto(before, inner)
+            if self.neighbors == 8:
+                np.minimum(wide[:-2], wide[2:], out=row)
+                np.minimum(row, wide[1:-1], out=row)
+                np.minimum(row[:, :-2], row[:, 2:], out=near)
+                np.minimum(near, row[:, 1:-1], out=near)
+            else:
+                np.minimum(wide[:-2, 1:-1], wide[2:, 1:-1], out=near)
+                np.minimum(near, wide[1:-1, :-2], out=near)
+                np.minimum(near, wide[1:-1, 2:], out=near)
+            near += weights
+            np.minimum(inner, near, out=inner)
+            if check and np.array_equal(before, inner):
+                break
+        return self._trace(wide)
+
+    def _trace(self, wide: np.ndarray) -> np.ndarray:
+        """Walk back from the far corner to the least distance around; it falls at every step, so the walk ends at the start."""
+        r, c, count = self.rows, self.columns, wide.shape[2]
+        flat = wide.reshape((r + 2) * (c + 2), count)
+        out = np.zeros(((r + 2) * (c + 2), count))
+        offsets = np.array([a * (c + 2) + b for a, b in self._offsets], dtype=np.intp)[:, None]
+        start = c + 3
+        at, live = np.full(count, r * (c + 2) + c), np.arange(count)
+        while len(live):
+            out[at, live] = 1.0
+            moving = at != start
+            if not moving.all():
+                at, live = at[moving], live[moving]
+            around = at + offsets
+            best = flat[around, live].argmin(axis=0)
+            at = around[best, np.arange(len(live))]
+        return np.ascontiguousarray(out.reshape(r + 2, c + 2, count)[1:-1, 1:-1].reshape(r * c, count).T)
+
+    def equalities(self) -> Any:
+        """Both corners are on every path."""
+        E = np.zeros((2, self.rows * self.columns))
+        E[0, 0] = E[1, -1] = 1.0
+        return E
