@@ -21,6 +21,7 @@ from layercompiler.cones.surface import Frame, SurfaceCone, SurfaceProjection
 from layercompiler.errors import BuildError
 
 _FLAT = 1e-100  # below this share of |v|, c counts as zero
+_SMALLEST = 1e-40  # exponents below change no double
 _END = 340.0  # |tau| beyond which mu or nu vanishes in double precision
 
 
@@ -61,7 +62,7 @@ class Power(SurfaceCone):
 
 class _PowerProjection(SurfaceProjection):
     def __init__(self, v: np.ndarray, alpha: np.ndarray) -> None:
-        self.alpha = np.broadcast_to(alpha, v.shape[:2]).reshape(-1)
+        self.alpha = np.broadcast_to(np.maximum(alpha, _SMALLEST), v.shape[:2]).reshape(-1)
         super().__init__(v)
         if not v[..., 2].all():
             self.y[..., 2] *= v[..., 2] != 0
@@ -82,10 +83,10 @@ class _PowerProjection(SurfaceProjection):
         flat[:, polar] = 1.0
         gap = np.where(inside, primal, np.where(polar, dual, np.inf))
         if level.any():
-            # One of a, b is positive: for c -> 0 the slope of the projection of c tends to 1 where its exponent is above 1/2 (the
-            # surface is flat across c = 0), to 0 where it is below (the surface is sharp).
-            first = a > 0
-            flat[:, level] = np.stack([~first, first, np.where(first, alpha, beta) < 0.5])[:, level]
+            # Where one of a, b is positive the slope of the projection of c tends, for c -> 0, to 1 if its exponent is above 1/2
+            # (the surface is flat across c = 0), and to 0 if it is below (the surface is sharp).
+            slope = np.where(a > 0, (b > 0) | (alpha > 0.5), (b > 0) & (beta > 0.5))
+            flat[:, level] = np.stack([a <= 0, b <= 0, ~slope])[:, level]
             gap = np.where(level, np.minimum(np.abs(a), np.abs(b)), gap)
         return flat, gap, ~(inside | polar | level)
 

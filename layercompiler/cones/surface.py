@@ -90,7 +90,7 @@ class SurfaceProjection(Projection):
                 self._solve()
             y = self.flat.T * v.reshape(-1, 3)
             if len(self.index):
-                y[self.index] = np.ldexp(-self.Y * self.frame.axes[:, 0], self.exponent[self.index]).T
+                y[self.index] = np.ldexp(self._dual(), self.exponent[self.index]).T
             if not finite.all():
                 y[~finite] = np.nan
             self.y = y.reshape(v.shape)
@@ -125,7 +125,12 @@ class SurfaceProjection(Projection):
                 break
             rho = np.where(move, rho + step, rho)
         self.rho, self.frame = rho, frame
-        self.X, self.Y, self.H = X, Y, H
+        self.G, self.X, self.Y, self.H = G, X, Y, H
+
+    def _dual(self) -> np.ndarray:
+        """-(Y y + (1 - lambda) G w): one more step to first order, of the size of the rounding left in G."""
+        axes = self.frame.axes
+        return -(self.Y * axes[:, 0] + self._split[1] * self.G * axes[:, 1])
 
     @property
     def smooth(self) -> np.ndarray:
