@@ -17,11 +17,11 @@ from cvxpy.constraints.second_order import SOC
 from cvxpy.reductions.cvx_attr2constr import recover_value_for_leaf
 from cvxpy.reductions.dgp2dcp.dgp2dcp import Dgp2Dcp
 from cvxpy.reductions.solvers.conic_solvers.clarabel_conif import CLARABEL
-from cvxpy.utilities import scopes
 from cvxpy.utilities.psd_utils import TriangleKind
 
 from layercompiler.cones import PSD, Exponential, Nonnegative, Power, Product, SecondOrder
 from layercompiler.cones import Zero as ZeroCone
+from layercompiler.problems.quadratic import settle
 
 CHECKED_CVXPY = ("1.9.3",)
 
@@ -132,9 +132,9 @@ def canonicalize(problem: cp.Problem, gp: bool) -> Canonical:
     Returns:
         The tensors of the standard form of `layercompiler.programs.cone`.
     """
-    fresh = cp.Problem(problem.objective, problem.constraints)
-    with scopes.quad_form_dpp_scope():
-        data, chain, inverse = fresh.get_problem_data(_Standard(), gp=gp, enforce_dpp=True, solver_opts={"use_quad_obj": True})
+    settled = settle(problem)
+    fresh = cp.Problem(settled.objective, settled.constraints)
+    data, chain, inverse = fresh.get_problem_data(_Standard(), gp=gp, enforce_dpp=True, solver_opts={"use_quad_obj": True})
     tensors = data["param_prob"]
     n = tensors.x.size
     width = tensors.q.shape[1]
