@@ -209,25 +209,32 @@ def test_neighbours_and_order_change_no_bit():
 # Limits and failures -----------------------------------------------------------------------------------------------------
 
 
-def test_a_time_limit_is_kept_on_a_large_semidefinite_program():
+LARGE = {
+    "nearest correlation matrix": "cp.Minimize(cp.sum_squares(X - C)), [cp.diag(X) == 1]",
+    "maximum cut": "cp.Minimize(cp.trace(C @ X)), [cp.diag(X) == 1]",
+    "Lovasz number": "cp.Maximize(cp.trace(C @ X)), [cp.trace(X) == 1, X[np.nonzero(np.triu(rng.random((n, n)) < 0.1, 1))] == 0]",
+}
+
+
+@pytest.mark.parametrize("name", ["nearest correlation matrix", "maximum cut", pytest.param("Lovasz number", marks=pytest.mark.slow)])
+def test_a_time_limit_is_kept_on_semidefinite_programs_of_order_150(name):
     status, took = run(
-        """
+        f"""
         import json, resource, time
-        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+        resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
         import cvxpy as cp, numpy as np
         import layercompiler as lc
-        n = 150
+        n, rng = 150, np.random.default_rng(0)
         C, X = cp.Parameter((n, n), symmetric=True, name="C"), cp.Variable((n, n), PSD=True, name="X")
-        problem = cp.Problem(cp.Minimize(cp.sum_squares(X - C)), [cp.diag(X) == 1])
-        compiled = lc.compile(problem, on_error="flag", options={"time_limit": 1.0})
-        C = np.random.default_rng(0).standard_normal((n, n))
+        compiled = lc.compile(cp.Problem({LARGE[name]}), on_error="flag", options={{"time_limit": 1.0}})
+        C = rng.standard_normal((n, n))
         began = time.perf_counter()
         status = compiled.solve(C + C.T).status
         print(json.dumps([int(status), time.perf_counter() - began]))
         """
     )
-    assert status == Status.TIME_LIMIT
     assert took < 2.0
+    assert status == Status.TIME_LIMIT or (status == Status.SOLVED and took < 1.2)
 
 
 def test_a_failed_call_leaves_the_layer_usable():
