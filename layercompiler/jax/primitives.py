@@ -14,7 +14,6 @@ Operands that are symbolically zero are left out: the static parameters say whic
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -324,18 +323,37 @@ _UNCACHED = _if_known(mlir.register_lowering, cacheable=False)
 
 
 def _lower(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The lowering rule that calls `run` on the host, on a thread of XLA's.
+
+    64-bit results cross as 32-bit words: jax rounds what a callback returns to what the callback's thread may hold, and the context
+    manager `jax.enable_x64(True)` holds for the thread that traced.
+    """
+
     def rule(ctx: Any, *values: Any, **params: Any) -> Any:
-        if getattr(ctx.module_context.axis_context, "num_devices", None) == 1:
-            # Not `jax.pure_callback`: on the CPU this hands over numpy arrays without a second device_put (which may wait for the very
-            # thread that runs the callback), and it logs nothing when the callback raises.
-            call = functools.partial(mlir.emit_python_callback, ctx, lambda *v: run(*v, **params), None, list(values))
-            results, _, _ = call(ctx.avals_in, ctx.avals_out, has_side_effect=False, **_TOKENLESS)
-            return results
-        kinds = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ctx.avals_out]
-        call = mlir.lower_fun(lambda *v: jax.pure_callback(lambda *w: run(*map(np.asarray, w), **params), kinds, *v), multiple_results=True)
-        return call(ctx, *values)
+        wide = [a.dtype == np.float64 for a in ctx.avals_out]
+        kinds = [jax.ShapeDtypeStruct((*a.shape, 2), np.uint32) if w else a for a, w in zip(ctx.avals_out, wide, strict=True)]
+
+        def host(*arrays: Any) -> list[np.ndarray]:
+            results = run(*map(np.asarray, arrays), **params)
+            return [_words(r) if w else r for r, w in zip(results, wide, strict=True)]
+
+        def read(*results: Any) -> list[Any]:
+            return [jax.lax.bitcast_convert_type(r, np.float64) if w else r for r, w in zip(results, wide, strict=True)]
+
+        if getattr(ctx.module_context.axis_context, "num_devices", None) != 1:
+            return mlir.lower_fun(lambda *v: read(*jax.pure_callback(host, kinds, *v)), multiple_results=True)(ctx, *values)
+        # Not `jax.pure_callback`: on the CPU this hands over numpy arrays without a second device_put (which may wait for the very thread
+        # that runs the callback), and it logs nothing when the callback raises.
+        avals = [result(a, kind.shape, kind.dtype) for a, kind in zip(ctx.avals_out, kinds, strict=True)]
+        inner = ctx.replace(avals_out=avals)
+        results, _, _ = mlir.emit_python_callback(inner, host, None, list(values), ctx.avals_in, avals, has_side_effect=False, **_TOKENLESS)
+        return mlir.lower_fun(read, multiple_results=True)(ctx.replace(avals_in=avals), *results)
 
     return rule
+
+
+def _words(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).view(np.uint32).reshape(*array.shape, 2)
 
 
 def _primitive(name: str, run: Any, avals: Any, jvp: Any, transpose: Any = None) -> Primitive:

@@ -45,7 +45,10 @@ class Evaluation:
     def adjoint(self, cotangents):
         for g, shape in zip(cotangents, self.problem.results, strict=True):
             assert g is None or g.shape == (*self.z.shape[:-1], *shape)
-        parts = [np.zeros((*self.z.shape[:-1], k)) if g is None else np.asarray(g, float) for g, (k,) in zip(cotangents, self.problem.results, strict=True)]
+        parts = [
+            np.zeros((*self.z.shape[:-1], k)) if g is None else np.asarray(g, float)
+            for g, (k,) in zip(cotangents, self.problem.results, strict=True)
+        ]
         return self.solve(np.concatenate(parts, -1), transpose=True)
 
     def tangent(self, tangents):

@@ -142,6 +142,17 @@ def test_threads_give_the_serial_results(layer):
                 np.testing.assert_array_equal(u, v)
 
 
+def test_float64_by_context_survives_other_threads(layer):
+    arrays = [jnp.asarray(a) for a in POINT]  # the context of this thread is float64, that of a new one is not
+    compiled = jax.jit(jax.grad(lambda *a: x(layer, *a).sum(), (0, 1, 2, 3))).lower(*arrays).compile()
+    with ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(lambda: jax.config.jax_enable_x64).result()
+        got = pool.submit(lambda: jax.block_until_ready(compiled(*arrays))).result()
+    for g, want in zip(got, compiled(*arrays), strict=True):
+        assert g.dtype == np.float64
+        np.testing.assert_array_equal(g, want)
+
+
 def test_large_arrays_on_one_core_do_not_wait_for_themselves():
     code = """
 import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
