@@ -10,10 +10,11 @@ One matrix refines (Newton), certifies (||F||) and differentiates (source: Busse
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from layercompiler.cones import ProductProjection
+from layercompiler.cones import Product, ProductProjection
 from layercompiler.derivatives.products import Products
 from layercompiler.derivatives.scaling import Equilibrator
 from layercompiler.derivatives.system import Linearization, System
@@ -28,36 +29,67 @@ class Point:
     """A batch of points with their residuals, in scaled coordinates.
 
     Attributes:
+        cones: The product cone.
         x: (B, n).
         v: (B, m), y - s.
-        projection: Projection of v onto K*.
+        y: (B, m), the projection of v onto K*.
         F_x: (B, n) stationarity residual; `F_y` (B, m) feasibility residual.
         norm: (B,) relative residual: the larger of both, each over one plus the size of its terms.
     """
 
+    cones: Product
     x: np.ndarray
     v: np.ndarray
-    projection: ProductProjection
+    y: np.ndarray
     F_x: np.ndarray
     F_y: np.ndarray
     norm: np.ndarray
 
+    @cached_property
+    def projection(self) -> ProductProjection:
+        """The projection of v onto K*, with its derivatives."""
+        with np.errstate(all="ignore"):
+            return self.cones.project_dual(self.v)
+
     def take(self, index: np.ndarray) -> Point:
         """The instances `index`."""
-        return Point(self.x[index], self.v[index], self.projection.take(index), self.F_x[index], self.F_y[index], self.norm[index])
+        return Point(self.cones, *(a[index] for a in self._arrays))
 
     def put(self, index: np.ndarray, other: Point) -> Point:
         """This batch with the instances `index` replaced by those of `other`."""
         if len(index) == 0:
             return self
-        out = Point(
-            self.x.copy(), self.v.copy(), self.projection.put(index, other.projection), self.F_x.copy(), self.F_y.copy(), self.norm.copy()
-        )
-        for mine, theirs in zip(
-            (out.x, out.v, out.F_x, out.F_y, out.norm), (other.x, other.v, other.F_x, other.F_y, other.norm), strict=True
-        ):
-            mine[index] = theirs
+        mixed = []
+        for mine, theirs in zip(self._arrays, other._arrays, strict=True):
+            mixed.append(mine.copy())
+            mixed[-1][index] = theirs
+        return Point(self.cones, *mixed)
+
+    @property
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return self.x, self.v, self.y, self.F_x, self.F_y, self.norm
+
+    def smooth(self) -> np.ndarray:
+        """(B,) bool: the projection is differentiable here.
+
+        Curved cones are only looked at where y or s vanishes on some cone: nowhere else can they have a kink.
+        """
+        out = np.ones(len(self.x), bool)
+        curved = np.zeros(len(self.x), bool)
+        s = self.y - self.v
+        for (cone, count), rows in zip(self.cones.blocks, self.cones.slices, strict=True):
+            if cone.name in _SIMPLE:
+                out &= cone.project_dual(self.v[:, rows].reshape(len(out), count, cone.dim)).smooth.all(axis=1)
+            else:
+                y_size, s_size = (np.abs(a[:, rows].reshape(len(out), count, cone.dim)).max(axis=2) for a in (self.y, s))
+                curved |= (np.minimum(y_size, s_size) <= 1e-8 * np.maximum(y_size, s_size)).any(axis=1)
+        index = np.flatnonzero(curved)
+        if len(index):
+            out[index] &= self.cones.project_dual(self.v[index]).smooth
         return out
+
+
+_SIMPLE = ("zero", "nonnegative", "second_order")
 
 
 class ResidualMap:
@@ -71,9 +103,25 @@ class ResidualMap:
 
     def __init__(self, structure: Structure, samples: Data, linear: str = "auto") -> None:
         self.structure = structure
-        self.system = System(structure, samples, linear)
+        self._plan = samples, linear
         self.equilibrate = Equilibrator(structure)
         self._polyhedral = all(cone.name in ("zero", "nonnegative") for cone, _ in structure.cones.blocks)
+
+    @cached_property
+    def system(self) -> System:
+        """The linear system with its symbolic factorisation."""
+        return System(self.structure, *self._plan)
+
+    @property
+    def order(self) -> int:
+        """Order of the linear system."""
+        return self.system.size
+
+    @property
+    def describe(self) -> str:
+        """Name of the linear solve, and the blocks treated in their eigenbasis."""
+        turned = len(self.system.rotation.turns)
+        return f"{self.system.linear.name} factorization" + (f", {turned} PSD groups in their eigenbasis" if turned else "")
 
     def point(self, data: Data, products: Products, x: np.ndarray, v: np.ndarray) -> Point:
         """Evaluate F at (x, v)."""
@@ -85,15 +133,17 @@ class ResidualMap:
             top = 1.0 + np.maximum(np.maximum(_size(Px), _size(ATy)), _size(data.q))
             bottom = 1.0 + np.maximum(np.maximum(_size(Ax), _size(s)), _size(data.b))
             norm = np.maximum(_size(F_x) / top, _size(F_y) / bottom)
-            return Point(x, v, projection, F_x, F_y, np.where(np.isnan(norm), np.inf, norm))
+            point = Point(self.structure.cones, x, v, y, F_x, F_y, np.where(np.isnan(norm), np.inf, norm))
+            point.__dict__["projection"] = projection
+            return point
 
-    def linearize(self, data: Data, point: Point) -> Linearization:
+    def linearize(self, data: Data, point: Point, threads: int = 1) -> Linearization:
         """Factor the linear system at a point."""
         with np.errstate(all="ignore"):
             return self.system.factor(data, point.projection)
 
     def refine(
-        self, data: Data, products: Products, x: np.ndarray, v: np.ndarray, steps: int
+        self, data: Data, products: Products, x: np.ndarray, v: np.ndarray, steps: int, threads: int = 1
     ) -> tuple[Point, np.ndarray, Linearization | None]:
         """Newton steps on F, each instance on its own, taken only while its ||F|| falls.
 
@@ -110,7 +160,7 @@ class ResidualMap:
                 break
             whole = len(active) == len(x)
             part, bound, here = (data, products, point) if whole else (data.take(active), products.take(active), point.take(active))
-            linear = self.linearize(part, here)
+            linear = self.linearize(part, here, threads)
             dx, dy, _ = linear.solve(-here.F_x, -here.F_y)
             with np.errstate(all="ignore"):
                 dv = bound.A(dx) + dy + here.F_y

@@ -121,10 +121,10 @@ class Linearization:
     factor: Any
     turned: Turned
 
-    def solve(self, r_x: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def solve(self, r_x: np.ndarray, h: np.ndarray, refine: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Solve for (u, t): (B, n), (B, m) to (B, n), (B, m), and the relative residuals (B,)."""
         rhs = self._right(r_x, h)
-        solution, residual = self.factor.solve(rhs, refine=8)
+        solution, residual = self.factor.solve(rhs, refine=refine)
         return *self._left(solution), residual
 
     def singular(self) -> np.ndarray:
@@ -167,11 +167,6 @@ class Linearization:
         K = np.zeros((s.size, s.size))
         K[s.rows, s.cols] = K[s.cols, s.rows] = self.values[min(i, len(self.values) - 1)]
         return K
-
-    def primal_rank_deficient(self, i: int) -> bool:
-        """Whether some direction of x leaves P x and all active rows unchanged: the solution is then not unique."""
-        singular = np.linalg.svd(self.dense(i)[:, : self.system.n], compute_uv=False)
-        return bool(len(singular) and singular[-1] < 1e-8 * max(singular[0], 1.0))
 
 
 def _join(parts: list[np.ndarray]) -> np.ndarray:

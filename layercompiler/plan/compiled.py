@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from layercompiler.derivatives.residual_map import ResidualMap
+from layercompiler.derivatives.lanes import residual_map
+from layercompiler.plan.ambiguity import ambiguity
 from layercompiler.plan.arguments import Arguments
 from layercompiler.plan.evaluation import Bound, Evaluation
 from layercompiler.plan.report import report
@@ -24,6 +25,7 @@ from layercompiler.programs.cone import ConeProgram, OutputSpec, ParameterSpec
 from layercompiler.programs.presolve import eliminate
 from layercompiler.programs.store import save
 from layercompiler.solvers import Options
+from layercompiler.solvers.engine import CORES
 from layercompiler.status import Info, Solution, Status
 
 
@@ -44,7 +46,7 @@ class CompiledProblem:
         self.structure = self.elimination.structure
         rng = np.random.default_rng(0)
         samples = program.bind([rng.uniform(0.5, 1.5, (2, c.size)) for c in program.channels], 2)
-        self.map = ResidualMap(self.structure, self.elimination.bind(samples).data)
+        self.map = residual_map(self.structure, self.elimination.bind(samples).data)
         self.search = Search(self.structure, self.map, solver)
         self.reader = Arguments(program)
         self.fingerprint = _fingerprint(program)
@@ -64,6 +66,11 @@ class CompiledProblem:
     def outputs(self) -> tuple[OutputSpec, ...]:
         """The outputs in order."""
         return self.program.outputs
+
+    @property
+    def threads(self) -> int:
+        """Threads of compiled kernels; results do not depend on it."""
+        return self.options.workers or CORES
 
     @property
     def zsize(self) -> int:
@@ -94,8 +101,8 @@ class CompiledProblem:
         values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error == "raise")
         bound = Bound.of(self, values)
         found = self.search(bound.scaled, bound.products, values.finite, options, began, self._start(warm_start, values))
-        linear = found.linear if found.linear is not None else self.map.linearize(bound.scaled, found.point)
-        info = self._info(found, linear, values, began)
+        linear = found.linear if found.linear is not None else self.map.linearize(bound.scaled, found.point, self.threads)
+        info = self._info(found, linear, bound, began)
         evaluation = Evaluation(self, bound, found.point, linear, info)
         if self.on_error == "raise" and not info.ok.all():
             evaluation.raise_failures()
@@ -137,14 +144,15 @@ class CompiledProblem:
         except ValueError:
             return None
 
-    def _info(self, found: Any, linear: Any, values: Any, began: float) -> Info:
-        singular = linear.singular()
+    def _info(self, found: Any, linear: Any, bound: Bound, began: float) -> Info:
+        values = bound.values
         solved = found.status == Status.SOLVED
-        degenerate = solved & (singular | ~found.point.projection.smooth)
-        unique = np.ones(values.count, bool)
-        if self.structure.n <= 1500:
-            for i in np.flatnonzero(solved & singular):
-                unique[i] = not linear.primal_rank_deficient(i)
+        singular = solved & linear.singular()
+        degenerate, unique = solved & ~found.point.smooth(), np.ones(values.count, bool)
+        if singular.any():
+            ambiguous, many = ambiguity(self.program, bound, found.point, linear)
+            degenerate |= singular & ambiguous
+            unique = ~(singular & many)
         shape = values.batch
         return Info(
             status=found.status.reshape(shape),

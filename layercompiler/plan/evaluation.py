@@ -70,7 +70,7 @@ class Evaluation:
         self._linear = linear
         self.batch, self.count = bound.values.batch, bound.values.count
         self.bad = np.flatnonzero(info.status.reshape(-1) != Status.SOLVED)
-        x_hat, y_hat = point.x, point.projection.y
+        x_hat, y_hat = point.x, point.y
         scaling = bound.scaling
         if scaling is not None:
             x_hat, y_hat = x_hat * scaling.x, y_hat * scaling.y
@@ -217,7 +217,7 @@ class Evaluation:
     def linear(self) -> Linearization:
         """The factored linear system, made on first use where the solve did not leave it behind."""
         if self._linear is None:
-            self._linear = self.problem.map.linearize(self.bound.scaled, self.point)
+            self._linear = self.problem.map.linearize(self.bound.scaled, self.point, self.problem.threads)
         return self._linear
 
     def _adjoint(self, gx: np.ndarray, gy: np.ndarray, gv: np.ndarray | None) -> Adjoint:
@@ -242,7 +242,7 @@ class Evaluation:
         poor = asked & ~(residual <= _ACCURATE)
         poor[self.bad] = False
         if poor.any():
-            if self.linear.system.size > _LEAST_SQUARES:
+            if self.problem.map.order > _LEAST_SQUARES:
                 raise DerivativeError(
                     "the linear system of the derivative is singular and too large for least squares",
                     where=f"instances {np.flatnonzero(poor)[:8].tolist()}",

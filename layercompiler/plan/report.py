@@ -12,11 +12,9 @@ def report(compiled: CompiledProblem) -> str:
     """The passes from the user's problem to the plan, with sizes, and the choices with their reasons."""
     program, elimination, structure = compiled.program, compiled.elimination, compiled.structure
     full = elimination.full
-    system = compiled.map.system
     scalars = sum(p.size for p in program.parameters)
     cones = ", ".join(f"{count} x {cone.name}({cone.dim})" for cone, count in structure.cones.blocks) or "none"
     entering = sum(len(b.rows) for m in program.maps for b in m.blocks)
-    turned = len(system.rotation.turns)
     lines = [
         f"problem       {program.kind}, {len(program.parameters)} parameters ({scalars} scalars), {len(program.outputs)} outputs",
         f"canonicalize  n={full.n}, m={full.m}, nnz(P)={len(full.P_rows)}, nnz(A)={len(full.A_rows)}, parameter entries {entering}",
@@ -29,8 +27,7 @@ def report(compiled: CompiledProblem) -> str:
         f"cones         {cones}",
         f"solver        {compiled.search.describe()}; then {', '.join(f'{e.name} at {tol:g}' for e, tol in compiled.search.attempts[1:])}",
         f"refinement    Newton on the residual map, at most {compiled.options.refinements} steps",
-        f"derivative    symmetric system of order {system.size}, {len(system.rows)} entries, {system.linear.name} factorization"
-        + (f", {turned} PSD groups in their eigenbasis" if turned else ""),
+        f"derivative    symmetric system of order {compiled.map.order}, {compiled.map.describe}",
         f"on error      {compiled.on_error}; solved means relative residual <= {compiled.options.tolerance:g}",
     ]
     return "\n".join(lines)

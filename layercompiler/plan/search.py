@@ -13,7 +13,7 @@ from layercompiler.derivatives.system import Linearization
 from layercompiler.errors import UnsupportedConeError
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.solvers import Engine, Options, engine
-from layercompiler.solvers.engine import engine_names
+from layercompiler.solvers.engine import CORES, engine_names
 from layercompiler.status import Status
 
 _ROUGH, _TIGHT = 1e-6, 1e-10
@@ -116,7 +116,12 @@ class Search:
         if len(index):
             z = start[index]
             point, taken, _ = self.map.refine(
-                data.take(index), products.take(index), z[:, : self.structure.n], z[:, self.structure.n :], options.refinements
+                data.take(index),
+                products.take(index),
+                z[:, : self.structure.n],
+                z[:, self.structure.n :],
+                options.refinements,
+                options.workers or CORES,
             )
             state.keep(index, point, taken, np.zeros(len(index), int), "warm start", point.norm <= _EXACT)
 
@@ -136,7 +141,7 @@ class Search:
                 continue
             whole = len(index) == data.batch
             part, bound = (data, products) if whole else (data.take(index), products.take(index))
-            point, taken, linear = self.map.refine(part, bound, raw.x[index], raw.y[index] - raw.s[index], steps)
+            point, taken, linear = self.map.refine(part, bound, raw.x[index], raw.y[index] - raw.s[index], steps, options.workers or CORES)
             exact = point.norm <= (_EXACT if steps else options.tolerance)
             state.keep(pending[index], point, taken, raw.iterations[index], name, exact)
             if linear is not None and whole and len(pending) == state.count:

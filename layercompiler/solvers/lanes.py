@@ -38,7 +38,10 @@ class Lanes(Engine):
     def __init__(self, structure: Structure) -> None:
         super().__init__(structure)
         self.conic = kernels.Conic(
-            structure.n, (structure.P_rows, structure.P_cols), (structure.A_rows, structure.A_cols), cone_list(structure)
+            structure.n,
+            (structure.P_rows, structure.P_cols),
+            (structure.A_rows, structure.A_cols),
+            kernels.cone_list(structure.cones.blocks),
         )
 
     def solve(self, data: Data, tolerance: float, options: Options, deadline: float | None) -> Raw:
@@ -56,19 +59,3 @@ class Lanes(Engine):
         """See `Engine.solve_one`."""
         raw = self.solve(Data(*(a[None] for a in data)), tolerance, options, deadline)
         return raw.x[0], raw.y[0], raw.s[0], raw.status[0], raw.iterations[0]
-
-
-def cone_list(structure: Structure) -> list[tuple[str, float]]:
-    """The cones as `kernels.Conic` names them."""
-    out: list[tuple[str, float]] = []
-    for cone, count in structure.cones.blocks:
-        match cone.name:
-            case "second_order":
-                out += [("second_order", cone.dim)] * count
-            case "psd":
-                out += [("psd", cone.order)] * count
-            case "power":
-                out += [("power", float(alpha)) for alpha in cone.alphas(count)]
-            case name:
-                out.append((name, count))
-    return out
