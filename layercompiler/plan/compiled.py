@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -201,17 +202,20 @@ def _restored_info(status: np.ndarray) -> Info:
 
 
 def _fingerprint(program: ConeProgram) -> str:
+    """Hash of everything that decides what a call means, less the names that CVXPY numbers by itself."""
+    s, outputs = program.structure, (*program.outputs, program.value)
     digest = hashlib.sha256()
-    s = program.structure
-    for array in (s.P_rows, s.P_cols, s.A_rows, s.A_cols):
-        digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
-    digest.update(repr((s.n, s.cones.blocks, program.parameters, [(o.name, o.shape, o.source) for o in program.outputs])).encode())
-    for m in program.maps:
-        digest.update(m.constant.tobytes())
-        for b in m.blocks:
-            digest.update(
-                np.ascontiguousarray(b.rows, dtype=np.int64).tobytes()
-                + np.ascontiguousarray(b.cols, dtype=np.int64).tobytes()
-                + b.coefs.tobytes()
-            )
+    named = [(_given(p.name), p.shape, p.attributes) for p in program.parameters]
+    shapes = [(_given(o.name), o.shape, o.source, o.exponential, o.sign) for o in outputs]
+    blocks = [b for m in program.maps for b in m.blocks]
+    digest.update(repr((program.kind, s.n, s.cones.blocks, named, shapes, program.channels, [b.channel for b in blocks])).encode())
+    pattern = (s.P_rows, s.P_cols, s.A_rows, s.A_cols)
+    for index in (*pattern, *(i for b in (*blocks, *outputs) for i in (b.rows, b.cols))):
+        digest.update(np.ascontiguousarray(index, dtype=np.int64).tobytes())
+    for numbers in (*(m.constant for m in program.maps), *(b.coefs for b in (*blocks, *outputs))):
+        digest.update(numbers.tobytes())
     return digest.hexdigest()[:32]
+
+
+def _given(name: str) -> str:
+    return "" if re.fullmatch(r"(param|var)\d+", name) else name

@@ -47,10 +47,11 @@ def compile_convex(
             got=type(problem).__name__,
             mend="write the problem as cvxpy.Problem(objective, constraints)",
         )
-    gp = discipline.check(problem, gp)
     listed = _listed_parameters(problem, parameters)
     wanted = list(problem.variables()) if outputs is None else list(outputs)
-    extended, leaves = _extend(problem, wanted)
+    fixed, constants = _fix(problem, listed)
+    gp = discipline.check(fixed, gp)
+    extended, leaves = _extend(problem, fixed, constants, wanted)
     canonical = canonicalize(extended, gp)
     return _program(canonical, extended, listed, wanted, leaves)
 
@@ -86,9 +87,31 @@ def _listed_parameters(problem: cp.Problem, parameters: Sequence[cp.Parameter] |
     return listed
 
 
-def _extend(problem: cp.Problem, wanted: Sequence[Any]) -> tuple[cp.Problem, dict[int, Any]]:
-    """Give every expression output a variable of its own, equal to it; returns the problem and {position: leaf}."""
-    duals = {v.id: (c, i) for c in problem.constraints for i, v in enumerate(c.dual_variables)}
+def _fix(problem: cp.Problem, listed: Sequence[cp.Parameter]) -> tuple[cp.Problem, dict[int, cp.Constant]]:
+    """Put the values of parameters that are not listed in their place, so that they may enter in any way.
+
+    Returns:
+        The problem, with its constraints in the same order, and the constants by `id` of the parameter.
+    """
+    chosen = {p.id for p in listed}
+    constants = {id(p): _constant(p) for p in problem.parameters() if p.id not in chosen}
+    if not constants:
+        return problem, constants
+    objective = problem.objective.tree_copy(id_objects=dict(constants))
+    return cp.Problem(objective, [c.tree_copy(id_objects=dict(constants)) for c in problem.constraints]), constants
+
+
+def _constant(parameter: cp.Parameter) -> Any:
+    constant = cp.Constant(parameter.value)
+    return cp.psd_wrap(constant) if parameter.attributes.get("PSD") else constant
+
+
+def _extend(
+    problem: cp.Problem, fixed: cp.Problem, constants: dict[int, cp.Constant], wanted: Sequence[Any]
+) -> tuple[cp.Problem, dict[int, Any]]:
+    """Give every expression output a variable of its own, equal to it; returns the problem to compile and {position: leaf}."""
+    pairs = zip(problem.constraints, fixed.constraints, strict=True)
+    duals = {v.id: (ours, i) for theirs, ours in pairs for i, v in enumerate(theirs.dual_variables)}
     variables = {v.id for v in problem.variables()}
     leaves: dict[int, Any] = {}
     extra: list[Any] = []
@@ -109,7 +132,7 @@ def _extend(problem: cp.Problem, wanted: Sequence[Any]) -> tuple[cp.Problem, dic
                 )
             leaves[position] = item
         elif isinstance(item, cp.Expression):
-            leaves[position], constraint = _defined(item, problem)
+            leaves[position], constraint = _defined(item.tree_copy(id_objects=dict(constants)) if constants else item, problem)
             extra.append(constraint)
         else:
             raise ParameterMismatchError(
@@ -117,7 +140,7 @@ def _extend(problem: cp.Problem, wanted: Sequence[Any]) -> tuple[cp.Problem, dic
                 where=f"output {position}",
                 got=type(item).__name__,
             )
-    return (cp.Problem(problem.objective, [*problem.constraints, *extra]) if extra else problem), leaves
+    return (cp.Problem(fixed.objective, [*fixed.constraints, *extra]) if extra else fixed), leaves
 
 
 def _defined(expression: cp.Expression, problem: cp.Problem) -> tuple[cp.Variable, Any]:
@@ -138,15 +161,12 @@ def _defined(expression: cp.Expression, problem: cp.Problem) -> tuple[cp.Variabl
 def _program(
     canonical: Canonical, problem: cp.Problem, listed: Sequence[cp.Parameter], wanted: Sequence[Any], leaves: dict[int, Any]
 ) -> ConeProgram:
-    channels, ranges, lowering, fixed = _channels(canonical, problem, listed)
+    channels, ranges, lowering = _channels(canonical, problem, listed)
 
     def affine(tensor: sp.csr_array) -> AffineMap:
         csc = sp.csc_array(tensor)
         parts = [sp.csc_array(csc[:, columns]) @ lower for columns, lower in lowering]
-        constant = csc[:, [csc.shape[1] - 1]]
-        for columns, values in fixed:
-            constant = constant + sp.csc_array(csc[:, columns]) @ sp.csc_array(values.reshape(-1, 1))
-        return AffineMap.from_sparse(sp.hstack([*parts, sp.csc_array(constant)]), ranges)
+        return AffineMap.from_sparse(sp.hstack([*parts, csc[:, [csc.shape[1] - 1]]]), ranges)
 
     structure = Structure(canonical.n, canonical.P_rows, canonical.P_cols, canonical.A_rows, canonical.A_cols, canonical.cones)
     sign = -1.0 if isinstance(problem.objective, cp.Maximize) else 1.0
@@ -170,30 +190,28 @@ def _parameter_spec(parameter: cp.Parameter) -> ParameterSpec:
     return ParameterSpec(parameter.name(), tuple(parameter.shape), tuple(a for a in _DECLARED if parameter.attributes.get(a)))
 
 
-def _channels(canonical: Canonical, problem: cp.Problem, listed: Sequence[cp.Parameter]) -> tuple[Any, Any, Any, Any]:
-    """Channels of the listed parameters, their columns after lowering, the lowering matrices, and the constants' values."""
-    position = {p.id: i for i, p in enumerate(listed)}
+def _channels(canonical: Canonical, problem: cp.Problem, listed: Sequence[cp.Parameter]) -> tuple[Any, Any, Any]:
+    """Channels of the listed parameters, their columns after lowering, and the lowering matrices."""
     channels: list[Channel] = []
     ranges: list[tuple[int, slice]] = []
     lowering: list[tuple[slice, sp.csc_array]] = []
-    fixed: list[tuple[slice, np.ndarray]] = []
     width = 0
-    for p in problem.parameters():
+    present = {p.id for p in problem.parameters()}
+    for position, p in enumerate(listed):
+        if p.id not in present:
+            continue
         for columns, index, log in canonical.parameter_columns(p):
             flat = index.ravel()
             entries = np.flatnonzero(flat >= 0)
-            shared = np.bincount(flat[entries], minlength=columns.stop - columns.start)
+            size = columns.stop - columns.start
+            shared = np.bincount(flat[entries], minlength=size)
             # An entry stored once but written twice (symmetric) reads the mean of both, so that its gradient is symmetric.
-            lower = sp.csc_array((1.0 / shared[flat[entries]], (flat[entries], entries)), shape=(columns.stop - columns.start, p.size))
-            if p.id in position:
-                ranges.append((len(channels), slice(width, width + p.size)))
-                channels.append(Channel(position[p.id], p.size, log))
-                lowering.append((columns, lower))
-                width += p.size
-            else:
-                values = np.asarray(p.value.toarray() if sp.issparse(p.value) else p.value, dtype=float).ravel()
-                fixed.append((columns, lower @ (np.log(values) if log else values)))
-    return channels, ranges, lowering, fixed
+            lower = sp.csc_array((1.0 / shared[flat[entries]], (flat[entries], entries)), shape=(size, p.size))
+            ranges.append((len(channels), slice(width, width + p.size)))
+            channels.append(Channel(position, p.size, log))
+            lowering.append((columns, lower))
+            width += p.size
+    return channels, ranges, lowering
 
 
 def _output(canonical: Canonical, item: Any, leaf: Any, value: OutputSpec) -> OutputSpec:
