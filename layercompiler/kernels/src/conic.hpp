@@ -878,11 +878,11 @@ template <class V> struct Conic {
           a = select<V>(off, a * num(0.8), a);
         }
       }
-      // lanes of nonsymmetric problems that hardly move try the dual scaling once before they stop
+      // lanes of nonsymmetric problems that hardly move take the dual scaling for one iteration before they stop
       Mask<V> stuck = active & !(a > num(p.symmetric ? 1e-6 : 1e-4));
       if (!p.symmetric) {
-        Mask<V> slow = active & !(a > num(0.1)) & !dual_only;
-        dual_only = dual_only | slow;
+        Mask<V> slow = active & !(a > num(0.01)) & !dual_only;
+        dual_only = slow;
         stuck = stuck & !slow;
         a = select<V>(slow, V{}, a);
       }
