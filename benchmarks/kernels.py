@@ -1,0 +1,215 @@
+"""The compiled kernels alone: LDL' against a loop over qdldl, the lanes interior point against Clarabel called from Python.
+
+CPU seconds of one thread, best of a few runs, per instance (python benchmarks/kernels.py [problem ...]).
+"""
+
+import sys
+import time
+
+import clarabel
+import numpy as np
+import qdldl
+import scipy.sparse as sp
+
+from layercompiler.kernels import LDL, Conic, instruction_set
+
+
+def mpc(rng, horizon=20, states=6, inputs=3):
+    """Linear MPC with boxes: horizon 20."""
+    n = horizon * (states + inputs)
+    A, B, x0 = (
+        0.9 * np.eye(states) + 0.1 * rng.normal(size=(states, states)),
+        0.3 * rng.normal(size=(states, inputs)),
+        rng.normal(size=states),
+    )
+    E, e = np.zeros((horizon * states, n)), np.zeros(horizon * states)
+    for t in range(horizon):
+        rows, at = slice(t * states, (t + 1) * states), horizon * inputs + t * states
+        E[rows, at : at + states] = np.eye(states)
+        E[rows, t * inputs : (t + 1) * inputs] = -B
+        if t:
+            E[rows, at - states : at] = -A
+        else:
+            e[rows] = A @ x0
+    bound = np.r_[np.ones(horizon * inputs), np.full(horizon * states, 60.0)]
+    weight = np.r_[np.tile(rng.uniform(0.1, 1, inputs), horizon), np.tile(rng.uniform(0.5, 2, states), horizon)]
+    return (
+        np.diag(weight),
+        0.1 * rng.normal(size=n),
+        np.vstack([E, np.eye(n), -np.eye(n)]),
+        np.r_[e, bound, bound],
+        [("zero", len(e)), ("nonnegative", 2 * n)],
+    )
+
+
+def portfolio(rng, n=100, factors=10):
+    """Expected return under a bound on risk, one long second-order cone."""
+    F, d = rng.normal(size=(factors, n)) / np.sqrt(factors), rng.uniform(0.5, 1, n)
+    A = np.vstack([np.ones((1, n)), -np.eye(n), np.zeros((1, n)), -F, -np.diag(d)])
+    b = np.r_[1, np.zeros(n), 0.35, np.zeros(factors + n)]
+    return None, -0.3 * rng.normal(size=n), A, b, [("zero", 1), ("nonnegative", n), ("second_order", 1 + factors + n)]
+
+
+def linear(rng, n=50):
+    """A dense linear program with 2n rows."""
+    G, x = rng.normal(size=(2 * n, n)), rng.normal(size=n)
+    return None, -(G.T @ rng.uniform(size=2 * n)), G, G @ x + rng.uniform(size=2 * n), [("nonnegative", 2 * n)]
+
+
+def robust(rng, n=20, cones=10, size=8):
+    """A robust linear program with ten second-order cones."""
+    rows, b = [np.eye(n), -np.eye(n)], [np.full(2 * n, 3.0)]
+    for _ in range(cones):
+        rows += [rng.normal(size=(1, n)), -0.3 * rng.normal(size=(size, n))]
+        b += [[rng.uniform(1, 3)], np.zeros(size)]
+    return None, rng.normal(size=n), np.vstack(rows), np.concatenate(b), [("nonnegative", 2 * n), *[("second_order", 1 + size)] * cones]
+
+
+def dense_qp(rng, n=50):
+    """A dense QP with n inequalities and n / 5 equalities."""
+    L, G, A, x = rng.normal(size=(n, n)), rng.normal(size=(n, n)), rng.normal(size=(n // 5, n)), rng.normal(size=n)
+    b = np.r_[A @ x, G @ x + rng.uniform(size=n)]
+    return L @ L.T + 0.1 * np.eye(n), rng.normal(size=n) * np.sqrt(n), np.vstack([A, G]), b, [("zero", n // 5), ("nonnegative", n)]
+
+
+_G = sp.random(200, 200, 0.025, random_state=1).toarray() + np.eye(200)
+
+
+def sparse_qp(rng, n=200):
+    """A sparse QP with five entries a row."""
+    G = _G * rng.normal(size=(n, n))
+    return np.diag(rng.uniform(0.1, 1, n)), rng.normal(size=n), G, G @ rng.normal(size=n) + rng.uniform(size=n), [("nonnegative", n)]
+
+
+def logistic(rng, n=20, samples=100):
+    """Logistic regression, two exponential cones a sample."""
+    X = -np.sign(rng.normal(size=samples))[:, None] * np.c_[rng.normal(size=(samples, n)), np.ones(samples)]
+    columns = n + 1 + 3 * samples
+    T, U, V = n + 1 + np.arange(samples), n + 1 + samples + np.arange(samples), n + 1 + 2 * samples + np.arange(samples)
+    A, b, j = np.zeros((7 * samples, columns)), np.zeros(7 * samples), np.arange(samples)
+    A[j, U] = A[j, V] = b[j] = 1.0
+    first, second = samples + 6 * j, samples + 6 * j + 3
+    A[first[:, None], np.arange(n + 1)] = -X
+    A[first, T], A[first + 2, U], A[second, T], A[second + 2, V] = 1.0, -1.0, 1.0, -1.0
+    b[first + 1] = b[second + 1] = 1.0
+    q = np.r_[np.zeros(n + 1), np.full(samples, 1 / samples), np.zeros(2 * samples)]
+    return np.diag(np.r_[np.full(n + 1, 0.1), np.zeros(3 * samples)]), q, A, b, [("nonnegative", samples), ("exponential", 2 * samples)]
+
+
+def semidefinite(rng, order=10):
+    """A semidefinite program in one matrix with as many equalities as its order."""
+    i, j = np.tril_indices(order)
+    i, j = i[np.lexsort((i, j))], np.sort(j)
+    svec = lambda M: M[i, j] * np.where(i == j, 1.0, np.sqrt(2.0))  # noqa: E731
+    X, Z, E = rng.normal(size=(order, order)), rng.normal(size=(order, order)), rng.normal(size=(order, len(i)))
+    b = np.r_[E @ svec(X @ X.T / order + 0.1 * np.eye(order)), np.zeros(len(i))]
+    q = E.T @ rng.normal(size=order) + svec(Z @ Z.T / order)
+    return None, q, np.vstack([E, -np.eye(len(i))]), b, [("zero", order), ("psd", order)]
+
+
+PROBLEMS = {
+    "MPC, horizon 20": mpc,
+    "portfolio SOCP 100": portfolio,
+    "LP 50": linear,
+    "robust LP, 10 cones": robust,
+    "dense QP 50": dense_qp,
+    "sparse QP 200": sparse_qp,
+    "logistic 20 x 100": logistic,
+    "SDP 10": semidefinite,
+    "SDP 20": lambda rng: semidefinite(rng, 20),
+}
+
+
+def stack(instances):
+    """One pattern and the data of a batch."""
+    m, n = instances[0][2].shape
+    quadratic = instances[0][0] is not None
+    P_mask = np.triu(np.any([p[0] != 0 for p in instances], axis=0)) if quadratic else np.zeros((n, n), bool)
+    P, A = np.nonzero(P_mask.T)[::-1], np.nonzero(np.any([p[2] != 0 for p in instances], axis=0).T)[::-1]
+    values = [(p[0][P] if quadratic else np.zeros(0), p[1], p[2][A], p[3]) for p in instances]
+    return n, m, P, A, [np.array(v) for v in zip(*values, strict=True)]
+
+
+def best(call, runs):
+    """Shortest CPU time of this thread, seconds."""
+    times = []
+    for _ in range(runs):
+        began = time.thread_time()
+        call()
+        times.append(time.thread_time() - began)
+    return min(times)
+
+
+def reference(n, m, P, A, cones, data, i):
+    """Clarabel on instance i: constructor and solve."""
+    kinds = {
+        "zero": clarabel.ZeroConeT,
+        "nonnegative": clarabel.NonnegativeConeT,
+        "second_order": clarabel.SecondOrderConeT,
+        "psd": clarabel.PSDTriangleConeT,
+    }
+    order, built, row = [], [], 0
+    for kind, size in cones:
+        rows = size * (size + 1) // 2 if kind == "psd" else 3 * size if kind == "exponential" else size
+        local = np.arange(rows)
+        if kind == "psd":
+            c, r = np.triu_indices(size)
+            local = np.lexsort((c, r))
+        order.append(row + local)
+        built += [clarabel.ExponentialConeT()] * size if kind == "exponential" else [kinds[kind](size)]
+        row += rows
+    order = np.concatenate(order)
+    settings = clarabel.DefaultSettings()
+    settings.verbose, settings.max_threads = False, 1
+    P_, A_ = sp.csc_matrix((data[0][i], P), shape=(n, n)), sp.csc_matrix(sp.csr_matrix((data[2][i], A), shape=(m, n))[order])
+    return lambda: clarabel.DefaultSolver(P_, data[1][i], A_, data[3][i][order], built, settings).solve()
+
+
+def main(names):
+    """Prints both tables."""
+    print(f"instruction set {instruction_set()}; CPU time per instance on one thread")
+    print(
+        f"{'problem':22s} {'batch':>5s} {'ms':>8s} {'Clarabel ms':>12s} {'ratio':>6s} {'iterations':>11s} {'solved':>8s} {'GFLOP/s of the factors':>23s}"
+    )
+    for name in names or PROBLEMS:
+        rng = np.random.default_rng(0)
+        instances = [PROBLEMS[name](rng) for _ in range(128)]
+        n, m, P, A, data = stack(instances)
+        cones = instances[0][4]
+        conic = Conic(n, P, A, cones)
+        theirs = min(best(reference(n, m, P, A, cones, data, i), 2) for i in range(4))
+        for batch in (1, 8, 128):
+            part = [d[:batch] for d in data]
+            ours = best(lambda part=part: conic.solve(*part), 3) / batch
+            found = conic.solve(*part)
+            rate = conic.flops * found.iterations.mean() / ours / 1e9
+            solved = f"{int((found.status == 0).sum())}/{batch}"
+            print(
+                f"{name:22s} {batch:5d} {ours * 1e3:8.3f} {theirs * 1e3:12.3f} {theirs / ours:6.1f} {found.iterations.mean():11.1f} {solved:>8s} {rate:23.1f}",
+                flush=True,
+            )
+    print(
+        f"\n{'KKT matrix of':22s} {'order':>6s} {'flops':>10s} {'factor us':>10s} {'solve us':>9s} {'qdldl us':>9s} {'ratio':>6s} {'GFLOP/s':>8s}"
+    )
+    for name in names or PROBLEMS:
+        rng = np.random.default_rng(0)
+        n, m, _, A, _ = stack([PROBLEMS[name](rng) for _ in range(2)])
+        rows, cols = np.r_[np.arange(n + m), A[1]], np.r_[np.arange(n + m), n + A[0]]
+        signs = np.r_[np.ones(n), -np.ones(m)].astype(int)
+        values = np.concatenate([signs * rng.uniform(1, 2, (128, n + m)), rng.normal(size=(128, len(A[0])))], axis=1)
+        rhs = rng.normal(size=(128, n + m))
+        ldl = LDL(n + m, rows, cols, signs)
+        factor = ldl.factor(values)
+        t_factor, t_solve = best(lambda: ldl.factor(values), 5) / 128, best(lambda: factor.solve(rhs, refine=0), 5) / 128  # noqa: B023
+        matrix = sp.csc_matrix((values[0], (rows, cols)), shape=(n + m, n + m))
+        solver = qdldl.Solver(matrix, upper=True)
+        theirs = best(lambda: (solver.update(matrix), solver.solve(rhs[0])), 20)  # noqa: B023
+        ours = t_factor + t_solve
+        print(
+            f"{name:22s} {n + m:6d} {ldl.flops:10d} {t_factor * 1e6:10.1f} {t_solve * 1e6:9.1f} {theirs * 1e6:9.1f} {theirs / ours:6.1f} {ldl.flops / t_factor / 1e9:8.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
