@@ -153,7 +153,7 @@ def _real(parameter: ParameterSpec, value: Any) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _raise_nonfinite(parameter: ParameterSpec, values: np.ndarray, good: np.ndarray, lead: tuple[int, ...]) -> None:
+def _raise_nonfinite(parameter: ParameterSpec, values: np.ndarray, good: Any, lead: tuple[int, ...]) -> None:
     bad = np.flatnonzero(~good)
     kind = "NaN" if np.isnan(values[bad]).any() else "an infinity"
     places = [tuple(int(j) for j in np.unravel_index(i, lead)) for i in bad] if lead and len(good) > 1 else []
@@ -191,7 +191,7 @@ def _check_domain(parameter: ParameterSpec, a: np.ndarray, lead: tuple[int, ...]
             )
 
 
-def _violations(attribute: str, a: np.ndarray, inner: tuple[int, ...], tolerance: float) -> np.ndarray | None:
+def _violations(attribute: str, a: np.ndarray, inner: tuple[int, ...], tolerance: float) -> Any:
     match attribute:
         case "nonneg":
             return (a < -tolerance).any(axis=inner)

@@ -252,7 +252,7 @@ class Evaluation:
                 )
             u, t = np.array(u), np.array(t)
             for i in np.flatnonzero(poor):
-                u[i], t[i] = self.linear.solve_least_squares(i, a[i], b[i])
+                u[i], t[i] = self.linear.solve_least_squares(int(i), a[i], b[i])
         return u, t
 
     def _curvature(self, xi: np.ndarray, dv: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -98,7 +99,7 @@ class AffineMap:
     @classmethod
     def from_sparse(cls, matrix: sp.sparray, channels: Sequence[tuple[int, slice]]) -> AffineMap:
         """Build from a sparse matrix whose last column is the constant; `channels` names the column range of each channel."""
-        csc = sp.csc_array(matrix)
+        csc: Any = sp.csc_array(matrix)
         constant = csc[:, [csc.shape[1] - 1]].toarray().ravel()
         blocks = []
         for channel, columns in channels:

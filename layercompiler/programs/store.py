@@ -27,7 +27,7 @@ def save(path: str | Path, program: ConeProgram, settings: dict[str, Any]) -> No
         settings: JSON-able settings of the compiled problem.
     """
     s = program.structure
-    arrays = {"P_rows": s.P_rows, "P_cols": s.P_cols, "A_rows": s.A_rows, "A_cols": s.A_cols}
+    arrays: dict[str, Any] = {"P_rows": s.P_rows, "P_cols": s.P_cols, "A_rows": s.A_rows, "A_cols": s.A_cols}
     maps = {}
     for name, m in zip("PqdAb", program.maps, strict=True):
         arrays[f"{name}_constant"] = m.constant
