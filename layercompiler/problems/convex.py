@@ -51,7 +51,7 @@ def compile_convex(
     wanted = list(problem.variables()) if outputs is None else list(outputs)
     fixed, constants = _fix(problem, listed)
     gp = discipline.check(fixed, gp)
-    extended, leaves = _extend(problem, wanted, fixed, constants)
+    extended, leaves = _extend(problem, fixed, constants, wanted)
     canonical = canonicalize(extended, gp)
     return _program(canonical, extended, listed, wanted, leaves)
 
@@ -107,10 +107,9 @@ def _constant(parameter: cp.Parameter) -> Any:
 
 
 def _extend(
-    problem: cp.Problem, wanted: Sequence[Any], fixed: cp.Problem | None = None, constants: dict[int, Any] | None = None
+    problem: cp.Problem, fixed: cp.Problem, constants: dict[int, Any], wanted: Sequence[Any]
 ) -> tuple[cp.Problem, dict[int, Any]]:
     """Give every expression output a variable of its own, equal to it; returns the problem to compile and {position: leaf}."""
-    fixed = problem if fixed is None else fixed
     pairs = zip(problem.constraints, fixed.constraints, strict=True)
     duals = {v.id: (ours, i) for theirs, ours in pairs for i, v in enumerate(theirs.dual_variables)}
     variables = {v.id for v in problem.variables()}
@@ -167,7 +166,7 @@ def _program(
     def affine(tensor: sp.csr_array) -> AffineMap:
         csc: Any = sp.csc_array(tensor)
         parts = [sp.csc_array(csc[:, columns]) @ lower for columns, lower in lowering]
-        return AffineMap.from_sparse(sp.csc_array(sp.hstack([*parts, csc[:, [tensor.shape[1] - 1]]])), ranges)
+        return AffineMap.from_sparse(sp.csc_array(sp.hstack([*parts, csc[:, [csc.shape[1] - 1]]])), ranges)
 
     structure = Structure(canonical.n, canonical.P_rows, canonical.P_cols, canonical.A_rows, canonical.A_cols, canonical.cones)
     sign = -1.0 if isinstance(problem.objective, cp.Maximize) else 1.0
