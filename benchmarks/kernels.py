@@ -165,12 +165,15 @@ def reference(n, m, P, A, cones, data, i):
     return lambda: clarabel.DefaultSolver(P_, data[1][i], A_, data[3][i][order], built, settings).solve()
 
 
+def _row(name, heads, cells):
+    return f"{name:22s}" + "".join(f"{cell!s:>{max(len(head), 7) + 3}s}" for head, cell in zip(heads, cells, strict=True))
+
+
 def main(names):
     """Prints both tables."""
     print(f"instruction set {instruction_set()}; CPU time per instance on one thread")
-    print(
-        f"{'problem':22s} {'batch':>5s} {'ms':>8s} {'Clarabel ms':>12s} {'ratio':>6s} {'iterations':>11s} {'solved':>8s} {'GFLOP/s of the factors':>23s}"
-    )
+    heads = ("batch", "ms", "Clarabel ms", "ratio", "iterations", "solved", "GFLOP/s of the factors")
+    print(_row("problem", heads, heads))
     for name in names or PROBLEMS:
         rng = np.random.default_rng(0)
         instances = [PROBLEMS[name](rng) for _ in range(128)]
@@ -180,17 +183,14 @@ def main(names):
         theirs = min(best(reference(n, m, P, A, cones, data, i), 2) for i in range(4))
         for batch in (1, 8, 128):
             part = [d[:batch] for d in data]
-            ours = best(lambda part=part: conic.solve(*part), 3) / batch
+            ours = best(lambda part=part, conic=conic: conic.solve(*part), 3) / batch
             found = conic.solve(*part)
             rate = conic.flops * found.iterations.mean() / ours / 1e9
             solved = f"{int((found.status == 0).sum())}/{batch}"
-            print(
-                f"{name:22s} {batch:5d} {ours * 1e3:8.3f} {theirs * 1e3:12.3f} {theirs / ours:6.1f} {found.iterations.mean():11.1f} {solved:>8s} {rate:23.1f}",
-                flush=True,
-            )
-    print(
-        f"\n{'KKT matrix of':22s} {'order':>6s} {'flops':>10s} {'factor us':>10s} {'solve us':>9s} {'qdldl us':>9s} {'ratio':>6s} {'GFLOP/s':>8s}"
-    )
+            times = (f"{ours * 1e3:.3f}", f"{theirs * 1e3:.3f}", f"{theirs / ours:.1f}")
+            print(_row(name, heads, (batch, *times, f"{found.iterations.mean():.1f}", solved, f"{rate:.1f}")), flush=True)
+    heads = ("order", "flops", "factor us", "solve us", "qdldl us", "ratio", "GFLOP/s")
+    print("\n" + _row("KKT matrix of", heads, heads))
     for name in names or PROBLEMS:
         rng = np.random.default_rng(0)
         n, m, _, A, _ = stack([PROBLEMS[name](rng) for _ in range(2)])
@@ -205,10 +205,8 @@ def main(names):
         solver = qdldl.Solver(matrix, upper=True)
         theirs = best(lambda: (solver.update(matrix), solver.solve(rhs[0])), 20)  # noqa: B023
         ours = t_factor + t_solve
-        print(
-            f"{name:22s} {n + m:6d} {ldl.flops:10d} {t_factor * 1e6:10.1f} {t_solve * 1e6:9.1f} {theirs * 1e6:9.1f} {theirs / ours:6.1f} {ldl.flops / t_factor / 1e9:8.1f}",
-            flush=True,
-        )
+        times = tuple(f"{t * 1e6:.1f}" for t in (t_factor, t_solve, theirs))
+        print(_row(name, heads, (n + m, ldl.flops, *times, f"{theirs / ours:.1f}", f"{ldl.flops / t_factor / 1e9:.1f}")), flush=True)
 
 
 if __name__ == "__main__":

@@ -154,6 +154,27 @@ def test_no_constraints_and_only_equalities():
     np.testing.assert_allclose(found.x, [[1, 1]], atol=1e-6)
 
 
+@pytest.mark.parametrize("kinds", ["zlq", "zlqsep"])
+def test_instruction_sets_agree_to_the_last_bit(kinds):
+    """Every multiply-add is fused in all of them; without hardware for it (scalar) only to rounding."""
+    rng = np.random.default_rng(18)
+    n, cones = structure(rng, kinds)
+    P, A, data = programs(rng, n, cones, 11)
+    best = Conic(n, P, A, cones).solve(*data)
+    for isa in ("avx512", "avx2", "neon", "scalar"):
+        try:
+            conic = Conic(n, P, A, cones, isa=isa)
+        except OptionError:
+            continue
+        found = conic.solve(*data)
+        if isa == "scalar":
+            np.testing.assert_array_equal(found.status, best.status)
+            np.testing.assert_allclose(found.x, best.x, atol=1e-4 * (1 + np.abs(best.x).max()))
+        else:
+            for got, want in zip(fields(found), fields(best), strict=True):
+                np.testing.assert_array_equal(got, want)
+
+
 def test_copies():
     rng = np.random.default_rng(16)
     n, cones = structure(rng, "zlqsep")
