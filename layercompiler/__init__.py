@@ -15,15 +15,49 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layercompiler import errors
+    from layercompiler.decorator import imle
+    from layercompiler.derivatives.perturbation.estimators import (
+        DBB,
+        IMLE,
+        AdaptiveIMLE,
+        Identity,
+        Perturbed,
+        ScoreFunction,
+        StraightThrough,
+    )
     from layercompiler.export import compile, export, load
     from layercompiler.plan import CompiledProblem
+    from layercompiler.programs.blackbox import BlackBox
     from layercompiler.solvers import Options
     from layercompiler.status import Info, Solution, Status
 
 __version__ = "0.1.0"
-__all__ = ["CompiledProblem", "Info", "Options", "Solution", "Status", "compile", "errors", "export", "load"]
+__all__ = [
+    "DBB",
+    "IMLE",
+    "AdaptiveIMLE",
+    "BlackBox",
+    "CompiledProblem",
+    "Identity",
+    "Info",
+    "Options",
+    "Perturbed",
+    "ScoreFunction",
+    "Solution",
+    "Status",
+    "StraightThrough",
+    "compile",
+    "errors",
+    "export",
+    "imle",
+    "load",
+]
 
+_ESTIMATORS = ("AdaptiveIMLE", "DBB", "IMLE", "Identity", "Perturbed", "ScoreFunction", "StraightThrough")
 _ORIGIN = {
+    **dict.fromkeys(_ESTIMATORS, "derivatives.perturbation.estimators"),
+    "BlackBox": "programs.blackbox",
+    "imle": "decorator",
     "CompiledProblem": "plan",
     "Info": "status",
     "Options": "solvers",
@@ -34,6 +68,7 @@ _ORIGIN = {
     "load": "export",
 }
 _MODULES = ("errors", "inspect", "jax", "tensorflow", "torch")
+_ALIASES = {"losses": "derivatives.perturbation.losses", "noise": "derivatives.perturbation.noise", "oracles": "solvers.oracles"}
 
 
 class _Package(ModuleType):
@@ -54,8 +89,10 @@ def __getattr__(name: str) -> Any:
         return value
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _ALIASES:
+        return importlib.import_module(f"{__name__}.{_ALIASES[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*globals(), *__all__, *_MODULES, *_ALIASES})

@@ -10,6 +10,7 @@ from typing import Any
 
 from layercompiler.errors import MissingDependencyError, NotAProblemError, OptionError
 from layercompiler.plan import CompiledProblem
+from layercompiler.programs.blackbox import BlackBox
 from layercompiler.programs.store import load as read
 from layercompiler.solvers import Options, engine
 
@@ -25,7 +26,8 @@ def compile(
     on_error: str = "raise",
     gp: bool | None = None,
     options: Options | dict[str, Any] | None = None,
-) -> CompiledProblem:
+    estimator: Any = None,
+) -> Any:
     """Compile a problem once, free of any framework: numpy in, numpy out.
 
     Args:
@@ -37,6 +39,8 @@ def compile(
         on_error: "raise", or "flag" for NaN outputs and zero derivatives of failed instances.
         gp: True for a geometric program, False for a convex one, None to detect.
         options: `Options`, or a dict of its fields.
+        estimator: How to estimate gradients of a discrete problem, such as `layercompiler.IMLE()`. Needed for problems with boolean
+            or integer variables and for a `BlackBox` (or a named oracle), which `problem` may also be.
 
     Returns:
         The compiled problem; `.solve`, `.vjp`, `.jvp`, `.report()`, and `.to("torch")` make use of it.
@@ -48,6 +52,8 @@ def compile(
     if on_error not in ("raise", "flag"):
         raise OptionError("unknown value of on_error", expected="'raise' or 'flag'", got=repr(on_error))
     checked = Options.of(options)
+    if estimator is not None or isinstance(problem, BlackBox):
+        return _compile_discrete(problem, parameters, variables, solver, on_error, checked, estimator)
     if solver is None or not isinstance(solver, str):
         raise OptionError("the solver is given by name", expected="a string such as 'auto'", got=repr(solver))
     if solver.lower() != "auto":
@@ -75,6 +81,7 @@ def export(
     on_error: str = "raise",
     gp: bool | None = None,
     options: Options | dict[str, Any] | None = None,
+    estimator: Any = None,
 ) -> Any:
     """Compile a problem into a batched, differentiable layer of a framework.
 
@@ -87,6 +94,7 @@ def export(
         on_error: See `compile`.
         gp: See `compile`.
         options: See `compile`.
+        estimator: See `compile`.
 
     Returns:
         A layer: called with one tensor per parameter, (batch..., *shape), it returns a tuple of tensors.
@@ -95,9 +103,34 @@ def export(
         MissingDependencyError: The framework is not installed.
     """
     kind = layer_class(framework)
-    if not isinstance(problem, CompiledProblem):
-        problem = compile(problem, parameters=parameters, variables=variables, solver=solver, on_error=on_error, gp=gp, options=options)
-    return kind(problem)
+    if isinstance(problem, CompiledProblem):
+        return kind(problem)
+    if not hasattr(problem, "estimator"):
+        problem = compile(
+            problem,
+            parameters=parameters,
+            variables=variables,
+            solver=solver,
+            on_error=on_error,
+            gp=gp,
+            options=options,
+            estimator=estimator,
+        )
+    return layer_class(framework, "DiscreteLayer")(problem) if hasattr(problem, "estimator") else kind(problem)
+
+
+def _compile_discrete(problem: Any, parameters: Any, variables: Any, solver: str, on_error: str, options: Options, estimator: Any) -> Any:
+    from layercompiler.plan.discrete import CompiledDiscrete
+
+    if type(problem).__module__.split(".")[0] == "cvxpy":
+        from layercompiler.problems.discrete import compile_discrete
+
+        problem = compile_discrete(problem, parameters, variables)
+    elif not isinstance(problem, BlackBox):
+        problem = BlackBox(problem)
+    if estimator is None:
+        raise OptionError("a black box needs an estimator of its gradient", mend="pass estimator=layercompiler.IMLE(), or another one")
+    return CompiledDiscrete(problem, estimator, solver, on_error, options)
 
 
 def load(path: str | Path, framework: str | None = None) -> Any:
@@ -112,15 +145,13 @@ def load(path: str | Path, framework: str | None = None) -> Any:
     return compiled if framework is None else layer_class(framework)(compiled)
 
 
-def layer_class(framework: str) -> Any:
-    """The Layer class of a framework."""
+def layer_class(framework: str, kind: str = "Layer") -> Any:
+    """The layer class of a framework: "Layer", or "DiscreteLayer" for discrete problems."""
     name = str(framework).lower()
     if name not in FRAMEWORKS:
         raise OptionError("unknown framework", expected=f"one of {list(FRAMEWORKS)}", got=repr(framework))
     if name == "numpy":
-        from layercompiler.plan.layer import Layer
-
-        return Layer
+        return getattr(importlib.import_module(f"layercompiler.plan.{'layer' if kind == 'Layer' else 'discrete'}"), kind)
     if importlib.util.find_spec(name) is None:
         raise MissingDependencyError(f"framework '{name}' is not installed", mend=f"pip install 'layercompiler[{name}]'")
-    return importlib.import_module(f"layercompiler.{name}").Layer
+    return getattr(importlib.import_module(f"layercompiler.{name}" + (".discrete" if kind != "Layer" else "")), kind)

@@ -41,6 +41,13 @@ class _Standard(CLARABEL):
         return data, inverse
 
 
+class _MixedInteger(_Standard):
+    """The same for problems with boolean and integer variables, which are kept as they are."""
+
+    MIP_CAPABLE = True
+    MI_SUPPORTED_CONSTRAINTS = _Standard.SUPPORTED_CONSTRAINTS
+
+
 @dataclass(frozen=True)
 class Canonical:
     """A canonicalised problem: tensors over [parameters; 1] and the chain that leads back.
@@ -74,6 +81,21 @@ class Canonical:
     def is_dgp(self) -> bool:
         """True where the problem went through the log transform of geometric programs."""
         return any(isinstance(r, Dgp2Dcp) for r in self.chain.reductions)
+
+    @property
+    def boolean(self) -> np.ndarray:
+        """(n,) bool, the variables that are 0 or 1."""
+        return self._marked(self.tensors.x.boolean_idx)
+
+    @property
+    def integer(self) -> np.ndarray:
+        """(n,) bool, the variables that are whole numbers."""
+        return self._marked(self.tensors.x.integer_idx)
+
+    def _marked(self, indices: Any) -> np.ndarray:
+        mask = np.zeros(self.n, bool)
+        mask[[int(i[0]) for i in indices]] = True
+        return mask
 
     def parameter_columns(self, parameter: cp.Parameter) -> list[tuple[slice, np.ndarray, bool]]:
         """Column ranges that hold a parameter: (columns, index, log).
@@ -122,19 +144,21 @@ class Canonical:
                 v._value = value
 
 
-def canonicalize(problem: cp.Problem, gp: bool) -> Canonical:
+def canonicalize(problem: cp.Problem, gp: bool, whole: bool = False) -> Canonical:
     """Canonicalise a DPP problem once, without parameter values, keeping a quadratic objective as P.
 
     Args:
-        problem: A DPP (or, with `gp`, DGP and DPP) problem without integer or complex variables.
+        problem: A DPP (or, with `gp`, DGP and DPP) problem without complex variables, and without integer ones unless `whole`.
         gp: Whether to apply the log transform of geometric programs.
+        whole: Whether boolean and integer variables are allowed; `Canonical.boolean` and `Canonical.integer` say which they are.
 
     Returns:
         The tensors of the standard form of `layercompiler.programs.cone`.
     """
     settled = settle(problem)
     fresh = cp.Problem(settled.objective, settled.constraints)
-    data, chain, inverse = fresh.get_problem_data(_Standard(), gp=gp, enforce_dpp=True, solver_opts={"use_quad_obj": True})
+    standard = _MixedInteger() if whole else _Standard()
+    data, chain, inverse = fresh.get_problem_data(standard, gp=gp, enforce_dpp=True, solver_opts={"use_quad_obj": True})
     tensors = data["param_prob"]
     n = tensors.x.size
     width = tensors.q.shape[1]

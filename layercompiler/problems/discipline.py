@@ -67,13 +67,14 @@ class Violation:
         return f"`{self.expression}` is not {self.kind}: {self.curvature} where {self.needed} is needed"
 
 
-def check(problem: Any, gp: bool | None = None) -> bool:
+def check(problem: Any, gp: bool | None = None, whole: bool = False) -> bool:
     """Raise unless a problem can be compiled; say whether it is geometric.
 
     Args:
         problem: A `cvxpy.Problem`.
         gp: True forces the rules of geometric programming, False those of convex programming; None takes geometric
             programming where the problem is not DCP but DGP.
+        whole: True allows boolean and integer variables.
 
     Returns:
         True if the problem is to be compiled as a geometric program.
@@ -86,7 +87,8 @@ def check(problem: Any, gp: bool | None = None) -> bool:
         NotDPPError: Its parameters enter in a way that the compiled layer cannot follow.
     """
     _check_kind(problem)
-    _check_integer(problem)
+    if not whole:
+        _check_integer(problem)
     _check_complex(problem)
     geometric = _is_geometric(problem) if gp is None else bool(gp)
     found = explain(problem, geometric)

@@ -1,0 +1,390 @@
+"""The run time of a discrete problem: draw solutions, and estimate gradients, on numpy arrays; the only thing frameworks wrap."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pickle
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from layercompiler.derivatives.perturbation.estimators import Draw, Estimator
+from layercompiler.derivatives.perturbation.noise import generator
+from layercompiler.errors import BuildError, OptionError, SolveError
+from layercompiler.plan.spaces import BoundCall, Calls, Constraints, Costs, Space, Vectors
+from layercompiler.programs.blackbox import BlackBox
+from layercompiler.programs.cone import OutputSpec, ParameterSpec
+from layercompiler.programs.discrete import DiscreteProgram
+from layercompiler.solvers.engine import Options
+from layercompiler.status import Info, Solution, Status
+
+SEED = 2  # words of a seed
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A draw for a batch.
+
+    Attributes:
+        outputs: Per output, batch + shape for mean outputs, batch + (samples,) + shape for all of them; NaN for failed instances.
+        solutions: batch + (samples, d').
+        noise: batch + (samples, d), or (samples, 0) where there is none.
+        status: `Status` codes, batch shape: the worst of the samples.
+    """
+
+    outputs: tuple[np.ndarray, ...]
+    solutions: np.ndarray
+    noise: np.ndarray
+    status: np.ndarray
+
+
+class CompiledDiscrete:
+    """A discrete problem with an estimator of its gradient, for any batch of parameter values.
+
+    Args:
+        problem: A `DiscreteProgram` or a `BlackBox`.
+        estimator: How gradients are estimated.
+        solver: "auto" (a named oracle where one certainly fits, else HiGHS) or the name of a mixed-integer engine.
+        on_error: "raise", or "flag" for NaN outputs and zero gradients of failed instances.
+        options: `time_limit`, `workers` and `executor` matter here; the time limit is that of each round of solves.
+
+    Raises:
+        BuildError: The estimator is not valid for parameters in the constraints.
+    """
+
+    def __init__(
+        self,
+        problem: DiscreteProgram | BlackBox,
+        estimator: Estimator,
+        solver: str = "auto",
+        on_error: str = "raise",
+        options: Options | None = None,
+    ) -> None:
+        if not isinstance(estimator, Estimator):
+            raise OptionError("the estimator is not an Estimator", expected="such as layercompiler.IMLE()", got=type(estimator).__name__)
+        self.problem, self.estimator, self.solver, self.on_error = problem, estimator, solver, on_error
+        self.options = options or Options()
+        if isinstance(problem, BlackBox):
+            self.space: Space = Vectors(problem)
+        elif problem.costs_only:
+            self.space = Costs(problem, solver)
+        else:
+            if not estimator.constraints:
+                raise BuildError(
+                    "parameters enter the constraints, where a difference of solutions or an identity says nothing about them",
+                    where=f"estimator {type(estimator).__name__}",
+                    expected="parameters in the objective only, or an estimator that differentiates the noise",
+                    mend="use layercompiler.Perturbed() or ScoreFunction(), or move the parameters into the objective",
+                )
+            self.space = Constraints(problem, solver)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CompiledDiscrete, (self.problem, self.estimator, self.solver, self.on_error, self.options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompiledDiscrete:
+        return self
+
+    @property
+    def parameters(self) -> tuple[ParameterSpec, ...]:
+        """The parameters in call order; -1 stands for any length."""
+        return self.space.parameters
+
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """The outputs in order."""
+        return self.space.outputs
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the problem, the estimator and the settings."""
+        try:
+            text = pickle.dumps((self.problem, self.estimator, self.solver, self.on_error))
+        except Exception:  # a local function has no digest that another process could make
+            text = repr(id(self)).encode()
+        return hashlib.sha256(text).hexdigest()[:32]
+
+    def sized(self, shapes: Sequence[tuple[int, ...]]) -> Space:
+        """The problem for arguments of the given shapes."""
+        return self.space.of_size(shapes[0]) if isinstance(self.space, Vectors) else self.space
+
+    def batch_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """Broadcast batch shape of arguments of the given shapes."""
+        return self.sized(shapes).reader.batch_shape(shapes)
+
+    def arguments(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """Values in parameter order from positional and named arguments."""
+        return self.space.reader.bind(args, kwargs)
+
+    def sample(self, arrays: Sequence[Any], seed: Any = None, *, solver: Any = None, options: Options | None = None) -> Sample:
+        """Draw solutions.
+
+        Args:
+            arrays: One array per parameter, (batch..., *shape), leading dimensions broadcast.
+            seed: Words (..., w) of the seed; leading dimensions belong to the leading dimensions of the batch (vmap), each with a
+                generator of its own. None for a fresh seed.
+            solver: Stands in for the black box's solver (bindings wrap it for native arrays).
+            options: Instead of the compiled ones.
+
+        Raises:
+            SolveError: With on_error="raise", when an instance is not solved.
+        """
+        words = np.random.SeedSequence().generate_state(SEED) if seed is None else np.asarray(seed)
+        arrays, batch = self._aligned(arrays, words.shape[:-1])
+        bound = self.space.bind(arrays, self.on_error == "raise")
+        calls = Calls(bound, options or self.options, solver)
+        lead = words.shape[:-1]
+        wide = np.broadcast_to(words, (*batch[: len(lead)], words.shape[-1])).reshape(-1, words.shape[-1])
+        with np.errstate(invalid="ignore"):
+            if bound.count:
+                draw = self.estimator.draw(bound.scores, calls, [generator(w) for w in wide] if self.estimator.random else [])
+            else:
+                draw = self._empty(bound)
+        rows = self.estimator.samples if self.estimator.random else 1
+        status = _worst(calls.status.reshape(bound.count, rows) if bound.count else np.zeros((0, rows), np.int8))
+        if self.on_error == "raise" and (status != Status.SOLVED).any():
+            self._raise(bound, status, calls, rows, "its solve")
+        solutions = draw.solutions
+        bad = status != Status.SOLVED
+        if bad.any():
+            solutions = np.where(bad[:, None, None], np.nan, solutions)
+        S, d = solutions.shape[1:]
+        mean = self.estimator.output == "mean"
+        shown = (solutions.mean(axis=1) if S > 1 else solutions[:, 0]) if mean else solutions.reshape(-1, d)
+        parts = bound.space.to_outputs(shown)
+        outputs = [p.reshape((*batch, *(() if mean else (S,)), *o.shape)) for p, o in zip(parts, bound.space.outputs, strict=True)]
+        return Sample(
+            tuple(outputs), solutions.reshape((*batch, S, d)), draw.noise.reshape((*batch, *draw.noise.shape[1:])), status.reshape(batch)
+        )
+
+    def pull(
+        self,
+        arrays: Sequence[Any],
+        solutions: np.ndarray,
+        noise: np.ndarray,
+        cotangents: Sequence[Any],
+        *,
+        solver: Any = None,
+        options: Options | None = None,
+    ) -> tuple[np.ndarray, ...]:
+        """Estimate the gradients of the arguments.
+
+        Args:
+            arrays: As for `sample`.
+            solutions: Of the sample; likewise `noise`.
+            noise: See `solutions`.
+            cotangents: One per output, of its shape; None for zero.
+            solver: As for `sample`; likewise `options`.
+            options: See `solver`.
+
+        Returns:
+            One gradient per parameter, batch + shape: not summed over broadcast dimensions.
+        """
+        batch, (S, d) = solutions.shape[:-2], solutions.shape[-2:]
+        arrays, batch = self._aligned(arrays, batch)
+        bound = self.space.bind(arrays, False)
+        calls = Calls(bound, options or self.options, solver)
+        count = bound.count
+        mean = self.estimator.output == "mean"
+        width = 1 if mean else S
+        flat = [
+            None
+            if g is None
+            else np.broadcast_to(np.asarray(g, dtype=float), (*batch, *(() if mean else (S,)), *o.shape)).reshape(count * width, -1)
+            for g, o in zip(cotangents, bound.space.outputs, strict=True)
+        ]
+        if not count:
+            return bound.space.to_arguments(bound, np.zeros(bound.scores.shape))
+        draw = Draw(
+            np.broadcast_to(solutions, (*batch, S, d)).reshape(count, S, d),
+            np.broadcast_to(noise, (*batch, *noise.shape[-2:])).reshape(count, *noise.shape[-2:]),
+        )
+        dy = bound.space.from_outputs(flat, count * width).reshape(count, width, -1)
+        live = np.isfinite(bound.scores).all(axis=1) & np.isfinite(draw.solutions).all(axis=(1, 2))
+        if live.all():
+            gradient = self._gradient(bound, bound.scores, draw, dy, calls, np.arange(count))
+        else:
+            rows = np.flatnonzero(live)
+            gradient = np.zeros(bound.scores.shape)
+            if len(rows):
+                part = Draw(draw.solutions[rows], draw.noise[rows])
+                gradient[rows] = self._gradient(bound, bound.scores[rows], part, dy[rows], calls, rows)
+        return bound.space.to_arguments(bound, gradient)
+
+    def weights(self, arrays: Sequence[Any], solutions: np.ndarray, noise: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Score-function gradients of E f for values f (batch..., samples) of the samples; one per parameter, batch + shape.
+
+        Raises:
+            OptionError: The estimator has no score function.
+        """
+        weighted = getattr(self.estimator, "weighted", None)
+        if weighted is None:
+            raise OptionError(
+                "the expectation of a function needs an estimator with a score function",
+                expected="ScoreFunction or Perturbed",
+                got=type(self.estimator).__name__,
+            )
+        arrays, batch = self._aligned(arrays, solutions.shape[:-2])
+        bound = self.space.bind(arrays, False)
+        shape = (bound.count, *noise.shape[-2:])
+        gradient = weighted(
+            np.broadcast_to(noise, (*batch, *noise.shape[-2:])).reshape(shape),
+            np.broadcast_to(values, (*batch, values.shape[-1])).reshape(bound.count, -1),
+        )
+        gradient = bound.space.project(gradient, getattr(self.estimator, "project", "none"))
+        bad = ~np.isfinite(gradient).all(axis=1)
+        gradient[bad] = 0.0
+        return bound.space.to_arguments(bound, gradient)
+
+    def solve(self, *args: Any, options: Options | dict[str, Any] | None = None, **named: Any) -> Solution:
+        """The optimal solution without noise, with status and objective."""
+        began = time.perf_counter()
+        arrays, batch = self._aligned(self.arguments(args, named), ())
+        bound = self.space.bind(arrays, self.on_error == "raise")
+        calls = Calls(bound, self.options if options is None else Options.of(options))
+        x = calls(bound.scores)
+        if self.on_error == "raise" and (calls.status != Status.SOLVED).any():
+            self._raise(bound, calls.status, calls, 1, "its solve")
+        parts = bound.space.to_outputs(x)
+        outputs = tuple(p.reshape((*batch, *o.shape)) for p, o in zip(parts, bound.space.outputs, strict=True))
+        values = MappingProxyType({o.name: a for o, a in zip(bound.space.outputs, outputs, strict=True)})
+        return Solution(
+            outputs, values, self._value(bound, x).reshape(batch), _info(calls.status.reshape(batch), bound.space.oracle, began)
+        )
+
+    def describe(self) -> str:
+        """One line: parameters, outputs, oracle, estimator."""
+        parameters = ", ".join(f"{p.name} {_any(p.shape)}" for p in self.parameters)
+        outputs = ", ".join(f"{o.name} {_any(o.shape)}" for o in self.outputs)
+        return f"parameters: {parameters}; outputs: {outputs}; oracle: {self.space.oracle}; estimator: {self.estimator}"
+
+    def __repr__(self) -> str:
+        return f"CompiledDiscrete({self.describe()})"
+
+    def report(self) -> str:
+        """What the compiler found."""
+        lines = [self.describe()]
+        if isinstance(self.space, Costs):
+            p = self.space.program.fixed
+            lines.append(
+                f"mixed-integer linear program: {p.n} variables ({int(p.integer.sum())} whole), {p.m} rows; parameters in the costs"
+            )
+            if self.space.match is None:
+                lines.append(f"no well-known pattern is certain: solved by {self.space.oracle}, linear relaxation first, exact")
+            else:
+                lines.append(
+                    f"recognised as {self.space.oracle}: solved by the named oracle {self.space.match[0].__class__.__name__}, exact"
+                )
+        elif isinstance(self.space, Constraints):
+            lines.append("mixed-integer linear program with parameters in its constraints: every perturbed instance is solved on its own")
+        else:
+            lines.append(f"black box: {self.space.oracle}, which {'minimises' if self.problem.sense == 'min' else 'maximises'}")  # type: ignore[union-attr]
+        return "\n".join(lines)
+
+    def to(self, framework: str) -> Any:
+        """The same compiled problem as a layer of a framework."""
+        return importlib.import_module("layercompiler.export").export(self, framework)  # the door stands above the plan
+
+    def _gradient(self, bound: BoundCall, scores: np.ndarray, draw: Draw, dy: np.ndarray, calls: Calls, rows: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            gradient = self.estimator.pull(scores, draw, dy, calls)
+        bad = ~np.isfinite(gradient).all(axis=1)
+        if bad.any():
+            if self.on_error == "raise":
+                status = np.full(bound.count, Status.SOLVED, np.int8)
+                codes = calls.status.reshape(len(scores), -1)
+                status[rows[bad]] = _worst(codes)[bad]
+                self._raise(bound, status, calls, codes.shape[1], "a solve of its backward pass")
+            gradient[bad] = 0.0
+        return gradient
+
+    def _aligned(self, arrays: Sequence[Any], lead: tuple[int, ...]) -> tuple[list[Any], tuple[int, ...]]:
+        """Arrays broadcast to one batch shape, which `lead` may widen from the left."""
+        shapes = [np.shape(a) for a in arrays]
+        space = self.sized(shapes)
+        batch = space.reader.batch_shape(shapes)
+        if len(lead):
+            wide = (1,) * (len(lead) - len(batch)) + batch
+            batch = np.broadcast_shapes(wide, tuple(lead) + (1,) * (len(wide) - len(lead)))
+        return [np.broadcast_to(a, (*batch, *p.shape)) for a, p in zip(arrays, space.parameters, strict=True)], batch
+
+    def _empty(self, bound: BoundCall) -> Draw:
+        d = bound.scores.shape[1]
+        out = d if not isinstance(self.space, Constraints) else self.space.program.cone.structure.n
+        return Draw(np.zeros((0, self.estimator.samples, out)), np.zeros((0, self.estimator.samples, d if self.estimator.random else 0)))
+
+    def _value(self, bound: BoundCall, x: np.ndarray) -> np.ndarray:
+        if isinstance(self.space, Vectors):
+            return (bound.scores * x).sum(axis=1) * self.space.sign
+        cone = self.space.program.cone  # type: ignore[attr-defined]
+        thetas = bound.held.thetas() if bound.held is not None else self._thetas(bound)
+        data = cone.bind(thetas, bound.count)
+        return cone.value.sign * ((data.q * x).sum(axis=1) + np.broadcast_to(data.d[:, 0], (bound.count,)))
+
+    def _thetas(self, bound: BoundCall) -> list[np.ndarray]:
+        flat = np.split(bound.scores, np.cumsum([p.size for p in self.parameters])[:-1], axis=1)
+        return [flat[c.parameter] for c in self.space.program.cone.channels]  # type: ignore[attr-defined]
+
+    def _raise(self, bound: BoundCall, status: np.ndarray, calls: Calls, rows: int, what: str) -> None:
+        bad = np.flatnonzero(status != Status.SOLVED)
+        places = tuple(tuple(int(j) for j in np.unravel_index(i, bound.batch)) if bound.batch else () for i in bad)
+        names = [f"{p[0] if len(p) == 1 else p}: {Status(status[i]).message}" for p, i in zip(places, bad, strict=True)][:5]
+        notes = sorted({note for row, note in calls.notes.items() if status[min(row // rows, len(status) - 1)] != Status.SOLVED})
+        found = np.where(np.isin(np.arange(bound.count), bad), np.nan, 0.0)
+        raise SolveError(
+            f"{len(bad)} of {bound.count} instances failed in {what}",
+            solution=Solution(
+                (), {}, found.reshape(bound.batch), _info(status.reshape(bound.batch), bound.space.oracle, time.perf_counter())
+            ),
+            indices=places,
+            where=("batch index " if bound.batch else "") + "; ".join(names) + ("; ..." if len(bad) > 5 else ""),
+            got="; ".join(notes[:3]),
+            mend="mend the instance, raise the time limit, or export with on_error='flag' to keep the others",
+        )
+
+
+def _worst(status: np.ndarray) -> np.ndarray:
+    """The first code of each row that is not SOLVED, (B,)."""
+    failed = status != Status.SOLVED
+    return np.where(failed.any(axis=1), status[np.arange(len(status)), failed.argmax(axis=1)], Status.SOLVED).astype(np.int8)
+
+
+def _any(shape: tuple[int, ...]) -> str:
+    return "(any,)" if shape == (-1,) else str(shape)
+
+
+def _info(status: np.ndarray, engine: str, began: float) -> Info:
+    zeros, flags = np.zeros(status.shape, int), np.zeros(status.shape, bool)
+    residual = np.where(status == Status.SOLVED, 0.0, np.nan)
+    return Info(status, residual, zeros, zeros, flags, ~flags, np.full(status.shape, engine, dtype=object), time.perf_counter() - began)
+
+
+class DiscreteLayer:
+    """A discrete problem as a function of numpy arrays."""
+
+    def __init__(self, compiled: CompiledDiscrete) -> None:
+        self.compiled = compiled
+
+    def __call__(self, *args: Any, seed: Any = None, **named: Any) -> tuple[np.ndarray, ...]:
+        """Sampled solutions for one array per parameter, (batch..., *shape), by position or name; a tuple, one per output.
+
+        Args:
+            *args: The arrays.
+            seed: A whole number or several; None for a fresh one.
+            **named: Arrays by name.
+        """
+        arrays = self.compiled.arguments(args, named)
+        kinds = [a.dtype for a in map(np.asarray, arrays) if a.dtype.kind == "f"]
+        outputs = self.compiled.sample(arrays, None if seed is None else np.atleast_1d(seed)).outputs
+        return tuple(o.astype(np.result_type(*kinds) if kinds else float, copy=False) for o in outputs)
+
+    def solve(self, *args: Any, **named: Any) -> Solution:
+        """Solve without noise, and return values and status."""
+        return self.compiled.solve(*args, **named)
+
+    def __repr__(self) -> str:
+        return f"DiscreteLayer[numpy]({self.compiled.describe()})"
