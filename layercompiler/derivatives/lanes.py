@@ -19,8 +19,11 @@ from layercompiler.programs.cone import Data, Structure
 
 def residual_map(structure: Structure, samples: Data) -> ResidualMap:
     """The residual map of a structure: compiled where the kernels were built and handle every cone."""
-    compiled = kernels.available() and all(cone.name in _HANDLED for cone, _ in structure.cones.blocks)
-    return (LanesMap if compiled else ResidualMap)(structure, samples)
+    if kernels.available() and all(cone.name in _HANDLED for cone, _ in structure.cones.blocks):
+        return LanesMap(structure, samples)
+    plain = ResidualMap(structure, samples)
+    plain.prepare()
+    return plain
 
 
 _HANDLED = ("zero", "nonnegative", "second_order", "exponential", "power")

@@ -112,6 +112,10 @@ class ResidualMap:
         """The linear system with its symbolic factorisation."""
         return System(self.structure, *self._plan)
 
+    def prepare(self) -> None:
+        """Do the symbolic work now, at compile time, rather than in the first call."""
+        _ = self.system
+
     @property
     def order(self) -> int:
         """Order of the linear system."""

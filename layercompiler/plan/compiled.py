@@ -102,7 +102,9 @@ class CompiledProblem:
         values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error == "raise")
         bound = Bound.of(self, values)
         found = self.search(bound.scaled, bound.products, values.finite, options, began, self._start(warm_start, values))
-        linear = found.linear if found.linear is not None else self.map.linearize(bound.scaled, found.point, self.threads)
+        linear = found.linear
+        if linear is None and (found.status == Status.SOLVED).any():
+            linear = self.map.linearize(bound.scaled, found.point, self.threads)
         info = self._info(found, linear, bound, began)
         evaluation = Evaluation(self, bound, found.point, linear, info)
         if self.on_error == "raise" and not info.ok.all():
@@ -148,7 +150,7 @@ class CompiledProblem:
     def _info(self, found: Any, linear: Any, bound: Bound, began: float) -> Info:
         values = bound.values
         solved = found.status == Status.SOLVED
-        singular = solved & linear.singular()
+        singular = solved & linear.singular() if linear is not None else np.zeros(values.count, bool)
         degenerate, unique = solved & ~found.point.smooth(), np.ones(values.count, bool)
         if singular.any():
             ambiguous, many = ambiguity(self.program, bound, found.point, linear)
