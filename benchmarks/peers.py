@@ -63,7 +63,7 @@ class Moreau:
         import moreau
         from moreau.torch import Solver
 
-        from layercompiler.solvers.clarabel import upper_order
+        from layercompiler.solvers.order import upper_order
 
         self.program = lc.compile(case.problem, parameters=case.parameters, variables=case.variables).program
         s = self.program.structure

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 
 from layercompiler.programs.cone import Structure
 from layercompiler.solvers.engine import Engine, Options, register
+from layercompiler.solvers.order import upper_order
 from layercompiler.status import Status
 
 _STATUS = {
@@ -92,17 +93,3 @@ def _cones(structure: Structure) -> list[Any]:
             case "power":
                 out += [clarabel.PowerConeT(float(alpha)) for alpha in cone.alphas(count)]
     return out
-
-
-def upper_order(structure: Structure) -> np.ndarray:
-    """Our row for each row of an engine that stacks PSD blocks as column-major UPPER triangles."""
-    order = []
-    at = 0
-    for cone, count in structure.cones.blocks:
-        local = np.arange(cone.dim)
-        if cone.name == "psd":
-            cols, rows = np.triu_indices(cone.order)  # ours: entries (row >= col) by column
-            local = np.lexsort((cols, rows))
-        order.append((at + np.arange(count)[:, None] * cone.dim + local).ravel())
-        at += count * cone.dim
-    return np.concatenate(order).astype(np.intp) if order else np.zeros(0, np.intp)
