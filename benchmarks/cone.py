@@ -28,10 +28,10 @@ import numpy as np
 import torch
 
 import layercompiler as lc
-from benchmarks.limits import LIMITS
 from benchmarks.peers import DEFAULT, OURS, PEERS
 from benchmarks.problems import BUILDERS, SEVEN
 from layercompiler import kernels
+from layercompiler.plan.evaluation import Bound
 from tests.differences import directional, flat
 
 SKIP = {("sdp_30", "cvxpylayers (Clarabel)"), ("sdp_30", DEFAULT)}
@@ -72,6 +72,8 @@ def measure(layers, case, batch, seconds, rng):
             found[name].append((forward, backward))
             spent[name] += forward + backward
         rounds += 1
+        if rounds % 8 == 0:
+            gc.collect()  # outside of every clock
         if all(s > 1e3 * seconds for s in spent.values()):
             break
     gc.enable()
@@ -134,46 +136,70 @@ def run(name, batches, seconds):
         if batch in ONLY.get(name, batches):
             times[batch] = measure(layers, case, batch, seconds, np.random.default_rng(batch))
             print(f"    batch {batch}: " + ", ".join(f"{k} {f:.2f}/{b:.2f}" for k, (f, b) in times[batch].items()), flush=True)
-    spent = overhead(name)
-    print(f"    overhead at batch 1: {spent[0]:.2f} of {spent[1]:.2f} ms", flush=True)
-    return {"case": case, "built": built, "exact": exact, "reference": reference, "apart": apart, "times": times, "overhead": spent}
+    found = {batch: parts(name, batch, seconds / 3) for batch in times}
+    first = next(iter(found.values()))
+    print(f"    overhead at batch {min(found)}: {first[2:].sum():.2f} of {first.sum():.2f} ms", flush=True)
+    return {"case": case, "built": built, "exact": exact, "reference": reference, "apart": apart, "times": times, "parts": found}
 
 
-def overhead(name, calls=300):
-    """Milliseconds of a torch forward call at batch 1 that are neither engine nor linear solve: (overhead, whole call), medians."""
-    case = BUILDERS[name]()
-    layer = PEERS[OURS](case)
-    tensors = layer.prepare([a[0] for a in case.sample(1, np.random.default_rng(0))])
-    inside, depth = [0.0], [0]
+class Watch:
+    """Adds up the time that a forward call of ours spends in its parts; calls within calls count once."""
 
-    def watched(function):
+    def __init__(self, engines):
+        self.spent, self.inside = {}, False
+        engine = [(kernels.Conic, "solve"), *((e, "solve") for e in engines)]
+        linear = [(kernels.LDL, "factor"), (kernels.Factor, "solve"), (kernels.Newton, "refine"), (kernels.Linearization, "solve")]
+        self.parts = {"engine": engine, "refinement and factorisation": linear, "data": [(Bound, "of")]}
+
+    def _watched(self, label, function):
         def call(*arguments, **named):
-            depth[0] += 1
-            began = time.perf_counter()
+            if self.inside:
+                return function(*arguments, **named)
+            self.inside, began = True, time.perf_counter()
             try:
                 return function(*arguments, **named)
             finally:
-                depth[0] -= 1
-                if not depth[0]:
-                    inside[0] += time.perf_counter() - began
+                self.spent[label] = self.spent.get(label, 0.0) + 1e3 * (time.perf_counter() - began)
+                self.inside = False
 
         return call
 
-    engines = {type(engine) for engine, _ in layer.call.compiled.search.attempts}
-    kinds = [(kernels.Conic, "solve"), (kernels.LDL, "factor"), (kernels.Factor, "solve"), *((e, "solve") for e in engines)]
-    kept = [(kind, method, kind.__dict__[method]) for kind, method in kinds if method in kind.__dict__]
-    times = []
-    try:
-        for kind, method, function in kept:
-            setattr(kind, method, watched(function))
-        for _ in range(calls):
-            inside[0] = 0.0
-            _, whole = clock(layer.forward, tensors)
-            times.append((whole - 1e3 * inside[0], whole))
-    finally:
-        for kind, method, function in kept:
+    def __enter__(self):
+        self.kept = [(k, m, k.__dict__[m], label) for label, found in self.parts.items() for k, m in found if m in k.__dict__]
+        for kind, method, function, label in self.kept:
+            bare = isinstance(function, classmethod)
+            watched = self._watched(label, function.__func__ if bare else function)
+            setattr(kind, method, classmethod(watched) if bare else watched)
+        return self
+
+    def __exit__(self, *_):
+        for kind, method, function, _label in self.kept:
             setattr(kind, method, function)
-    return tuple(np.median(times[calls // 10 :], axis=0))
+
+
+def parts(name, batch, seconds):
+    """Where a forward call of ours spends its milliseconds, medians: (engine, refinement and factorisation, data, the rest)."""
+    case = BUILDERS[name]()
+    layer = PEERS[OURS](case)
+    tensors = layer.prepare(case.sample(batch, np.random.default_rng(batch)))
+    for _ in range(3):
+        layer.forward(tensors)
+    rows, began = [], time.perf_counter()
+    with Watch({type(engine) for engine, _ in layer.call.compiled.search.attempts}) as watch:
+        while time.perf_counter() - began < seconds or len(rows) < 3:
+            watch.spent = {}
+            _, whole = clock(layer.forward, tensors)
+            found = [watch.spent.get(label, 0.0) for label in watch.parts]
+            rows.append([*found, whole - sum(found)])
+    return np.median(rows, axis=0)
+
+
+def limit(shares, batch):
+    """One line on what limits a row."""
+    names = ("the engine", "refinement and factorisation", "parameter map, presolve and scaling", "checks, recovery and the binding")
+    order = np.argsort(-shares)
+    whole = shares.sum()
+    return f"At batch {batch} our forward call is " + ", ".join(f"{100 * shares[i] / whole:.0f} % {names[i]}" for i in order) + "."
 
 
 # The pages ---------------------------------------------------------------------------------------------------------------
@@ -209,16 +235,18 @@ def page(results, batches, machine):
         out.append(_row([label, *("" if c is None else f"{c:.1f}" for c in cells), asked, f"{max(shares):.2f}" if shares else ""]))
     out += [
         "",
-        "## Overhead of the layer at batch 1, in torch",
+        f"## Where our forward call at batch {min(batches)} spends its time, in torch",
         "",
-        "Milliseconds of a forward call that are spent outside of the engine and of the factorisations and triangular solves.",
+        'Milliseconds. "Data" is the map from parameters to data, presolve and scaling; the overhead of the layer is data and the rest.',
         "",
-        _row(["problem", "overhead", "whole call"]),
-        _row(["---"] * 3),
+        _row(["problem", "engine", "refinement and factorisation", "data", "the rest", "whole", "overhead"]),
+        _row(["---"] * 7),
     ]
-    out += [_row([name, *(f"{t:.2f}" for t in r["overhead"])]) for name, r in results.items()]
     for name, r in results.items():
-        out += ["", f"## {name}", "", f"{r['case'].size}. {LIMITS.get(name, '')}".strip(), ""]
+        found = r["parts"][min(r["parts"])]
+        out.append(_row([name, *(f"{t:.2f}" for t in found), f"{found.sum():.2f}", f"{found[2:].sum():.2f}"]))
+    for name, r in results.items():
+        out += ["", f"## {name}", "", f"{r['case'].size}. {limit(r['parts'][max(r['parts'])], max(r['parts']))}", ""]
         sizes = list(r["times"])
         head = ["layer", "build, ms", *(f"batch {b}" for b in sizes), "solution error", "gradient error"]
         out += [_row(head), _row(["---"] * len(head))]
