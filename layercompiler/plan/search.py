@@ -92,7 +92,8 @@ class Search:
         if start is not None:
             self._try_start(state, data, products, start, options)
         for level, (solver, tolerance) in enumerate(self.attempts):
-            pending = np.flatnonzero(state.pending)
+            # Another engine is for what the first could not solve; at a kink no engine reaches rounding.
+            pending = np.flatnonzero(state.pending & (state.norm > options.tolerance) if level > 1 else state.pending)
             if len(pending) == 0:
                 break
             left = None if options.time_limit is None else options.time_limit - (time.perf_counter() - began)
