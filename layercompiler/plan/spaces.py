@@ -96,6 +96,16 @@ class Space(ABC):
     def oracle(self) -> str:
         """Name of what solves it."""
 
+    @property
+    def width(self) -> int:
+        """Length d' of a solution."""
+        return _size(self)
+
+    @property
+    def noise_width(self) -> int:
+        """Length d of the scores."""
+        return self.width
+
     @abstractmethod
     def bind(self, arrays: Sequence[Any], strict: bool) -> BoundCall:
         """Read arguments that all have the same batch shape; `strict` raises for non-finite ones."""
@@ -158,6 +168,11 @@ class Costs(Space):
     def oracle(self) -> str:
         """See `Space.oracle`."""
         return self.engine.name if self.match is None else self.match[0].name
+
+    @property
+    def width(self) -> int:
+        """See `Space.width`."""
+        return self.program.cone.structure.n
 
     def bind(self, arrays: Sequence[Any], strict: bool) -> BoundCall:
         """See `Space.bind`."""
@@ -233,6 +248,16 @@ class Constraints(Space):
     def oracle(self) -> str:
         """See `Space.oracle`."""
         return self.kind.name
+
+    @property
+    def width(self) -> int:
+        """See `Space.width`."""
+        return self.program.cone.structure.n
+
+    @property
+    def noise_width(self) -> int:
+        """See `Space.noise_width`."""
+        return sum(p.size for p in self.parameters)
 
     def bind(self, arrays: Sequence[Any], strict: bool) -> BoundCall:
         """See `Space.bind`."""
