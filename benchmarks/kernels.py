@@ -12,6 +12,7 @@ import qdldl
 import scipy.sparse as sp
 
 from layercompiler.kernels import LDL, Conic, instruction_set
+from layercompiler.kernels.conic import PARTS
 
 
 def mpc(rng, horizon=20, states=6, inputs=3):
@@ -170,7 +171,7 @@ def _row(name, heads, cells):
 
 
 def main(names):
-    """Prints both tables."""
+    """Prints the tables."""
     print(f"instruction set {instruction_set()}; CPU time per instance on one thread")
     heads = ("batch", "ms", "Clarabel ms", "ratio", "iterations", "solved", "GFLOP/s of the factors")
     print(_row("problem", heads, heads))
@@ -189,6 +190,14 @@ def main(names):
             solved = f"{int((found.status == 0).sum())}/{batch}"
             times = (f"{ours * 1e3:.3f}", f"{theirs * 1e3:.3f}", f"{theirs / ours:.1f}")
             print(_row(name, heads, (batch, *times, f"{found.iterations.mean():.1f}", solved, f"{rate:.1f}")), flush=True)
+    print("\n" + _row("share of the time, %", PARTS, PARTS))
+    for name in names or PROBLEMS:
+        rng = np.random.default_rng(0)
+        instances = [PROBLEMS[name](rng) for _ in range(64)]
+        n, _, P, A, data = stack(instances)
+        profile = np.zeros(len(PARTS))
+        Conic(n, P, A, instances[0][4]).solve(*data, profile=profile)
+        print(_row(name, PARTS, [f"{100 * t:.0f}" for t in profile / profile.sum()]), flush=True)
     heads = ("order", "flops", "factor us", "solve us", "qdldl us", "ratio", "GFLOP/s")
     print("\n" + _row("KKT matrix of", heads, heads))
     for name in names or PROBLEMS:

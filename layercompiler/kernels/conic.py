@@ -13,6 +13,7 @@ from layercompiler.errors import BuildError, OptionError, ShapeError
 from layercompiler.kernels import library
 from layercompiler.kernels.ldl import indices
 
+PARTS = ("load and start", "residuals", "scaling", "factors", "solves", "cones and steps", "write")
 _ORDER = {"zero": 0, "nonnegative": 1, "second_order": 2, "psd": 3, "exponential": 4, "power": 5}
 
 
@@ -86,6 +87,7 @@ class Conic:
         time_limit: float = math.inf,
         warm_start: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         threads: int = 1,
+        profile: np.ndarray | None = None,
     ) -> ConicSolution:
         """Solves every instance; any operand may have a leading dimension of 1, which all instances share.
 
@@ -99,6 +101,7 @@ class Conic:
             time_limit: Seconds for each pack of instances, counted from the call.
             warm_start: x, y, s of an earlier, similar solve, (B, n), (B, m), (B, m); a useless one is ignored, instance by instance.
             threads: Threads that share the packs; results do not depend on it.
+            profile: float64 (7,) to which the seconds of each part are added, see `PARTS`; one thread then.
 
         Returns:
             The points and what became of each instance.
@@ -106,6 +109,10 @@ class Conic:
         Raises:
             ShapeError: An operand does not fit the structure.
         """
+        if profile is not None and (profile.shape != (len(PARTS),) or profile.dtype != np.float64 or not profile.flags.c_contiguous):
+            raise ShapeError(
+                "wrong profile", where="profile", expected=f"a contiguous float64 array of shape ({len(PARTS)},)", got=str(profile.shape)
+            )
         if not (tol > 0 and max_iter >= 0 and time_limit >= 0):
             raise OptionError(
                 "an option is out of range", where="Conic.solve", got=f"tol={tol}, max_iter={max_iter}, time_limit={time_limit}"
@@ -134,7 +141,15 @@ class Conic:
             failed = self._library.lc_conic_solve(
                 *(self._handle, batch, *operands, *([at(v) for v in warm] or (None, None, None))),
                 *(at(v) for v in (x, y, s, status, iterations, quality)),
-                *(float(tol), float(tol), min(1e-8, float(tol)), int(max_iter), float(time_limit), int(threads)),
+                *(
+                    float(tol),
+                    float(tol),
+                    min(1e-8, float(tol)),
+                    int(max_iter),
+                    float(time_limit),
+                    1 if profile is not None else int(threads),
+                ),
+                None if profile is None else at(profile),
             )
             if failed:
                 raise MemoryError(library.reason())
@@ -155,9 +170,11 @@ class Conic:
 
 def checked(n: int, P: tuple[Any, Any], A: tuple[Any, Any], cones: Sequence[tuple[str, float]], isa: str | None) -> tuple[Any, ...]:
     """A structure's arguments as immutable values, and as the arguments of the C functions that build from it."""
-    n, P, A = int(n), tuple(indices(v, "P") for v in P), tuple(indices(v, "A") for v in A)
+    if len(P) != 2 or len(A) != 2:
+        raise BuildError("a pattern needs as many rows as columns", where="P, A")
+    n, P, A = int(n), (indices(P[0], "P"), indices(P[1], "P")), (indices(A[0], "A"), indices(A[1], "A"))
     cones = tuple((str(kind), float(size) if kind == "power" else int(size)) for kind, size in cones)
-    if len(P) != 2 or len(A) != 2 or P[0].size != P[1].size or A[0].size != A[1].size:
+    if P[0].size != P[1].size or A[0].size != A[1].size:
         raise BuildError("a pattern needs as many rows as columns", where="P, A")
     zero, nonnegative, kinds, sizes, alphas = _lay_out(cones)
     m = (

@@ -11,7 +11,7 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 
-ABI = 3
+ABI = 4
 _POINTER, _LONG, _INT, _REAL, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_char_p
 _PROTOTYPES = {
     "lc_abi": (_INT, []),
@@ -25,7 +25,7 @@ _PROTOTYPES = {
     "lc_conic_new": (_POINTER, [_LONG] * 3 + [_POINTER] * 2 + [_LONG] + [_POINTER] * 2 + [_LONG] * 3 + [_POINTER] * 3 + [_TEXT]),
     "lc_conic_free": (None, [_POINTER]),
     "lc_conic_facts": (None, [_POINTER, _POINTER]),
-    "lc_conic_solve": (_INT, [_POINTER, _LONG] + [_POINTER, _LONG] * 4 + [_POINTER] * 9 + [_REAL] * 3 + [_INT, _REAL, _INT]),
+    "lc_conic_solve": (_INT, [_POINTER, _LONG] + [_POINTER, _LONG] * 4 + [_POINTER] * 9 + [_REAL] * 3 + [_INT, _REAL, _INT, _POINTER]),
     "lc_newton_new": (_POINTER, [_LONG] * 3 + [_POINTER] * 2 + [_LONG] + [_POINTER] * 2 + [_LONG] * 3 + [_POINTER] * 3 + [_TEXT]),
     "lc_newton_free": (None, [_POINTER]),
     "lc_newton_facts": (None, [_POINTER, _POINTER]),

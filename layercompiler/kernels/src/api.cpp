@@ -92,7 +92,7 @@ struct Factor {
 
 }  // namespace
 
-LC_API int lc_abi() { return 3; }
+LC_API int lc_abi() { return 4; }
 
 LC_API const char* lc_error() { return last_error.c_str(); }
 
@@ -192,13 +192,13 @@ static double seconds() { return std::chrono::duration<double>(std::chrono::stea
 LC_API int lc_conic_solve(const void* program, int64_t batch, const double* p, int64_t p_stride, const double* q, int64_t q_stride, const double* a,
                           int64_t a_stride, const double* b, int64_t b_stride, const double* warm_x, const double* warm_y, const double* warm_s, double* x,
                           double* y, double* s, int8_t* status, int32_t* iterations, double* quality, double gap, double feasibility, double infeasibility,
-                          int32_t limit, double time_limit, int32_t threads) {
+                          int32_t limit, double time_limit, int32_t threads, double* profile) {
   return guarded([&] {
     const ConicProgram& c = *static_cast<const ConicProgram*>(program);
     const Target& t = *c.target();
     bool timed = std::isfinite(time_limit);
-    ConicOptions options{gap, feasibility, infeasibility, limit, 6, timed ? seconds() + time_limit : INFINITY, timed ? seconds : nullptr};
-    ConicJob job{&c.view(), options, p, q, a, b, p_stride, q_stride, a_stride, b_stride, warm_x, warm_y, warm_s, x, y, s, status, iterations, quality};
+    ConicOptions options{gap, feasibility, infeasibility, limit, 6, timed ? seconds() + time_limit : INFINITY, timed || profile ? seconds : nullptr};
+    ConicJob job{&c.view(), options, p, q, a, b, p_stride, q_stride, a_stride, b_stride, warm_x, warm_y, warm_s, x, y, s, status, iterations, quality, profile};
     size_t need = t.conic_scratch(c.view());
     parallel(chunk_count(t.lanes, batch), threads, [&](int64_t i) { t.conic(job, chunk_at(t.lanes, batch, i), scratch(need)); });
   });

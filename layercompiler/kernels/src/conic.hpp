@@ -19,6 +19,7 @@ template <class V> struct Conic {
   V *entries, *panels, *pivots, *inverse, *factor_work, *kb, *kx, *kr, *kn, *cone_memory, *square;
   V c, tau, kappa, best_tau, best_kappa, best_merit;
   Mask<V> active, dual_only;
+  double since_ = 0;
 
   static inline __attribute__((always_inline)) V num(double a) { return splat<V>(a); }
   V* take(int64_t count) {
@@ -592,6 +593,14 @@ template <class V> struct Conic {
     return worst;
   }
 
+  // Adds the time since the last call to a part of the profile.
+  void lap(const ConicJob& job, int part) {
+    if (!job.profile) return;
+    double now = o.clock();
+    if (part >= 0) job.profile[part] += now - since_;
+    since_ = now;
+  }
+
   // ---- the iteration ------------------------------------------------------------------------------------------------------------------------------------
   void load(const ConicJob& job, Chunk chunk) {
     auto read = [&](V* to, const double* from, int64_t stride, int64_t count, const int64_t* order) {
@@ -716,6 +725,7 @@ template <class V> struct Conic {
   }
 
   void solve(const ConicJob& job, Chunk chunk) {
+    lap(job, -1);
     load(job, chunk);
     int8_t status[N];
     int32_t iterations[N];
@@ -735,6 +745,7 @@ template <class V> struct Conic {
     active = (lane_number > V{}) & (poison == V{});
     if (any<V>(active)) run(job, status, iterations, quality);
     write(job, chunk, status, iterations, quality);
+    lap(job, 6);
   }
 
   void run(const ConicJob& job, int8_t* status, int32_t* iterations, double* quality) {
@@ -750,6 +761,7 @@ template <class V> struct Conic {
     for (int i = 0; i < m; i++) best_y[i] = y[i], best_s[i] = s[i];
     best_merit = num(__builtin_inf());
     best_tau = best_kappa = one;
+    lap(job, 0);
     for (int it = 0;; it++) {
       // residuals and norms in the caller's units
       multiply_p(x, Px);
@@ -813,7 +825,9 @@ template <class V> struct Conic {
       active = active & (live > V{});
       if (!any<V>(active)) break;
 
+      lap(job, 1);
       update_scaling(mu);
+      lap(job, 2);
       // constant direction (x2, y2) and affine direction in one call
       for (int i = 0; i < m; i++) work_m[i] = s[i] - ry[i];
       for (int j = 0; j < n; j++) dx[j] = -q[j], x2[j] = -rx[j];
@@ -821,8 +835,11 @@ template <class V> struct Conic {
       load_rhs(x2, work_m, 2, 1);
       V boost = one;
       for (int tries = 0; tries < 3; tries++) {
+        lap(job, 4);
         factor_kkt(boost);
+        lap(job, 3);
         V left = solve_kkt<2>();
+        lap(job, 4);
         Mask<V> useless = active & !(left < num(1e-5));
         if (!any<V>(useless)) break;
         boost = select<V>(useless, boost * num(100), boost);
@@ -830,6 +847,7 @@ template <class V> struct Conic {
       store_solution(dx, dy, work_m, 2, 1);
       store_solution(x2, y2, b, 2, 0);
       multiply_p(x2, Px2);
+      lap(job, 4);
       V rt = kappa + qx + by + xPx * it_tau;
       // (xi - x2)'P(xi - x2) - x2'P x2 with xi = x / tau
       V cross = dot(x, Px2, n) * it_tau, den = kappa * it_tau + xPx * it_tau * it_tau - num(2) * cross - dot(q, x2, n) - dot(b, y2, m);
@@ -856,10 +874,12 @@ template <class V> struct Conic {
       for (int j = 0; j < n; j++) dx[j] = -keep * rx[j];
       for (int i = 0; i < m; i++) dy[i] = offset[i] - keep * ry[i];
       V corrected_kappa = kappa * tau + dk * dt - target;
+      lap(job, 5);
       load_rhs(dx, dy, 1, 0);
       for (int i = 0; i < m; i++) work_m[i] = dy[i];
       solve_kkt<1>();
       store_solution(dx, dy, work_m, 1, 0);
+      lap(job, 4);
       dt = finish(keep * rt, corrected_kappa);
       dk = -(corrected_kappa + kappa * dt) * it_tau;
       apply_h(dy, wdy, ds);
@@ -903,6 +923,7 @@ template <class V> struct Conic {
       }
       tau = select<V>(move, fma(a, dt, tau), tau);
       kappa = select<V>(move, fma(a, dk, kappa), kappa);
+      lap(job, 5);
     }
   }
 

@@ -122,6 +122,7 @@ struct ConicJob {
   int8_t* status;
   int32_t* iterations;
   double* quality;  // three per instance: relative primal and dual residual, relative gap
+  double* profile;  // null, or seconds: load and start, residuals, scaling, factors, solves, cones and steps, write (one thread only)
 };
 
 // The residual map's linear system K = [[P, A'T, 0], [T'A, N]] of one structure; cones lie in the order of their rows. Entries of T and N by cone:
