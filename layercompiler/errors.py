@@ -31,8 +31,8 @@ class LayerCompilerError(Exception):
     def __str__(self) -> str:
         lines = [f"{self.what} ({self.code})"]
         lines += [f"  where: {self.where}"] if self.where else []
-        if self.expected or self.got:
-            lines.append("  " + ", ".join(p for p in (f"expected {self.expected}" * bool(self.expected), f"got {self.got}" * bool(self.got)) if p))
+        found = [f"expected {self.expected}"] * bool(self.expected) + [f"got {self.got}"] * bool(self.got)
+        lines += ["  " + ", ".join(found)] if found else []
         lines += [f"  mend: {self.mend}"] if self.mend else []
         return "\n".join(lines)
 
