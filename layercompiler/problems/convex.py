@@ -106,9 +106,7 @@ def _constant(parameter: cp.Parameter) -> Any:
     return cp.psd_wrap(constant) if parameter.attributes.get("PSD") else constant
 
 
-def _extend(
-    problem: cp.Problem, fixed: cp.Problem, constants: dict[int, Any], wanted: Sequence[Any]
-) -> tuple[cp.Problem, dict[int, Any]]:
+def _extend(problem: cp.Problem, fixed: cp.Problem, constants: dict[int, Any], wanted: Sequence[Any]) -> tuple[cp.Problem, dict[int, Any]]:
     """Give every expression output a variable of its own, equal to it; returns the problem to compile and {position: leaf}."""
     pairs = zip(problem.constraints, fixed.constraints, strict=True)
     duals = {v.id: (ours, i) for theirs, ours in pairs for i, v in enumerate(theirs.dual_variables)}
