@@ -304,13 +304,11 @@ def test_building_a_dense_qp_layer_with_273000_parameter_scalars():
             return lc.compile(problem, parameters=[Q, q, G, h, A, b], variables=[x])
         build(10)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        times = []
-        for _ in range(2):  # the machine may be busy
-            began = time.perf_counter()
-            compiled = build(400)
-            times.append(time.perf_counter() - began)
+        began = time.process_time()  # of this process only: the machine may be busy
+        compiled = build(400)
+        took = time.process_time() - began
         assert sum(p.size for p in compiled.parameters) > 272_000
-        print(json.dumps([min(times), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024]))
+        print(json.dumps([took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024]))
         """
     )
     assert seconds <= 1.5
