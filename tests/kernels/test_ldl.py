@@ -133,6 +133,24 @@ def test_singular_but_consistent():
     np.testing.assert_allclose(a @ x[0, :3], [2, 2], atol=1e-11)
 
 
+def test_late_unknowns_wait_for_their_neighbors():
+    """A vanishing diagonal that only its neighbors make definite: eliminated first it would lose them to rounding."""
+    rng = np.random.default_rng(7)
+    k = 6
+    u = rng.normal(size=(5, k))
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    rows, cols = np.r_[np.arange(k), np.arange(k)], np.r_[np.arange(k), np.full(k, k)]
+    values = np.concatenate([np.full((5, k), -1e-6), u], axis=1)
+    signs = np.r_[-np.ones(k), 1].astype(int)
+    rhs = rng.normal(size=(5, k + 1))
+    late = LDL(k + 1, rows, cols, signs, late=np.arange(k + 1) == k)
+    x, residual = late.factor(values, eps=1e-9).solve(rhs)
+    assert (residual < 1e-9).all()
+    want = np.linalg.solve(dense(k + 1, rows, cols, values), rhs[..., None])[..., 0]
+    np.testing.assert_allclose(x, want, rtol=1e-8, atol=1e-8 * np.abs(want).max())
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(late)).factor(values, eps=1e-9).solve(rhs)[0], x)
+
+
 def test_copies_and_threads():
     rng = np.random.default_rng(4)
     rows, cols, signs, values = quasi_definite(rng, 20, 33, 0.3, 9)

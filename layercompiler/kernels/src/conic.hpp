@@ -528,8 +528,12 @@ template <class V> struct Conic {
       V d = vabs(entries[g.colptr[i + 1] - 1]);
       top = vmax(select<V>(d < num(1e300), d, V{}), top);
     }
-    V shift = boost * (num(1e-8) + num(4.930380657631324e-32) * top);
-    for (int i = 0; i < g.n; i++) panels[g.target[g.colptr[i + 1] - 1]] += shift * num(g.sign[i]);
+    // Unknowns with a sound diagonal of their own need no regularisation, and without it the first solve is often exact enough.
+    V shift = boost * (num(1e-8) + num(4.930380657631324e-32) * top), little = (boost - num(1)) * num(1e-8);
+    for (int i = 0; i < g.n; i++) {
+      V& d = panels[g.target[g.colptr[i + 1] - 1]];
+      d += select<V>(vabs(d) > num(1e-4), little, shift) * num(g.sign[i]);
+    }
     factorise<V>(g, panels, pivots, inverse, factor_work, Pivoting{1e-13, 2e-7});
   }
   void load_rhs(const V* fx, const V* fy, int columns, int t) {
