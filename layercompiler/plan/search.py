@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,10 @@ import numpy as np
 from layercompiler.derivatives.products import Products
 from layercompiler.derivatives.residual_map import Point, ResidualMap
 from layercompiler.derivatives.system import Linearization
-from layercompiler.errors import UnsupportedConeError
+from layercompiler.errors import MissingDependencyError, UnsupportedConeError
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.solvers import Engine, Options, engine
-from layercompiler.solvers.engine import CORES, engine_names
+from layercompiler.solvers.engine import CORES
 from layercompiler.status import Status
 
 _ROUGH, _TIGHT = 1e-6, 1e-10
@@ -71,12 +72,11 @@ class Search:
         if largest > _LARGE_PSD:
             self.reason = f"PSD order {largest} > {_LARGE_PSD}"
             return engine("scs")
-        for name in ("lanes",):
-            if name in engine_names():
-                kind = engine(name)
-                if kind.available() and kind.accepts(self.structure):
-                    self.reason = "every cone runs on lanes"
-                    return kind
+        with suppress(MissingDependencyError):  # the kernels are optional
+            lanes = engine("lanes")
+            if lanes.accepts(self.structure):
+                self.reason = "every cone runs on lanes"
+                return lanes
         self.reason = "handles every cone"
         return engine("clarabel")
 
@@ -108,7 +108,7 @@ class Search:
                 tolerance = min(options.engine_tolerance, tolerance) if level else options.engine_tolerance
             raw = solver.solve(part, tolerance, options, left)
             self._absorb(state, pending, part, bound, raw, solver.name, options)
-        return state.found(self, data, products, options)
+        return state.found(options)
 
     def _try_start(self, state: _State, data: Data, products: Products, start: np.ndarray, options: Options) -> None:
         """Newton from a given primal-dual point; instances that reach the exact residual need no engine."""
@@ -145,38 +145,42 @@ class Search:
             point, taken, linear = self.map.refine(part, bound, raw.x[index], raw.y[index] - raw.s[index], steps, options.workers or CORES)
             exact = point.norm <= (_EXACT if steps else options.tolerance)
             state.keep(pending[index], point, taken, raw.iterations[index], name, exact)
-            if linear is not None and whole and len(pending) == state.count:
+            if state.point is point:
                 state.linear = linear
         failed = state.pending[pending] & limited
-        state.conclude(pending[failed], status[failed], raw.iterations[failed], name)
+        counted = usable[failed]  # iterations are counted once, with the point
+        state.conclude(pending[failed], status[failed], np.where(counted, 0, raw.iterations[failed]), name)
         state.last[pending] = status
 
 
 class _State:
-    """What is known of each instance while engines are tried."""
+    """What is known of each instance while engines are tried; points are kept as they were evaluated, whoever their neighbors are."""
 
     def __init__(self, structure: Structure, data: Data, finite: np.ndarray) -> None:
         count = data.batch
         self.count = count
-        self.x, self.v = np.zeros((count, structure.n)), np.zeros((count, structure.m))
-        self.norm = np.full(count, np.inf)
+        empty = (np.zeros((count, width)) for width in (structure.n, structure.m, structure.m, structure.n, structure.m))
+        self.point = Point(structure.cones, *empty, np.full(count, np.inf))
         self.status = np.where(finite, Status.FAILED, Status.NONFINITE_INPUT).astype(np.int8)
         self.last = np.full(count, Status.FAILED, np.int8)
         self.pending = finite.copy()
         self.iterations, self.refinements = np.zeros(count, int), np.zeros(count, int)
         self.engine = np.full(count, "", dtype=object)
-        self.point: Point | None = None
         self.linear: Linearization | None = None
+
+    @property
+    def norm(self) -> np.ndarray:
+        """(count,) residuals of the points held, infinite where there is none."""
+        return self.point.norm
 
     def keep(self, index: np.ndarray, point: Point, taken: np.ndarray, iterations: np.ndarray, name: str, exact: np.ndarray) -> None:
         """Keep the points that are better than what is held; `exact` ones are final."""
         better = point.norm < self.norm[index]
-        if better.all() and len(index) == self.count:
-            self.point = point
-        elif better.any():
-            self.point = self.linear = None
         at = index[better]
-        self.x[at], self.v[at], self.norm[at] = point.x[better], point.v[better], point.norm[better]
+        if len(at) == self.count:
+            self.point, self.linear = point, None
+        elif better.any():
+            self.point, self.linear = self.point.put(at, point.take(np.flatnonzero(better))), None
         self.refinements[at], self.engine[at] = taken[better], name
         self.iterations[index] += iterations
         done = index[exact]
@@ -187,7 +191,7 @@ class _State:
         self.status[index], self.pending[index], self.engine[index] = status, False, name
         self.iterations[index] += iterations
 
-    def found(self, search: Search, data: Data, products: Products, options: Options) -> Found:
+    def found(self, options: Options) -> Found:
         """The result, with instances that never became exact judged by the accepted tolerance."""
         open_ = self.pending & (self.status != Status.TIME_LIMIT)
         good = open_ & (self.norm <= options.tolerance)
@@ -195,8 +199,7 @@ class _State:
         bad = open_ & ~good
         limit = (self.last == Status.ITERATION_LIMIT) | (self.last == Status.TIME_LIMIT)
         self.status[bad] = np.where(limit[bad], self.last[bad], np.where(np.isfinite(self.norm[bad]), Status.INACCURATE, Status.FAILED))
-        point = self.point if self.point is not None else search.map.point(data, products, self.x, self.v)
-        return Found(point, self.linear if self.point is not None else None, self.status, self.iterations, self.refinements, self.engine)
+        return Found(self.point, self.linear, self.status, self.iterations, self.refinements, self.engine)
 
 
 def _certified(structure: Structure, data: Data, products: Products, raw: object) -> np.ndarray:

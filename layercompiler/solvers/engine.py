@@ -213,7 +213,10 @@ def engine(name: str) -> type[Engine]:
         raise OptionError(f"unknown solver {name!r}", expected=f"one of the available solvers {sorted(names)}", got=repr(name))
     kind = _registry[key]
     if not kind.available():
+        ours = kind.package.startswith("layercompiler")
+        mend = f"pip install 'layercompiler[{kind.extra or kind.package}]'"
         raise MissingDependencyError(
-            f"solver '{key}' needs the package '{kind.package}'", mend=f"pip install 'layercompiler[{kind.extra or kind.package}]'"
+            f"solver '{key}' needs the package '{kind.package}'",
+            mend="install a C++17 compiler and reinstall layercompiler, or use another solver" if ours else mend,
         )
     return kind
