@@ -21,7 +21,7 @@ class Values:
         batch: Broadcast batch shape; `count` is its number of instances.
         shapes: Shapes of the arguments as given.
         flat: Per parameter (1 or count, size), float64, C order; non-finite instances are set to zero.
-        finite: (count,) bool, False where an argument of the instance holds NaN or an infinity.
+        finite: (count,) bool, False where an argument of the instance holds NaN or an infinity, or has no logarithm where it needs one.
     """
 
     batch: tuple[int, ...]
@@ -41,6 +41,7 @@ class Arguments:
     def __init__(self, program: ConeProgram) -> None:
         self.parameters = program.parameters
         self.names = [p.name for p in self.parameters]
+        self.logged = {c.parameter for c in program.channels if c.log}
 
     def bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         """Values in parameter order; see `CompiledProblem.arguments`."""
@@ -54,7 +55,7 @@ class Arguments:
             )
         for name, value in kwargs.items():
             if name not in self.names:
-                close = difflib.get_close_matches(name, self.names, 1)
+                close = [n for n in self.names if n.lower() == name.lower()] or difflib.get_close_matches(name, self.names, 1)
                 raise ShapeError(
                     f"the layer has no parameter '{name}'",
                     expected=f"some of {self.names}",
@@ -108,15 +109,19 @@ class Arguments:
         count = int(np.prod(batch, dtype=int))
         finite = np.ones(count, bool)
         flat = []
-        for p, a, given in zip(self.parameters, converted, arrays, strict=True):
+        for position, (p, a, given) in enumerate(zip(self.parameters, converted, arrays, strict=True)):
             lead = a.shape[: a.ndim - len(p.shape)]
-            if check and p.attributes:
+            logged = position in self.logged
+            if p.attributes and (check or (logged and raise_nonfinite)):
                 _check_domain(p, a, lead, getattr(given, "dtype", np.dtype(float)))
             values = _rows(a, p, batch, count)
             flat.append(values)
-            sums = values.sum(axis=1)  # a NaN or an infinity anywhere shows in the sum; sums that overflow are looked at again
-            if not np.isfinite(sums).all():
+            with np.errstate(all="ignore"):
+                sums = values.sum(axis=1)  # a NaN or an infinity anywhere shows in the sum; sums that overflow are looked at again
+            if logged or not np.isfinite(sums).all():
                 good = np.isfinite(values).all(axis=1)
+                if logged:  # the logarithm of the others is not finite
+                    good &= (values > 0).all(axis=1)
                 if not good.all():
                     if raise_nonfinite:
                         _raise_nonfinite(p, values, good, lead)
@@ -126,9 +131,9 @@ class Arguments:
 
 
 def _rows(array: np.ndarray, parameter: ParameterSpec, batch: tuple[int, ...], count: int) -> np.ndarray:
-    """One row per instance, or a single one where the whole batch shares the array."""
+    """One row per instance, or a single one where the whole batch shares the array; no row in an empty batch."""
     lead = array.shape[: array.ndim - len(parameter.shape)]
-    if int(np.prod(lead, dtype=int)) == 1:
+    if count and int(np.prod(lead, dtype=int)) == 1:
         return array.reshape(1, parameter.size)
     return np.broadcast_to(array, (*batch, *parameter.shape)).reshape(count, parameter.size)
 

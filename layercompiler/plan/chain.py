@@ -22,12 +22,13 @@ class Chain:
 
     def __init__(self, program: ConeProgram, values: Values) -> None:
         self.program, self.values = program, values
-        self.raw = tuple(values.flat[c.parameter] for c in program.channels)
+        # Where a logarithm does not exist the instance is marked as not finite; 1 keeps its place without a warning.
+        flat = ((c, values.flat[c.parameter]) for c in program.channels)
+        self.raw = tuple(np.where(r > 0, r, 1.0) if c.log else r for c, r in flat)
 
     def thetas(self) -> tuple[np.ndarray, ...]:
         """Channel values, (1 or count, size)."""
-        with np.errstate(all="ignore"):
-            return tuple(np.log(np.where(r > 0, r, 1.0)) if c.log else r for c, r in zip(self.program.channels, self.raw, strict=True))
+        return tuple(np.log(r) if c.log else r for c, r in zip(self.program.channels, self.raw, strict=True))
 
     def tangents(self, tangents: Sequence[Any]) -> Channels:
         """Tangents of the channels, (1 or count, size), None for zero."""
