@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,12 @@ class Solution:
     value: np.ndarray
     info: Info
     warm_start: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a read-only mapping does not pickle, and errors that cross processes carry solutions
+        return Solution, (self.outputs, dict(self.values), self.value, self.info, self.warm_start)
 
     @property
     def status(self) -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,7 +73,8 @@ class Evaluation:
         scaling = bound.scaling
         if scaling is not None:
             x_hat, y_hat = x_hat * scaling.x, y_hat * scaling.y
-        self.x, self.y = bound.reduction.expand(x_hat, y_hat)
+        with np.errstate(all="ignore"):
+            self.x, self.y = bound.reduction.expand(x_hat, y_hat)
         z = np.concatenate([point.x, point.v], axis=1)
         if len(self.bad):
             z[self.bad] = np.nan
@@ -109,7 +109,7 @@ class Evaluation:
         outputs = self.problem.outputs
         values: dict[str, np.ndarray] = {o.name: v for o, v in zip(outputs, self.outputs, strict=True)}
         value = self._shaped(self._read(self.problem.program.value), ())
-        return Solution(self.outputs, MappingProxyType(values), value, self.info, self.z)
+        return Solution(self.outputs, values, value, self.info, self.z)
 
     def raise_failures(self) -> None:
         """Raise SolveError naming the failed instances and their statuses."""

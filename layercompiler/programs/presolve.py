@@ -39,7 +39,8 @@ class _Groups:
         """Add w a a' of every row to P (B, nnz)."""
         a = A[:, self.entries]
         block = np.matmul(a.swapaxes(-1, -2) * w[:, self.where][:, :, None, :], a)
-        P += self.fill.sum(block[:, :, self.upper[0], self.upper[1]].reshape(len(block), -1))
+        entries = block[:, :, self.upper[0], self.upper[1]]
+        P += self.fill.sum(entries.reshape(len(block), entries.shape[1] * entries.shape[2]))
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Reduction:
         self.w, self.beta, self.q_k = self.P_kk / c**2, full.b[:, plan.i], full.q[:, plan.k]
         entries = full.A[:, plan.row_entries]
         self.rows = plan.rows.full(entries) if plan.rows.dense else entries
-        P = np.zeros((max(len(full.P), len(full.A)), len(plan.structure.P_rows)))
+        P = np.zeros((*np.broadcast_shapes(full.P.shape[:1], full.A.shape[:1]), len(plan.structure.P_rows)))
         P[:, plan.place_P] = full.P[:, plan.keep_P]
         for group in plan.groups:
             group.add(P, full.A, self.w)

@@ -61,7 +61,10 @@ class SCS(Engine):
         settings["max_iters"] = int(options.max_iterations or 100_000)
         if deadline is not None:
             settings["time_limit_secs"] = max(deadline, 1e-3)
-        solution = scs.SCS(arguments, _cones(self.structure), **settings).solve()
+        try:
+            solution = scs.SCS(arguments, _cones(self.structure), **settings).solve()
+        except ValueError:  # SCS cannot factor the data, because numbers overflow, say: the failure of one instance
+            return None, None, None, Status.FAILED, 0
         info = solution["info"]
         status = _STATUS.get(info["status_val"], Status.FAILED)
         if status == Status.INACCURATE:
