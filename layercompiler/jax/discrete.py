@@ -162,6 +162,42 @@ class DiscreteLayer:
             surrogate = surrogate + (jax.lax.stop_gradient(w) * (t - f)).reshape(*surrogate.shape, -1).sum(-1)
         return surrogate
 
+    def loss(self, loss: Any, *args: Any, key: Any = None, seed: Any = None, **named: Any) -> jax.Array:
+        """A loss of predicted parameters, one value per instance.
+
+        Args:
+            loss: One of `layercompiler.losses`.
+            *args: Predicted parameters, as for a call.
+            key: See a call.
+            seed: See a call.
+            **named: Predicted parameters by name, and the targets the loss needs: `true=` parameters, `solution=`, `pool=`; tuples
+                where there are several.
+
+        Returns:
+            (batch...), differentiable in the predicted parameters; the targets are constants.
+        """
+        targets, named = self.compiled.targets(named)
+        theta = self._theta(args, named)
+        specs = self.compiled.sized([t.shape for t in theta]).parameters
+        batch = theta[0].shape[: theta[0].ndim - len(specs[0].shape)]
+        if loss.random and key is None and seed is None and (loss.name != "regret" or self.compiled.estimator.random):
+            raise OptionError("the loss draws noise and needs a key", expected="key=jax.random.key(...)", got="none")
+        words = jnp.atleast_1d(jnp.asarray(seed)) if seed is not None else jnp.zeros(1) if key is None else jax.random.bits(key, (SEED,))
+        names = list(targets)
+
+        def call(words: Any, targets: Any, *arrays: Any) -> Any:
+            held = {k: [np.asarray(t) for t in v] for k, v in zip(names, targets, strict=True)}
+            values, gradients = self.compiled.loss(loss, [np.asarray(a) for a in arrays], held, np.asarray(words))
+            return tuple(np.asarray(a, theta[0].dtype) for a in (values, *gradients))
+
+        fixed = [jax.lax.stop_gradient(t) for t in theta]
+        held = jax.lax.stop_gradient([[jnp.asarray(t) for t in targets[k]] for k in names])
+        shapes = tuple(jax.ShapeDtypeStruct(s, theta[0].dtype) for s in (batch, *(t.shape for t in theta)))
+        surrogate, *gradients = jax.lax.stop_gradient(jax.pure_callback(call, shapes, words, held, *fixed, vmap_method="sequential"))
+        for t, f, g in zip(theta, fixed, gradients, strict=True):
+            surrogate = surrogate + (g * (t - f)).reshape(*batch, -1).sum(-1)
+        return surrogate
+
     def solve(self, *args: Any, **named: Any) -> Any:
         """The optimal solutions without noise: a `Solution` of numpy arrays, with values, objective and status."""
         return self.compiled.solve(*(np.asarray(v) for v in self.compiled.arguments(args, named)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from layercompiler.derivatives.perturbation.estimators import Draw, Estimator
+from layercompiler.derivatives.perturbation.losses import Loss
 from layercompiler.derivatives.perturbation.noise import generator
 from layercompiler.errors import BuildError, OptionError, SolveError
+from layercompiler.plan.compiled import _fingerprint
 from layercompiler.plan.spaces import BoundCall, Calls, Constraints, Costs, Space, Vectors
 from layercompiler.programs.blackbox import BlackBox
 from layercompiler.programs.cone import OutputSpec, ParameterSpec
@@ -101,12 +102,13 @@ class CompiledDiscrete:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the problem, the estimator and the settings."""
-        try:
-            text = pickle.dumps((self.problem, self.estimator, self.solver, self.on_error))
-        except Exception:  # a local function has no digest that another process could make
-            text = repr(id(self)).encode()
-        return hashlib.sha256(text).hexdigest()[:32]
+        """Digest of the problem, the estimator and the settings; a black box counts by the name of its solver."""
+        if isinstance(self.problem, BlackBox):
+            what = repr((self.problem.label, self.problem.sense, self.problem.shape))
+        else:
+            masks = self.problem.integer.tobytes() + self.problem.boolean.tobytes()
+            what = _fingerprint(self.problem.cone) + hashlib.sha256(masks).hexdigest()
+        return hashlib.sha256(repr((what, self.estimator, self.solver, self.on_error)).encode()).hexdigest()[:32]
 
     def sized(self, shapes: Sequence[tuple[int, ...]]) -> Space:
         """The problem for arguments of the given shapes."""
@@ -189,6 +191,8 @@ class CompiledDiscrete:
         bound = self.space.bind(arrays, False)
         calls = Calls(bound, options or self.options, solver)
         count = bound.count
+        if not count:
+            return bound.space.to_arguments(bound, np.zeros(bound.scores.shape))
         mean = self.estimator.output == "mean"
         width = 1 if mean else S
         flat = [
@@ -197,8 +201,6 @@ class CompiledDiscrete:
             else np.broadcast_to(np.asarray(g, dtype=float), (*batch, *(() if mean else (S,)), *o.shape)).reshape(count * width, -1)
             for g, o in zip(cotangents, bound.space.outputs, strict=True)
         ]
-        if not count:
-            return bound.space.to_arguments(bound, np.zeros(bound.scores.shape))
         draw = Draw(
             np.broadcast_to(solutions, (*batch, S, d)).reshape(count, S, d),
             np.broadcast_to(noise, (*batch, *noise.shape[-2:])).reshape(count, *noise.shape[-2:]),
@@ -239,6 +241,64 @@ class CompiledDiscrete:
         bad = ~np.isfinite(gradient).all(axis=1)
         gradient[bad] = 0.0
         return bound.space.to_arguments(bound, gradient)
+
+    def loss(
+        self, loss: Loss, arrays: Sequence[Any], targets: dict[str, Sequence[Any]], seed: Any = None
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Values (batch) of a loss and its gradients, one per parameter, batch + shape.
+
+        Args:
+            loss: The loss.
+            arrays: Predicted parameters.
+            targets: By name, what `loss.needs`, each a sequence: "true" one array per parameter; "solution" and "pool" one per output.
+            seed: As for `sample`.
+
+        Raises:
+            OptionError: A target is missing or unknown.
+            SolveError: With on_error="raise", when an instance is not solved.
+        """
+        self._check_loss(loss, targets)
+        arrays, batch = self._aligned(arrays, ())
+        bound = self.space.bind(arrays, self.on_error == "raise")
+        calls = Calls(bound, self.options)
+        rows: dict[str, np.ndarray] = {}
+        if "true" in targets:
+            true, _ = self._aligned(targets["true"], ())
+            wide = [np.broadcast_to(a, np.shape(b)) for a, b in zip(true, arrays, strict=True)]
+            rows["true"] = self.space.bind(wide, self.on_error == "raise").scores
+        for name in ("solution", "pool"):
+            if name in targets:
+                outputs = bound.space.outputs
+                lead = batch if name == "solution" else np.shape(targets[name][0])[:1]
+                flat = [np.broadcast_to(a, (*lead, *o.shape)).reshape(-1, o.size) for a, o in zip(targets[name], outputs, strict=True)]
+                rows[name] = bound.space.from_outputs([np.asarray(f, dtype=float) for f in flat], len(flat[0]))
+        words = np.random.SeedSequence().generate_state(SEED) if seed is None else np.atleast_1d(seed)
+        if not bound.count:
+            return np.zeros(batch), bound.space.to_arguments(bound, np.zeros(bound.scores.shape))
+        with np.errstate(invalid="ignore"):
+            value, gradient = loss.evaluate(bound.scores, rows, calls, self.estimator, [generator(words)])
+        bad = ~(np.isfinite(value) & np.isfinite(gradient).all(axis=1))
+        if bad.any() and self.on_error == "raise":
+            codes = calls.status.reshape(bound.count, -1)
+            status = np.where(bad & (_worst(codes) == Status.SOLVED), Status.FAILED, _worst(codes)).astype(np.int8)
+            self._raise(bound, status, calls, codes.shape[1], "a solve of the loss")
+        value, gradient = np.where(bad, np.nan, value), np.where(bad[:, None], 0.0, gradient)
+        return value.reshape(batch), bound.space.to_arguments(bound, gradient)
+
+    def _check_loss(self, loss: Loss, targets: dict[str, Any]) -> None:
+        if not isinstance(loss, Loss):
+            raise OptionError("the loss is not a Loss", expected="such as layercompiler.losses.SPOPlus()", got=type(loss).__name__)
+        allowed = {*loss.needs, *(("solution",) if "true" in loss.needs else ())}
+        if set(loss.needs) - targets.keys() or targets.keys() - allowed:
+            raise OptionError(f"{type(loss).__name__} takes other targets", expected=str(list(loss.needs)), got=str(sorted(targets)))
+        if isinstance(self.space, Constraints):
+            raise BuildError("this loss needs parameters that enter the objective only", where=type(loss).__name__)
+
+    def targets(self, named: dict[str, Any]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+        """Targets as sequences, and what is left of the names: parameters."""
+        found = {k: named[k] for k in ("true", "solution", "pool") if k in named}
+        rest = {k: v for k, v in named.items() if k not in found}
+        return {k: list(v) if isinstance(v, (tuple, list)) else [v] for k, v in found.items()}, rest
 
     def solve(self, *args: Any, options: Options | dict[str, Any] | None = None, **named: Any) -> Solution:
         """The optimal solution without noise, with status and objective."""

@@ -41,7 +41,8 @@ class MixedIntegerEngine(ABC):
 
     def __init__(self, program: MixedInteger) -> None:
         self.program = program
-        self._local = threading.local()
+        self._idle: list[Any] = []  # kept models; not thread-local, for a framework's own threads may end without Python
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"program": self.program}
@@ -61,9 +62,12 @@ class MixedIntegerEngine(ABC):
         rows = np.flatnonzero(np.isfinite(costs).all(axis=1))
 
         def part(members: np.ndarray) -> None:
-            if not hasattr(self._local, "solver"):
-                self._local.solver = self.prepare()
-            x[members], status[members], nodes[members] = self._local.solver.batch(costs[members], deadline)
+            with self._lock:
+                solver = self._idle.pop() if self._idle else None
+            solver = self.prepare() if solver is None else solver
+            x[members], status[members], nodes[members] = solver.batch(costs[members], deadline)
+            with self._lock:
+                self._idle.append(solver)
 
         parts = [np.arange(a, min(a + PART, count)) for a in range(0, count, PART)]
         parts = [p[np.isin(p, rows, assume_unique=True)] for p in parts]

@@ -111,6 +111,39 @@ class DiscreteLayer(tf.Module):
             surrogate = surrogate + tf.cast(tf.reduce_sum(product, axis=list(range(rank, len(product.shape)))), dtype)
         return surrogate
 
+    def loss(self, loss: Any, *args: Any, generator: Any = None, seed: Any = None, **named: Any) -> Any:
+        """A loss of predicted parameters, one value per instance.
+
+        Args:
+            loss: One of `layercompiler.losses`.
+            *args: Predicted parameters, as for a call.
+            generator: See a call.
+            seed: See a call.
+            **named: Predicted parameters by name, and the targets the loss needs: `true=` parameters, `solution=`, `pool=`; tuples
+                where there are several.
+
+        Returns:
+            (batch...), differentiable in the predicted parameters; the targets are constants.
+        """
+        targets, named = self.compiled.targets(named)
+        theta, _, dtype, space = self._theta(args, named)
+        names, counts = list(targets), [len(v) for v in targets.values()]
+        rank = len(theta[0].shape) - len(space.parameters[0].shape)
+
+        def call(words: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+            rest = list(arrays[len(theta) :])
+            held = {k: [rest.pop(0) for _ in range(n)] for k, n in zip(names, counts, strict=True)}
+            values, gradients = self.compiled.loss(loss, list(arrays[: len(theta)]), held, words)
+            return [values, *gradients]
+
+        fixed = [tf.stop_gradient(t) for t in theta]
+        flat = [tf.cast(tf.stop_gradient(t), tf.float64) for v in targets.values() for t in v]
+        wanted = [theta[0].shape[:rank], *(t.shape for t in theta)]
+        surrogate, *gradients = _host(call, [self._words(generator, seed), *fixed, *flat], wanted)
+        for t, f, g in zip(theta, fixed, gradients, strict=True):
+            surrogate = surrogate + tf.reduce_sum(g * (t - f), axis=list(range(rank, len(t.shape))))
+        return tf.cast(surrogate, dtype)
+
     def solve(self, *args: Any, **named: Any) -> Any:
         """The optimal solutions without noise: a `Solution` of numpy arrays, with values, objective and status."""
         return self.compiled.solve(*(np.asarray(v) for v in self.compiled.arguments(args, named)))
@@ -162,6 +195,9 @@ class DiscreteLayer(tf.Module):
     def _seed(self, generator: Any, seed: Any) -> Any:
         if not self.compiled.estimator.random:
             return tf.zeros(1, tf.int64)
+        return self._words(generator, seed)
+
+    def _words(self, generator: Any, seed: Any) -> Any:
         if seed is not None:
             return tf.reshape(tf.cast(seed, tf.int64), [-1])
         if generator is not None:

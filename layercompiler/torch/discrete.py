@@ -253,6 +253,31 @@ class DiscreteLayer(torch.nn.Module):
             surrogate = surrogate + weighted.reshape(*surrogate.shape, -1).sum(-1).to(device=device, dtype=dtype)
         return surrogate
 
+    def loss(self, loss: Any, *tensors: Any, generator: torch.Generator | None = None, seed: Any = None, **named: Any) -> Tensor:
+        """A loss of predicted parameters, one value per instance.
+
+        Args:
+            loss: One of `layercompiler.losses`.
+            *tensors: Predicted parameters, as for a call.
+            generator: See a call.
+            seed: See a call.
+            **named: Predicted parameters by name, and the targets the loss needs: `true=` parameters, `solution=`, `pool=`; tuples
+                where there are several.
+
+        Returns:
+            (batch...), differentiable in the predicted parameters; the targets are constants.
+        """
+        targets, named = self.compiled.targets(named)
+        theta, dtype, device = self._theta(tensors, named)
+        words = self._words(generator, seed)
+        held = {k: [t.numpy(force=True) if isinstance(t, Tensor) else t for t in v] for k, v in targets.items()}
+        values, gradients = self.compiled.loss(loss, [t.numpy(force=True) for t in theta], held, words.numpy(force=True))
+        surrogate = torch.from_numpy(np.array(values)).to(device=device, dtype=dtype)
+        for t, g in zip(theta, gradients, strict=True):
+            moved = torch.from_numpy(np.ascontiguousarray(g)) * (t - t.detach())
+            surrogate = surrogate + moved.reshape(*surrogate.shape, -1).sum(-1).to(device=device, dtype=dtype)
+        return surrogate
+
     def solve(self, *tensors: Any, **named: Any) -> Any:
         """The optimal solutions without noise: a `Solution` of numpy arrays, with values, objective and status."""
         values = self.compiled.arguments(tensors, named)
@@ -269,6 +294,9 @@ class DiscreteLayer(torch.nn.Module):
     def _seed(self, generator: torch.Generator | None, seed: Any) -> Tensor:
         if not self.compiled.estimator.random:
             return self._unseeded
+        return self._words(generator, seed)
+
+    def _words(self, generator: torch.Generator | None, seed: Any) -> Tensor:
         if seed is not None:
             return (
                 torch.as_tensor(seed, dtype=torch.int64).reshape(-1)
