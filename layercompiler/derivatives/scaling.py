@@ -13,6 +13,7 @@ import numpy as np
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.programs.pattern import Segments
 
+_MOST = 2.0**20  # one row against another can differ by 1e12
 _CALM = 64.0  # norms within [1/_CALM, _CALM] are left alone
 
 
@@ -68,6 +69,8 @@ class Equilibrator:
             for _ in range(4):
                 E *= _power(self.row_max(A_hat), 0.5)[:, self.cone_of_row]
                 D *= _power(np.maximum(self.col_max(A_hat), self.P_max(P_hat[:, self.P_entries])), 0.5)
+                # Rows and columns of rounding noise stay small: a program that only they make feasible is infeasible.
+                D, E = np.clip(D, 1 / _MOST, _MOST), np.clip(E, 1 / _MOST, _MOST)
                 D[~rough], E[~rough] = 1.0, 1.0
                 A_hat = A * E[:, s.A_rows] * D[:, s.A_cols]
                 P_hat = P * D[:, s.P_rows] * D[:, s.P_cols]
