@@ -147,7 +147,7 @@ class DiscreteLayer:
             )
         theta = self._theta(args, named)
         fixed = [jax.lax.stop_gradient(t) for t in theta]
-        *outputs, solutions, noise = jax.lax.stop_gradient(_draw(self._host, self._seed(key, seed), *fixed))
+        *outputs, solutions, noise = map(jax.lax.stop_gradient, _draw(self._host, self._seed(key, seed), *fixed))
         values = function(*outputs)
         shapes = tuple(jax.ShapeDtypeStruct(t.shape, t.dtype) for t in theta)
 

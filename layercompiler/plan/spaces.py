@@ -144,9 +144,10 @@ class Space(ABC):
     def project(self, gradient: np.ndarray, kind: str) -> np.ndarray:
         """See `Oracle.project`."""
         assert kind in PROJECTIONS
-        if kind not in ("auto", "equalities") or self._basis is None or self._basis.shape[1] != gradient.shape[1]:
+        basis = self._basis if kind in ("auto", "equalities") else None
+        if basis is None or basis.shape[1] != gradient.shape[1]:
             return gradient
-        return gradient - (gradient @ self._basis.T) @ self._basis
+        return gradient - (gradient @ basis.T) @ basis
 
 
 class Costs(Space):
@@ -299,6 +300,8 @@ class Constraints(Space):
 
 class Vectors(Space):
     """A black box; without a shape, its instances are vectors of any length."""
+
+    channels = ()  # what a reader of arguments asks of a program
 
     def __init__(self, box: BlackBox) -> None:
         self.box = box
