@@ -17,7 +17,7 @@ from layercompiler.solvers import Engine, Options, engine
 from layercompiler.solvers.engine import CORES
 from layercompiler.status import Status
 
-_ROUGH, _TIGHT = 1e-6, 1e-10
+_ROUGH = 1e-6
 _EXACT = 1e-11  # a refined point this good is final; a worse one is kept while a tighter run is tried
 _LARGE_PSD = 60  # from this order on an interior-point iteration outlasts any time limit
 
@@ -61,8 +61,8 @@ class Search:
                     mend="use solver='auto'",
                 )
         chosen = first(structure)
-        self.attempts = [(chosen, _ROUGH), (chosen, _TIGHT)]
-        for name, tolerance in (("clarabel", _TIGHT), ("scs", 1e-9)):
+        self.attempts = [(chosen, _ROUGH), (chosen, first.tightest)]
+        for name, tolerance in (("clarabel", 1e-10), ("scs", 1e-9)):
             kind = engine(name)
             if kind is not first and kind.accepts(structure):
                 self.attempts.append((kind(structure), tolerance))

@@ -24,6 +24,7 @@ class Lanes(Engine):
     package = "layercompiler.kernels"
     cones = frozenset({"zero", "nonnegative", "second_order", "psd", "exponential", "power"})
     releases_gil = True
+    tightest = 1e-12
 
     @classmethod
     def available(cls) -> bool:
