@@ -13,7 +13,7 @@ from layercompiler.derivatives.residual_map import Point, ResidualMap
 from layercompiler.derivatives.system import Linearization
 from layercompiler.errors import MissingDependencyError, UnsupportedConeError
 from layercompiler.programs.cone import Data, Structure
-from layercompiler.solvers import Engine, Options, engine
+from layercompiler.solvers import Engine, Options, Raw, engine
 from layercompiler.solvers.engine import CORES
 from layercompiler.status import Status
 
@@ -88,6 +88,12 @@ class Search:
         self, data: Data, products: Products, finite: np.ndarray, options: Options, began: float, start: np.ndarray | None
     ) -> Found:
         """Solve a (scaled) batch; instances that are not `finite` are not touched."""
+        if start is None and options.time_limit is None and finite.all():
+            found, first = self._at_once(data, products, options)
+            if found is not None:
+                return found
+        else:
+            first = None
         state = _State(self.structure, data, finite)
         if start is not None:
             self._try_start(state, data, products, start, options)
@@ -106,9 +112,20 @@ class Search:
             part, bound = (data, products) if whole else (data.take(pending), products.take(pending))
             if options.engine_tolerance is not None:
                 tolerance = min(options.engine_tolerance, tolerance) if level else options.engine_tolerance
-            raw = solver.solve(part, tolerance, options, left)
+            raw = first if first is not None and level == 0 else solver.solve(part, tolerance, options, left)
             self._absorb(state, pending, part, bound, raw, solver.name, options)
         return state.found(options)
+
+    def _at_once(self, data: Data, products: Products, options: Options) -> tuple[Found | None, Raw]:
+        """The usual case: the first engine solves every instance, and refinement takes each to rounding."""
+        solver, tolerance = self.attempts[0]
+        raw = solver.solve(data, options.engine_tolerance or tolerance, options, None)
+        if options.refinements and not raw.status.any() and np.isfinite(raw.x).all():
+            point, taken, linear = self.map.refine(data, products, raw.x, raw.y - raw.s, options.refinements, options.workers or CORES)
+            if (point.norm <= _EXACT).all():
+                name = np.full(data.batch, solver.name, dtype=object)
+                return Found(point, linear, raw.status.astype(np.int8), raw.iterations, taken, name), raw
+        return None, raw
 
     def _try_start(self, state: _State, data: Data, products: Products, start: np.ndarray, options: Options) -> None:
         """Newton from a given primal-dual point; instances that reach the exact residual need no engine."""

@@ -55,8 +55,22 @@ class Block:
     def _all_cols(self) -> bool:
         return len(self.cols) == self.size and bool(np.all(self.cols == np.arange(self.size)))
 
-    def _matrix(self, rows: int) -> sp.csr_array:
-        return sp.csr_array((self.coefs, (self.rows, self.cols)), shape=(rows, self.size))
+    @cached_property
+    def _cells(self) -> np.ndarray:
+        """Rows compressed to 0, 1, ...: a block may touch few of the map's rows."""
+        return np.unique(self.rows)
+
+    @cached_property
+    def _matrix(self) -> Any:
+        rows = np.searchsorted(self._cells, self.rows)
+        return sp.csr_matrix((self.coefs, (rows, self.cols)), shape=(len(self._cells), self.size))
+
+    @cached_property
+    def _transpose(self) -> Any:
+        return self._matrix.T.tocsr()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("channel", "rows", "cols", "coefs", "size")}
 
     def add(self, out: np.ndarray, theta: np.ndarray) -> None:
         """Add this block's contribution for `theta` (B, size) to `out` (B, rows)."""
@@ -64,7 +78,7 @@ class Block:
             gathered = theta if self._all_cols else theta[:, self.cols]
             out[:, self.rows] += gathered if self._unit else gathered * self.coefs
         else:
-            out += (self._matrix(out.shape[1]) @ theta.T).T
+            out[:, self._cells] += (self._matrix @ theta.T).T
 
     def adjoint(self, gradient: np.ndarray) -> np.ndarray:
         """Transpose of the linear part: gradient (B, rows) to (B, size)."""
@@ -76,7 +90,7 @@ class Block:
             out = np.zeros((len(gradient), self.size))
             out[:, self.cols] = picked
             return out
-        return (self._matrix(gradient.shape[1]).T.tocsr() @ gradient.T).T
+        return (self._transpose @ gradient[:, self._cells].T).T
 
 
 @dataclass(frozen=True)
