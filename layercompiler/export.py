@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from layercompiler.errors import MissingDependencyError, NotAProblemError, OptionError
+from layercompiler.errors import MissingDependencyError, NotAProblemError, OptionError, StoreError
 from layercompiler.plan import CompiledProblem
 from layercompiler.programs.blackbox import BlackBox
 from layercompiler.programs.store import load as read
@@ -138,10 +138,17 @@ def load(path: str | Path, framework: str | None = None) -> Any:
 
     Raises:
         StoreError: The file is damaged, unsafe or of another format.
+        OptionError: Its engine is not known here.
+        MissingDependencyError: Its engine is not installed here.
     """
     program, settings = read(path)
-    options = Options.of(settings.get("options"))
-    compiled = CompiledProblem(program, str(settings["solver"]), str(settings["on_error"]), options)
+    try:
+        options, solver, on_error = Options.of(dict(settings["options"])), str(settings["solver"]), settings["on_error"]
+        if on_error not in ("raise", "flag"):
+            raise ValueError(f"on_error {on_error!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError("the settings of the saved layer are malformed", where=str(path), got=str(error)) from error
+    compiled = CompiledProblem(program, solver, on_error, options)
     return compiled if framework is None else layer_class(framework)(compiled)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from layercompiler.programs.cone import ConeProgram, OutputSpec, ParameterSpec, 
 
 FORMAT = 1
 LIMIT = 2 << 30  # bytes of an archive, uncompressed
+LARGEST = LIMIT // 32  # scalars of all parameters, or of one output: what a file of a few bytes may make a loader allocate
+_ORDER = ("zero", "nonnegative", "second_order", "psd", "exponential", "power")
 
 
 def save(path: str | Path, program: ConeProgram, settings: dict[str, Any]) -> None:
@@ -80,13 +83,15 @@ def load(path: str | Path) -> tuple[ConeProgram, dict[str, Any]]:
 def _program(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> ConeProgram:
     if header.get("format") != FORMAT:
         raise StoreError("the saved layer has another format", expected=f"{FORMAT}", got=f"{header.get('format')}")
-    n = int(header["n"])
-    cones = Product(tuple((cone_from_record(name, size), int(count)) for name, size, count in header["cones"]))
-    channels = tuple(Channel(int(p), int(size), bool(log)) for p, size, log in header["channels"])
-    parameters = tuple(ParameterSpec(str(name), tuple(map(int, shape)), tuple(map(str, a))) for name, shape, a in header["parameters"])
+    _require(header["kind"] in ("DCP", "DGP"), "the kind of the saved layer is unknown", "kind")
+    n = _whole(header["n"], "n")
+    cones = _cones(header["cones"])
+    parameters = tuple(ParameterSpec(str(name), _shape(shape, name), tuple(map(str, a))) for name, shape, a in header["parameters"])
+    channels = tuple(Channel(_whole(p, "channels"), _whole(size, "channels"), bool(log)) for p, size, log in header["channels"])
     for c in channels:
-        if not 0 <= c.parameter < len(parameters) or c.size != parameters[c.parameter].size:
-            raise StoreError("a channel of the saved layer does not fit its parameter")
+        fits = c.parameter < len(parameters) and c.size == parameters[c.parameter].size
+        _require(fits, "a channel of the saved layer does not fit its parameter", "channels")
+    _require(sum(c.size for c in channels) <= LARGEST, "the parameters of the saved layer are too large", "parameters")
 
     def index(name: str, bound: int) -> np.ndarray:
         a = arrays[name]
@@ -100,25 +105,32 @@ def _program(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> ConeProgr
             raise StoreError("an array of the saved layer is malformed", where=name, expected=f"{size} finite numbers")
         return a.astype(float)
 
-    structure = Structure(n, index("P_rows", n), index("P_cols", n), index("A_rows", cones.m), index("A_cols", n), cones)
+    def entries(name: str, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+        i, j = index(f"{name}_rows", rows), index(f"{name}_cols", cols)
+        _require(len(i) == len(j), "rows and columns of the saved layer are not aligned", name)
+        return i, j
+
+    structure = Structure(n, *entries("P", n, n), *entries("A", cones.m, n), cones)
+    _check_patterns(structure)
     sizes = {"P": len(structure.P_rows), "q": n, "d": 1, "A": len(structure.A_rows), "b": cones.m}
     maps = {}
     for name, size in sizes.items():
         blocks = []
         for i, (channel, width) in enumerate(header["maps"][name]):
-            if not 0 <= channel < len(channels) or width != channels[channel].size:
-                raise StoreError("a map of the saved layer does not fit its channel", where=name)
-            rows = index(f"{name}_{i}_rows", size)
-            blocks.append(Block(int(channel), rows, index(f"{name}_{i}_cols", width), numbers(f"{name}_{i}_coefs", len(rows)), int(width)))
+            fits = 0 <= channel < len(channels) and width == channels[channel].size
+            _require(fits, "a map of the saved layer does not fit its channel", name)
+            rows, cols = entries(f"{name}_{i}", size, width)
+            blocks.append(Block(int(channel), rows, cols, numbers(f"{name}_{i}_coefs", len(rows)), int(width)))
         maps[name] = AffineMap(numbers(f"{name}_constant", size), tuple(blocks))
+    sources = {"primal": n, "dual": cones.m, "value": 1}
     outputs = []
     for i, (name, shape, source, exponential, sign) in enumerate(header["outputs"]):
-        shape = tuple(map(int, shape))
-        rows = index(f"output_{i}_rows", int(np.prod(shape, dtype=int)))
-        cols = index(f"output_{i}_cols", {"primal": n, "dual": cones.m, "value": 1}[source])
-        outputs.append(
-            OutputSpec(str(name), shape, source, rows, cols, numbers(f"output_{i}_coefs", len(rows)), bool(exponential), float(sign))
-        )
+        shape = _shape(shape, name)
+        _require(source in sources and sign in (1, -1), "an output of the saved layer is malformed", str(name))
+        rows, cols = entries(f"output_{i}", int(np.prod(shape, dtype=int)), sources[source])
+        coefs = numbers(f"output_{i}_coefs", len(rows))
+        outputs.append(OutputSpec(str(name), shape, source, rows, cols, coefs, bool(exponential), float(sign)))
+    _require(outputs[-1].source == "value", "the saved layer has no optimal value", "outputs")
     return ConeProgram(
         structure,
         **maps,
@@ -126,5 +138,40 @@ def _program(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> ConeProgr
         channels=channels,
         outputs=tuple(outputs[:-1]),
         value=outputs[-1],
-        kind=str(header["kind"]),
+        kind=header["kind"],
     )
+
+
+def _require(holds: bool, what: str, where: str) -> None:
+    if not holds:
+        raise StoreError(what, where=where)
+
+
+def _whole(value: Any, where: str) -> int:
+    if type(value) is not int or value < 0:
+        raise StoreError("a size of the saved layer is not a whole number", where=where, got=repr(value))
+    return value
+
+
+def _shape(shape: Any, where: str) -> tuple[int, ...]:
+    out = tuple(_whole(k, str(where)) for k in shape)
+    _require(math.prod(out) <= LARGEST, "an array of the saved layer is too large", str(where))
+    return out
+
+
+def _cones(records: Any) -> Product:
+    blocks = tuple((cone_from_record(name, arguments), _whole(count, "cones")) for name, arguments, count in records)
+    for cone, count in blocks:
+        alphas = getattr(cone, "alpha", 0.0)
+        sound = type(cone.dim) is int and cone.dim > 0 and count > 0 and (not isinstance(alphas, tuple) or len(alphas) == count)
+        _require(sound, "a cone of the saved layer is malformed", cone.name)
+    ranks = [_ORDER.index(cone.name) for cone, _ in blocks if cone.name in _ORDER]
+    _require(ranks == sorted(ranks), "the cones of the saved layer are not in the standard order", "cones")
+    return Product(blocks)
+
+
+def _check_patterns(s: Structure) -> None:
+    """A sorted by row and column, P in its upper triangle, no entry twice."""
+    _require(bool(np.all(np.diff(s.A_rows * max(s.n, 1) + s.A_cols) > 0)), "the entries of A are not in order", "A")
+    _require(bool(np.all(s.P_rows <= s.P_cols)), "an entry of P lies below the diagonal", "P")
+    _require(len(np.unique(s.P_cols * max(s.n, 1) + s.P_rows)) == len(s.P_rows), "P has an entry twice", "P")
