@@ -42,7 +42,11 @@ class Adjoint:
             return _half(s, out if g is None else out + g * (x[:, i] * x[:, j]))
 
         def A() -> np.ndarray:
-            return -(y[:, s.A_rows] * u[:, s.A_cols] + t[:, s.A_rows] * x[:, s.A_cols])
+            out, other = y[:, s.A_rows], t[:, s.A_rows]  # in place: these are the largest arrays of a backward pass
+            out *= u[:, s.A_cols]
+            other *= x[:, s.A_cols]
+            out += other
+            return np.negative(out, out=out)
 
         def q() -> np.ndarray:
             return -u if g is None else g * x - u

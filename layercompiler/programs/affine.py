@@ -80,6 +80,11 @@ class Block:
         else:
             out[:, self._cells] += (self._matrix @ theta.T).T
 
+    def put(self, out: np.ndarray, theta: np.ndarray) -> None:
+        """As `add`, into rows that are still zero and that no other entry of this block shares."""
+        gathered = theta if self._all_cols else theta[:, self.cols]
+        out[:, self.rows] = gathered if self._unit else gathered * self.coefs
+
     def adjoint(self, gradient: np.ndarray) -> np.ndarray:
         """Transpose of the linear part: gradient (B, rows) to (B, size)."""
         if self._cols_unique:
@@ -145,8 +150,19 @@ class AffineMap:
         """Evaluate: channels (1 or B, size) to (1 or B, rows)."""
         out = np.empty((self.batch(thetas), self.size))
         out[:] = self.constant
-        for block in self.blocks:
-            block.add(out, thetas[block.channel])
+        for block, fresh in zip(self.blocks, self._fresh, strict=True):
+            (block.put if fresh else block.add)(out, thetas[block.channel])
+        return out
+
+    @cached_property
+    def _fresh(self) -> list[bool]:
+        """Per block, whether it writes rows that nothing else has written before it."""
+        written = self.constant != 0
+        out = []
+        for b in self.blocks:
+            out.append(not written[b.rows].any() and len(np.unique(b.rows)) == len(b.rows))
+            written = written.copy()
+            written[b.rows] = True
         return out
 
     def linear(self, tangents: Sequence[np.ndarray | None]) -> np.ndarray | None:
