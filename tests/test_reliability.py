@@ -218,7 +218,7 @@ LARGE = {
 
 @pytest.mark.parametrize("name", ["nearest correlation matrix", "maximum cut", pytest.param("Lovasz number", marks=pytest.mark.slow)])
 def test_a_time_limit_is_kept_on_semidefinite_programs_of_order_150(name):
-    status, took = run(
+    at_once, status, took = run(
         f"""
         import json, resource, time
         resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
@@ -228,13 +228,15 @@ def test_a_time_limit_is_kept_on_semidefinite_programs_of_order_150(name):
         C, X = cp.Parameter((n, n), symmetric=True, name="C"), cp.Variable((n, n), PSD=True, name="X")
         compiled = lc.compile(cp.Problem({LARGE[name]}), on_error="flag", options={{"time_limit": 1.0}})
         C = rng.standard_normal((n, n))
+        at_once = compiled.solve(C + C.T, options={{"time_limit": 1e-3}}).status
         began = time.perf_counter()
         status = compiled.solve(C + C.T).status
-        print(json.dumps([int(status), time.perf_counter() - began]))
+        print(json.dumps([int(at_once), int(status), time.perf_counter() - began]))
         """
     )
+    assert at_once == Status.TIME_LIMIT
     assert took < 2.0
-    assert status == Status.TIME_LIMIT or (status == Status.SOLVED and took < 1.2)
+    assert status in (Status.TIME_LIMIT, Status.SOLVED)  # what is solved when the limit strikes is not thrown away
 
 
 def test_a_failed_call_leaves_the_layer_usable():
