@@ -23,6 +23,7 @@ _WHOLE = 1e-6  # distance to a whole number that counts as one
 _GAP = 1e-9
 _NODES = 600
 _POOL = 1000
+_PRIMAL, _DUAL = 4, 1  # new costs keep a basis primal feasible, new bounds keep it dual feasible
 
 _STATUS = highspy.HighsModelStatus
 _FAILURES = {
@@ -57,9 +58,21 @@ class _Solver:
         self.whole: Any = None
         self.index = np.arange(program.n, dtype=np.int32)
         self.integer = np.flatnonzero(program.integer).astype(np.int32)
+        self.start = self._reference()
+
+    def _reference(self) -> Any:
+        """A feasible basis that depends on the program alone: where every batch starts, so that answers have no history."""
+        h = self.relaxation
+        h.changeColsCost(self.program.n, self.index, np.arange(1.0, 2.0, 1.0 / max(1, self.program.n))[: self.program.n])
+        h.run()
+        return h.getBasis() if h.getModelStatus() == _STATUS.kOptimal else None
 
     def batch(self, costs: np.ndarray, deadline: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         self.relaxation.clearSolver()
+        self.strategy = _PRIMAL
+        self.relaxation.setOptionValue("simplex_strategy", _PRIMAL)
+        if self.start is not None:
+            self.relaxation.setBasis(self.start)
         self.pool, self.pooled, self.seen = np.zeros((_POOL, self.program.n)), 0, set()
         self.deadline = deadline
         x = np.full(costs.shape, np.nan)
@@ -82,6 +95,9 @@ class _Solver:
         x, reduced = self._relax()
         if self._fraction(x) <= _WHOLE:
             return self._round(x)
+        if self.strategy == _PRIMAL:  # after branching the basis is no longer primal feasible: this batch stays with the dual simplex
+            self.strategy = _DUAL
+            self.relaxation.setOptionValue("simplex_strategy", _DUAL)
         try:
             return self._branch(c, x, reduced)
         finally:
@@ -175,8 +191,7 @@ class _Solver:
         h = self.whole
         h.clearSolver()
         if self.deadline is not None:
-            h.setOptionValue("time_limit", max(1e-3, self.deadline - time.perf_counter()))
-            h.zeroAllClocks()
+            h.setOptionValue("time_limit", h.getRunTime() + max(1e-3, self.deadline - time.perf_counter()))  # HiGHS counts all its runs
         h.changeColsCost(len(c), self.index, c)
         h.run()
         status = h.getModelStatus()

@@ -1,0 +1,476 @@
+"""The discrete layers beside their peers, one pinned core, one run; writes a section of RESULTS.md.
+
+    python benchmarks/discrete.py [maps] [grid] [overhead] [spo] [regret] [cosine]
+
+Peers that are not installed are left out (pip install pyepo pyscipopt gurobipy; never ortools, which breaks HiGHS in the same
+process). torch-imle is not on PyPI: point TORCH_IMLE at a checkout, or the grid row compares with the same formula over a plain
+Dijkstra loop.
+"""
+
+import heapq
+import importlib.util
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cvxpy as cp
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+import layercompiler as lc
+from benchmarks.discrete_problems import PROBLEMS, costs, path_data
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+BEGIN, END = "<!-- discrete: begin -->", "<!-- discrete: end -->"
+
+
+def installed(name):
+    return importlib.util.find_spec(name) is not None
+
+
+def timed(call, repeats=3):
+    """Best seconds of a few calls, after one to warm up, and the last result."""
+    result, best = call(), np.inf
+    for _ in range(repeats):
+        began = time.perf_counter()
+        result = call()
+        best = min(best, time.perf_counter() - began)
+    return best, result
+
+
+# -------------------------------------------------------------------------------------------------------------------------- maps
+
+
+def scip(program, values):
+    """SCIP on a kept model, one cost after another."""
+    from pyscipopt import Model, quicksum
+
+    m = Model()
+    m.hideOutput()
+    x = _variables(program, lambda low, high, whole: m.addVar(lb=low, ub=high, vtype="I" if whole else "C"), None, None)
+    _rows(program, lambda terms, low, high: m.addCons(low <= (quicksum(a * x[j] for j, a in terms) <= high)))
+    out = []
+    for c in values:
+        m.freeTransform()
+        m.setObjective(quicksum(float(a) * v for a, v in zip(c, x, strict=True)), "minimize")
+        m.optimize()
+        out.append(m.getObjVal())
+    return out
+
+
+def gurobi(program, values):
+    """Gurobi on a kept model (its bundled licence is limited in size)."""
+    import gurobipy as gp
+
+    env = gp.Env(params={"OutputFlag": 0, "Threads": 1, "MIPGap": 0.0})
+    m = gp.Model(env=env)
+    x = _variables(program, lambda low, high, whole: m.addVar(lb=low, ub=high, vtype="I" if whole else "C"), -1e20, 1e20)
+    _rows(program, lambda terms, low, high: _range(m, gp.quicksum(a * x[j] for j, a in terms), low, high))
+    m.update()
+    out = []
+    for c in values:
+        m.setAttr("Obj", x, c.tolist())
+        m.optimize()
+        out.append(m.ObjVal)
+    return out
+
+
+def _range(m, expression, low, high):
+    if low == high:
+        m.addConstr(expression == low)
+        return
+    if high < 1e19:
+        m.addConstr(expression <= high)
+    if low > -1e19:
+        m.addConstr(expression >= low)
+
+
+def _variables(program, add, below, above):
+    bounds = zip(program.lower, program.upper, program.integer, strict=True)
+    return [add(float(a) if np.isfinite(a) else below, float(b) if np.isfinite(b) else above, bool(w)) for a, b, w in bounds]
+
+
+def _rows(program, add):
+    A = sp.csr_array(program.A)
+    for i in range(program.m):
+        part = slice(A.indptr[i], A.indptr[i + 1])
+        low, high = max(float(program.low[i]), -1e20), min(float(program.high[i]), 1e20)
+        add([(int(j), float(a)) for j, a in zip(A.indices[part], A.data[part], strict=True)], low, high)
+
+
+def maps():
+    rows = [
+        "| problem (320 calls) | named oracle | HiGHS, LP first | whole at the root | cvxpy.solve | ratio | SCIP | Gurobi | largest gap |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (make, _) in PROBLEMS.items():
+        problem, c, x = make()
+        values = costs(name, c.size)
+        theta = values.reshape(-1, *c.shape)
+        auto = lc.compile(problem, parameters=[c], variables=[x], estimator=lc.DBB())
+        milp = lc.compile(problem, parameters=[c], variables=[x], estimator=lc.DBB(), solver="highs")
+        t_auto, found = timed(lambda k=auto, a=theta: k.solve(a))
+        t_milp, exact = timed(lambda k=milp, a=theta: k.solve(a), 1)
+        program = milp.problem.fixed
+        bound = milp.space.bind([theta], True)
+        nodes = milp.space.engine.solve(-bound.scores, milp.options).nodes
+        few = 20 if name.startswith(("tour", "knap")) else 40
+        began = time.perf_counter()
+        peer = []
+        for value in theta[:few]:
+            c.value = value
+            problem.solve(solver=cp.HIGHS, mip_rel_gap=0.0)
+            peer.append(problem.value)
+        t_cvxpy = (time.perf_counter() - began) / few
+        gaps = [np.abs(found.value[:few] - peer).max(), np.abs(exact.value - found.value).max()]
+        others = []
+        sign = -1.0 if isinstance(problem.objective, cp.Maximize) else 1.0
+        for package, solve in (("pyscipopt", scip), ("gurobipy", gurobi)):
+            if not installed(package):
+                others.append("-")
+                continue
+            try:
+                began = time.perf_counter()
+                value = solve(program, -bound.scores[:few])
+                others.append(f"{(time.perf_counter() - began) / few * 1e6:.0f}")
+                gaps.append(np.abs(sign * np.array(value) - found.value[:few]).max())
+            except Exception as error:
+                others.append(type(error).__name__)
+        named = f"{t_auto / 320 * 1e6:.1f}" if auto.space.match else "-"
+        best = t_auto if auto.space.match else t_milp
+        ratio = f"{t_cvxpy / (best / 320):.0f}x" + (f" ({t_cvxpy / (t_milp / 320):.0f}x by HiGHS)" if auto.space.match else "")
+        rows.append(
+            f"| {name} | {named} | {t_milp / 320 * 1e6:.0f} | {100 * (nodes == 0).mean():.0f} % | {t_cvxpy * 1e6:.0f} | {ratio} "
+            f"| {others[0]} | {others[1]} | {max(gaps):.0e} |"
+        )
+        print(rows[-1], flush=True)
+    return ["### Solves (MAP calls), microseconds per call", "", *rows]
+
+
+# -------------------------------------------------------------------------------------------------------------------------- grid
+
+
+def dijkstra(weights):
+    """A plain Dijkstra over the 8-neighbourhood, as torch-imle's example solver does it in Python."""
+    n, m = weights.shape
+    distance, before = {(0, 0): weights[0, 0]}, {}
+    heap, done = [(weights[0, 0], (0, 0))], set()
+    while heap:
+        d, node = heapq.heappop(heap)
+        if node in done:
+            continue
+        done.add(node)
+        if node == (n - 1, m - 1):
+            break
+        i, j = node
+        for a in (-1, 0, 1):
+            for b in (-1, 0, 1):
+                k = (i + a, j + b)
+                if 0 <= k[0] < n and 0 <= k[1] < m and k not in done and d + weights[k] < distance.get(k, np.inf):
+                    distance[k], before[k] = d + weights[k], node
+                    heapq.heappush(heap, (distance[k], k))
+    path = np.zeros((n, m), dtype=np.float32)
+    node = (n - 1, m - 1)
+    while node != (0, 0):
+        path[node] = 1
+        node = before[node]
+    path[0, 0] = 1
+    return path
+
+
+class GammaLoop:
+    """Sum-of-gamma noise drawn by m gammas, as torch-imle draws it."""
+
+    def __init__(self, k, m):
+        self.k, self.m = k, m
+
+    def sample(self, shape):
+        total = torch.zeros(tuple(shape))
+        for i in range(1, self.m + 1):
+            total += torch.distributions.Gamma(1.0 / self.k, i / self.k).sample(shape)
+        return (total - np.log(self.m)) / self.k
+
+
+def grid():
+    rng = np.random.default_rng(0)
+    weights = rng.uniform(0.8, 9.8, (32, 12, 12)).astype(np.float32)
+    oracle = lc.oracles.GridPath(12, 12)
+    goal = torch.tensor(oracle(rng.uniform(0.8, 9.8, (32, 12, 12))).astype(np.float32))
+    k = 12 * 1.3
+    where = os.environ.get("TORCH_IMLE")
+    if where:
+        sys.path.insert(0, where)
+        from imle.noise import SumOfGammaNoiseDistribution
+        from imle.target import TargetDistribution
+        from imle.wrapper import imle
+
+        noise, label = SumOfGammaNoiseDistribution(k, 100), "torch-imle (checkout) over a Dijkstra loop"
+    else:
+        from layercompiler.torch.imle import TargetDistribution, imle
+
+        noise, label = GammaLoop(k, 100), "torch-imle's formula, gammas drawn one by one, over a Dijkstra loop (no checkout given)"
+
+    def loop(theta):
+        return torch.tensor(np.stack([dijkstra(np.maximum(-u, 1e-6)) for u in theta.detach().numpy()]))
+
+    peer = imle(loop, target_distribution=TargetDistribution(1.0, 10.0), noise_distribution=noise, nb_samples=10)
+    estimator = lc.IMLE(samples=10, step=10.0, scaling="torch-imle", difference="forward", output="all", noise=lc.noise.SumOfGamma(k, 100))
+    layer = lc.export(oracle, "torch", estimator=estimator)
+    default = lc.export(oracle, "torch", estimator=lc.IMLE(samples=10, difference="forward"))
+
+    def step(function, sign):
+        t = torch.tensor(sign * weights, requires_grad=True)
+        z = function(t).reshape(32, 10, 12, 12)
+        (z * (1 - 2 * goal[:, None])).sum().backward()
+        return t.grad
+
+    t_peer, _ = timed(lambda: step(peer, -1.0), 1)
+    t_ours, _ = timed(lambda: step(lambda t: layer(t)[0], 1.0), 5)
+    t_default, _ = timed(lambda: step(lambda t: default(t)[0].unsqueeze(1).expand(-1, 10, -1, -1), 1.0), 5)
+    lines = [
+        "### One I-MLE step on 12x12 grids (32 instances, 10 samples: 640 solves), milliseconds",
+        "",
+        "| what | ms | ratio |",
+        "|---|---|---|",
+        f"| {label} | {t_peer * 1e3:.0f} | 1x |",
+        f"| layer, the same estimator (sum-of-gamma, m=100) | {t_ours * 1e3:.1f} | {t_peer / t_ours:.0f}x |",
+        f"| layer, forward I-MLE with Gumbel noise | {t_default * 1e3:.1f} | {t_peer / t_default:.0f}x |",
+    ]
+    print("\n".join(lines[2:]), flush=True)
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------------------- overhead
+
+
+def overhead():
+    rows = ["| estimator | ms, forward and backward, for (32, 10, 144) |", "|---|---|"]
+    theta = np.random.default_rng(0).standard_normal((32, 144)).astype(np.float32)
+    spent = [0.0]
+    top = lc.oracles.TopK(144, 10)
+
+    def solver(values):
+        began = time.perf_counter()
+        found = top.solve(values)
+        spent[0] += time.perf_counter() - began
+        return found
+
+    estimators = {
+        "I-MLE central, Gumbel": lc.IMLE(samples=10),
+        "I-MLE forward, sum-of-gamma m=10": lc.IMLE(samples=10, difference="forward", noise=lc.noise.SumOfGamma(10.0)),
+        "I-MLE forward, sum-of-gamma m=100": lc.IMLE(samples=10, difference="forward", noise=lc.noise.SumOfGamma(10.0, 100)),
+        "adaptive I-MLE": lc.AdaptiveIMLE(samples=10),
+        "perturbed, normal": lc.Perturbed(samples=10),
+        "identity": lc.Identity(),
+    }
+    for name, estimator in estimators.items():
+        layer = lc.export(lc.BlackBox(solver, sense="max", shape=(144,)), "torch", estimator=estimator)
+        best = np.inf
+        for _ in range(15):
+            t = torch.tensor(theta, requires_grad=True)
+            spent[0] = 0.0
+            began = time.perf_counter()
+            (layer(t)[0] ** 2).sum().backward()
+            best = min(best, time.perf_counter() - began - spent[0])
+        rows.append(f"| {name} | {best * 1e3:.2f} |")
+    draw = lc.noise.SumOfGamma(10.0)
+    rng = np.random.default_rng(0)
+    ours, _ = timed(lambda: draw.sample(rng, (32, 10, 144)), 10)
+    gammas, _ = timed(lambda: [rng.gamma(0.1, 10.0 / i, (32, 10, 144)) for i in range(1, 11)], 3)
+    loop, _ = timed(lambda: GammaLoop(10.0, 10).sample(torch.Size((32, 10, 144))), 3)
+    rows += [
+        "",
+        f"Sum-of-gamma noise, m=10: {ours * 1e3:.2f} ms; gammas by numpy {gammas * 1e3:.1f} ms ({gammas / ours:.0f}x), "
+        f"by torch {loop * 1e3:.1f} ms ({loop / ours:.0f}x).",
+    ]
+    print("\n".join(rows), flush=True)
+    return ["### Overhead of the estimators, without the solver", "", *rows]
+
+
+# --------------------------------------------------------------------------------------------------------------------------- spo
+
+
+def split():
+    """Notebook 03's split: 1000 to train, 1000 to test, random_state 42, as scikit-learn permutes."""
+    x, c = path_data()
+    order = np.random.RandomState(42).permutation(2000)
+    test, train = order[:1000], order[1000:2000]
+    return x[train], x[test], c[train], c[test]
+
+
+def epoch(layer, x, c, z):
+    """One epoch of SPO+ on notebook 03."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(5, 40)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    loss = lc.losses.SPOPlus()
+
+    def run():
+        for rows in torch.randperm(1000).split(32):
+            value = layer.loss(loss, model(x[rows]), true=c[rows], solution=z[rows]).mean()
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+
+    return run
+
+
+def spo():
+    x, _, c, _ = split()
+    oracle = lc.oracles.DagPath.grid(5, 5)
+    z = torch.tensor(oracle(c).astype(np.float32))
+    x, c = torch.tensor(x), torch.tensor(c)
+    problem, parameter, variable = PROBLEMS["path 5x5 (LP)"][0]()
+    layers = {
+        "ours, cp.Problem, recognised oracle": lc.export(
+            problem, "torch", parameters=[parameter], variables=[variable], estimator=lc.Identity()
+        ),
+        "ours, cp.Problem on HiGHS": lc.export(
+            problem, "torch", parameters=[parameter], variables=[variable], estimator=lc.Identity(), solver="highs"
+        ),
+        "ours, named oracle": lc.export(oracle, "torch", estimator=lc.Identity()),
+    }
+    times = {name: timed(epoch(layer, x, c, z))[0] for name, layer in layers.items()}
+    if installed("pyepo") and installed("gurobipy"):
+        try:
+            times["PyEPO 2.2.7, Gurobi"] = timed(_pyepo(x.numpy(), c.numpy()))[0]
+        except Exception as error:
+            print("PyEPO:", error)
+    base = times.get("PyEPO 2.2.7, Gurobi")
+    rows = ["| SPO+ on notebook 03, one epoch of 1000 | ms | against PyEPO with Gurobi |", "|---|---|---|"]
+    rows += [f"| {name} | {t * 1e3:.0f} | {'-' if base is None else f'{base / t:.1f}x'} |" for name, t in times.items()]
+    print("\n".join(rows), flush=True)
+    return ["### An epoch of SPO+", "", *rows]
+
+
+def _pyepo(x, c):
+    import pyepo
+    from torch.utils.data import DataLoader
+
+    optmodel = pyepo.model.grb.shortestPathModel((5, 5))
+    data = pyepo.data.dataset.optDataset(optmodel, x, c)
+    loader = DataLoader(data, batch_size=32, shuffle=True)
+    loss = pyepo.func.SPOPlus(optmodel, processes=1)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(5, 40)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def run():
+        for features, cost, solution, value in loader:
+            result = loss(model(features), cost, solution, value)
+            optimizer.zero_grad()
+            result.backward()
+            optimizer.step()
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------------------------------ regret
+
+PYEPO = (
+    "SPO+ 7.59/165, PG 14.16/223, DPO 9.88/306, DPOMul 12.24/297, PFY 7.29/297, PFYMul 7.54/293, I-MLE 12.07/609, AI-MLE 7.24/614, "
+    "RFWO 7.40/3363, RFY 7.79/3347, DBB 15.12/298, NID 8.90/156, NCE 10.29/19, CMAP 12.97/21, lsLTR 9.59/16, prLTR 9.73/17, ptLTR 8.47/17"
+)
+
+
+def regret(seeds=(42, 0, 1, 2, 3)):
+    x, xe, c, ce = split()
+    oracle = lc.oracles.DagPath.grid(5, 5)
+    z, ze = oracle(c), oracle(ce)
+    pool = torch.tensor(np.unique(z, axis=0).astype(np.float32))
+    x, c, z = torch.tensor(x), torch.tensor(c), torch.tensor(z.astype(np.float32))
+    L = lc.losses
+
+    def through(loss, **targets):
+        return lambda layer, p, c, z: layer.loss(loss, p, **{k: {"true": c, "solution": z, "pool": pool}[k] for k in targets}).mean()
+
+    def l1(layer, p, c, z):
+        return (layer(p)[0] - z).abs().mean()
+
+    def cost(layer, p, c, z):
+        return (layer(p)[0] * c).sum(1).mean()
+
+    methods = {
+        "SPO+": (lc.Identity(), through(L.SPOPlus(), true=1, solution=1)),
+        "perturbed Fenchel-Young (3 samples, normal)": (lc.Identity(), through(L.PerturbedFenchelYoung(3), solution=1)),
+        "perturbed Fenchel-Young (3 samples, Gumbel)": (
+            lc.Identity(),
+            through(L.PerturbedFenchelYoung(3, 1.0, lc.noise.Gumbel()), solution=1),
+        ),
+        "Fenchel-Young, squared norm": (lc.Identity(), through(L.FenchelYoung(), solution=1)),
+        "NCE": (lc.Identity(), through(L.NCE(), solution=1, pool=1)),
+        "MAP-contrastive": (lc.Identity(), through(L.MAPContrastive(), solution=1, pool=1)),
+        "I-MLE central (3 samples) + L1": (lc.IMLE(samples=3), l1),
+        "I-MLE central (3 samples) + cost": (lc.IMLE(samples=3), cost),
+        "adaptive I-MLE (3 samples) + L1": (lambda: lc.AdaptiveIMLE(samples=3, target=4.0), l1),
+        "perturbed (10 samples) + cost": (lc.Perturbed(samples=10), cost),
+        "identity + cost": (lc.Identity(), cost),
+        "DBB + cost": (lc.DBB(step=1.0), cost),
+    }
+    rows = ["| method | test regret, seed 42 | mean of 5 seeds | seconds for 20 epochs |", "|---|---|---|---|"]
+    for name, (estimator, loss) in methods.items():
+        found, spent = [], []
+        for seed in seeds:
+            torch.manual_seed(seed)
+            model = torch.nn.Linear(5, 40)
+            optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+            layer = lc.export(oracle, "torch", estimator=estimator() if callable(estimator) else estimator)
+            began = time.perf_counter()
+            for _ in range(20):
+                for rows_ in torch.randperm(1000).split(32):
+                    value = loss(layer, model(x[rows_]), c[rows_], z[rows_])
+                    optimizer.zero_grad()
+                    value.backward()
+                    optimizer.step()
+            spent.append(time.perf_counter() - began)
+            with torch.no_grad():
+                predicted = oracle(model(torch.tensor(xe)).numpy())
+            found.append(100 * ((ce * predicted).sum() - (ce * ze).sum()) / (ce * ze).sum())
+        rows.append(f"| {name} | {found[0]:.2f} % | {np.mean(found):.2f} % | {np.mean(spent):.1f} |")
+        print(rows[-1], flush=True)
+    note = f"PyEPO's stored table, regret % / seconds on its authors' machine with Gurobi and two processes: {PYEPO}."
+    return ["### Test regret on PyEPO's notebook 03 (5x5 paths, degree 4, noise 0.5, 20 epochs)", "", *rows, "", note]
+
+
+# ------------------------------------------------------------------------------------------------------------------------ cosine
+
+
+def cosine():
+    from tests.discrete.test_estimators import FLOORS, PERMUTATIONS, SUBSETS
+    from tests.discrete.test_estimators import cosine as measure
+
+    rows = ["| estimator | subsets: S = 1 | 10 | 100 | 1000 | assignments: S = 1 | 10 | 100 |", "|---|---|---|---|---|---|---|---|"]
+    for name in FLOORS:
+        found = [measure(name, s, SUBSETS, lc.oracles.TopK(10, 5), 100 if s < 1000 else 50) for s in (1, 10, 100, 1000)]
+        found += [measure(name, s, PERMUTATIONS, lc.oracles.Assignment(4), 60) for s in (1, 10, 100)]
+        rows.append(f"| {name} | " + " | ".join(f"{v:.2f}" for v in found) + " |")
+        print(rows[-1], flush=True)
+    return ["### Mean cosine with the exact gradient of E |z - b|^2 (k-subset 10/5, 252 states; assignment 4x4, 24 states)", "", *rows]
+
+
+SECTIONS = {f.__name__: f for f in (maps, grid, overhead, spo, regret, cosine)}
+
+
+def main():
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
+    torch.set_num_threads(1)
+    chosen = sys.argv[1:] or list(SECTIONS)
+    parts = [part for name in chosen for part in (*SECTIONS[name](), "")]
+    if chosen != list(SECTIONS):
+        return
+    head = f"One core, {platform.processor() or platform.machine()}, Python {platform.python_version()}, "
+    head += f"torch {torch.__version__}, cvxpy {cp.__version__}."
+    text = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
+    text = text[: text.index(BEGIN)] + text[text.index(END) + len(END) + 1 :] if BEGIN in text else text.rstrip() + "\n\n"
+    RESULTS.write_text("\n".join([text.rstrip(), "", BEGIN, "## Discrete layers", "", head, "", *parts, END, ""]))
+
+
+if __name__ == "__main__":
+    main()
