@@ -48,7 +48,7 @@ $(BENCH)/.installed: pyproject.toml setup.py constraints.txt $(KERNELS)
 	touch $@
 
 bench: $(BENCH)/.installed
-	$(BENCH)/bin/python benchmarks/cone.py
+	$(BENCH)/bin/python -m benchmarks.cone
 
 docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
