@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import threading
+import time
 from abc import ABC, abstractmethod
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -15,6 +16,7 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 from layercompiler.programs.cone import Data, Structure
+from layercompiler.status import Status
 
 CORES = os.cpu_count() or 1
 
@@ -129,14 +131,16 @@ class Engine(ABC):
             deadline: Seconds left for this call, or None.
         """
         batch = data.batch
-        arguments = [(data.one(i), tolerance, options, deadline) for i in range(batch)]
+        # Instances share the deadline, so they are handed the moment at which it ends, in time that other processes know.
+        end = None if deadline is None else time.time() + deadline
+        arguments = [(data.one(i), tolerance, options, end) for i in range(batch)]
         workers = options.workers or CORES
         if options.executor is not None and batch > 1:
             results = list(options.executor.map(_Solve(type(self), self.structure), arguments))
         elif self.releases_gil and workers > 1 and batch > 1 and not options.verbose:
-            results = list(_pool(workers).map(lambda a: self.solve_one(*a), arguments))
+            results = list(_pool(workers).map(self._solve_until, arguments))
         else:
-            results = [self.solve_one(*a) for a in arguments]
+            results = [self._solve_until(a) for a in arguments]
         n, m = self.structure.n, self.structure.m
         raw = Raw(
             np.full((batch, n), np.nan),
@@ -151,6 +155,14 @@ class Engine(ABC):
             raw.status[i], raw.iterations[i] = status, iterations
         return raw
 
+    def _solve_until(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """`solve_one` with what is left of the time until `end`."""
+        data, tolerance, options, end = arguments
+        left = None if end is None else end - time.time()
+        if left is not None and left <= 0:
+            return None, None, None, Status.TIME_LIMIT, 0
+        return self.solve_one(data, tolerance, options, left)
+
     @abstractmethod
     def solve_one(self, data: tuple[np.ndarray, ...], tolerance: float, options: Options, deadline: float | None) -> tuple[Any, ...]:
         """Solve one instance (P, q, d, A, b); returns (x, y, s, status, iterations), x None where there is no point."""
@@ -164,8 +176,7 @@ class _Solve:
     structure: Structure
 
     def __call__(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        data, tolerance, options, deadline = arguments
-        return self.kind(self.structure).solve_one(data, tolerance, options, deadline)
+        return self.kind(self.structure)._solve_until(arguments)
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}

@@ -108,7 +108,7 @@ def test_time_limit(solver):
     objective = cp.Minimize(cp.norm1(A @ x - b) + cp.norm2(x) + cp.sum(cp.logistic(A @ x)))
     problem = lc.compile(cp.Problem(objective), parameters=[A, b], solver=solver, on_error="flag")
     rng = np.random.default_rng(0)
-    theta = [rng.standard_normal((40, 90, 60)), rng.standard_normal((40, 90))]
+    theta = [rng.standard_normal((60, 90, 60)), rng.standard_normal((60, 90))]
     began = time.perf_counter()
     status = problem.evaluate(theta, options=lc.Options(time_limit=0.05)).info.status
     assert time.perf_counter() - began < 1.5
