@@ -48,6 +48,7 @@ $(BENCH)/.installed: pyproject.toml setup.py constraints.txt $(KERNELS)
 	touch $@
 
 bench: $(BENCH)/.installed
+	$(BENCH)/bin/python -m benchmarks.kernels
 	$(BENCH)/bin/python -m benchmarks.cone
 
 docs: $(VENV)/.installed

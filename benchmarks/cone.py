@@ -19,7 +19,6 @@ import os
 import platform
 import time
 import warnings
-from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 
 import layercompiler as lc
+from benchmarks import results as results_file
 from benchmarks.peers import DEFAULT, OURS, PEERS
 from benchmarks.problems import BUILDERS, SEVEN
 from layercompiler import kernels
@@ -213,13 +213,13 @@ def ratio(results, name, peers, batch):
 
 
 def page(results, batches, machine):
-    out = ["# Results of `make bench`", "", machine, ""]
+    out = ["## Cone programs", "", machine, ""]
     out += [
         "Milliseconds per batch, forward / backward, medians; every layer in one process, on one pinned core, in turns. Errors are",
         "relative (see benchmarks/README.md). moreau is handed canonical data, not parameters: the map from parameters to data, and",
         "back, is outside of its clock.",
         "",
-        "## Summary: how many times faster, forward and backward together",
+        "### Summary: how many times faster, forward and backward together",
         "",
     ]
     head = ["problem", *(f"over cvxpylayers default, batch {b}" for b in batches)]
@@ -235,7 +235,7 @@ def page(results, batches, machine):
         out.append(_row([label, *("" if c is None else f"{c:.1f}" for c in cells), asked, f"{max(shares):.2f}" if shares else ""]))
     out += [
         "",
-        f"## Where our forward call at batch {min(batches)} spends its time, in torch",
+        f"### Where our forward call at batch {min(batches)} spends its time, in torch",
         "",
         'Milliseconds. "Data" is the map from parameters to data, presolve and scaling; the overhead of the layer is data and the rest.',
         "",
@@ -246,7 +246,7 @@ def page(results, batches, machine):
         found = r["parts"][min(r["parts"])]
         out.append(_row([name, *(f"{t:.2f}" for t in found), f"{found.sum():.2f}", f"{found[2:].sum():.2f}"]))
     for name, r in results.items():
-        out += ["", f"## {name}", "", f"{r['case'].size}. {limit(r['parts'][max(r['parts'])], max(r['parts']))}", ""]
+        out += ["", f"### {name}", "", f"{r['case'].size}. {limit(r['parts'][max(r['parts'])], max(r['parts']))}", ""]
         sizes = list(r["times"])
         head = ["layer", "build, ms", *(f"batch {b}" for b in sizes), "solution error", "gradient error"]
         out += [_row(head), _row(["---"] * len(head))]
@@ -283,7 +283,7 @@ def main():
     parser.add_argument("--batches", default="1,16,128")
     parser.add_argument("--seconds", type=float, default=3.0, help="clock time for each layer, problem and batch size")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
-    parser.add_argument("--out", default=str(Path(__file__).parent / "RESULTS.md"))
+    parser.add_argument("--out", default=str(results_file.PATH))
     options = parser.parse_args()
     os.sched_setaffinity(0, {options.core})
     torch.set_num_threads(1)
@@ -292,7 +292,7 @@ def main():
     results = {}
     for name in options.only.split(","):
         results[name] = run(name, batches, options.seconds)
-    Path(options.out).write_text(page(results, batches, describe_machine()))
+    results_file.write("cone", page(results, batches, describe_machine()), options.out)
     print(f"written to {options.out}")
     for name in SEVEN:
         if name in results:

@@ -24,10 +24,8 @@ import scipy.sparse as sp
 import torch
 
 import layercompiler as lc
+from benchmarks import results as results_file
 from benchmarks.discrete_problems import PROBLEMS, costs, path_data
-
-RESULTS = Path(__file__).parent / "RESULTS.md"
-BEGIN, END = "<!-- discrete: begin -->", "<!-- discrete: end -->"
 
 
 def installed(name):
@@ -467,9 +465,7 @@ def main():
         return
     head = f"One core, {platform.processor() or platform.machine()}, Python {platform.python_version()}, "
     head += f"torch {torch.__version__}, cvxpy {cp.__version__}."
-    text = RESULTS.read_text() if RESULTS.exists() else "# Results\n"
-    text = text[: text.index(BEGIN)] + text[text.index(END) + len(END) + 1 :] if BEGIN in text else text.rstrip() + "\n\n"
-    RESULTS.write_text("\n".join([text.rstrip(), "", BEGIN, "## Discrete layers", "", head, "", *parts, END, ""]))
+    results_file.write("discrete", "\n".join(["## Discrete layers", "", head, "", *parts]))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import qdldl
 import scipy.sparse as sp
 
+from benchmarks import results
 from layercompiler.kernels import LDL, Conic, instruction_set
 from layercompiler.kernels.conic import PARTS
 
@@ -171,10 +172,16 @@ def _row(name, heads, cells):
 
 
 def main(names):
-    """Prints the tables."""
-    print(f"instruction set {instruction_set()}; CPU time per instance on one thread")
+    """Prints the tables; a run of all problems writes them to RESULTS.md."""
+    lines = []
+
+    def say(line):
+        print(line, flush=True)
+        lines.append(line)
+
+    say(f"instruction set {instruction_set()}; CPU time per instance on one thread")
     heads = ("batch", "ms", "Clarabel ms", "ratio", "iterations", "solved", "GFLOP/s of the factors")
-    print(_row("problem", heads, heads))
+    say(_row("problem", heads, heads))
     for name in names or PROBLEMS:
         rng = np.random.default_rng(0)
         instances = [PROBLEMS[name](rng) for _ in range(128)]
@@ -189,17 +196,17 @@ def main(names):
             rate = conic.flops * found.iterations.mean() / ours / 1e9
             solved = f"{int((found.status == 0).sum())}/{batch}"
             times = (f"{ours * 1e3:.3f}", f"{theirs * 1e3:.3f}", f"{theirs / ours:.1f}")
-            print(_row(name, heads, (batch, *times, f"{found.iterations.mean():.1f}", solved, f"{rate:.1f}")), flush=True)
-    print("\n" + _row("share of the time, %", PARTS, PARTS))
+            say(_row(name, heads, (batch, *times, f"{found.iterations.mean():.1f}", solved, f"{rate:.1f}")))
+    say("\n" + _row("share of the time, %", PARTS, PARTS))
     for name in names or PROBLEMS:
         rng = np.random.default_rng(0)
         instances = [PROBLEMS[name](rng) for _ in range(64)]
         n, _, P, A, data = stack(instances)
         profile = np.zeros(len(PARTS))
         Conic(n, P, A, instances[0][4]).solve(*data, profile=profile)
-        print(_row(name, PARTS, [f"{100 * t:.0f}" for t in profile / profile.sum()]), flush=True)
+        say(_row(name, PARTS, [f"{100 * t:.0f}" for t in profile / profile.sum()]))
     heads = ("order", "flops", "factor us", "solve us", "qdldl us", "ratio", "GFLOP/s")
-    print("\n" + _row("KKT matrix of", heads, heads))
+    say("\n" + _row("KKT matrix of", heads, heads))
     for name in names or PROBLEMS:
         rng = np.random.default_rng(0)
         n, m, _, A, _ = stack([PROBLEMS[name](rng) for _ in range(2)])
@@ -215,7 +222,10 @@ def main(names):
         theirs = best(lambda: (solver.update(matrix), solver.solve(rhs[0])), 20)  # noqa: B023
         ours = t_factor + t_solve
         times = tuple(f"{t * 1e6:.1f}" for t in (t_factor, t_solve, theirs))
-        print(_row(name, heads, (n + m, ldl.flops, *times, f"{theirs / ours:.1f}", f"{ldl.flops / t_factor / 1e9:.1f}")), flush=True)
+        say(_row(name, heads, (n + m, ldl.flops, *times, f"{theirs / ours:.1f}", f"{ldl.flops / t_factor / 1e9:.1f}")))
+    if not names:
+        text = "The lanes interior point against Clarabel called from Python, where its time goes, and LDL' against a loop over qdldl."
+        results.write("kernels", "\n".join(["## Kernels", "", text, "", "```text", *lines, "```"]))
 
 
 if __name__ == "__main__":

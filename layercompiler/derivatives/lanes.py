@@ -43,6 +43,11 @@ class LanesMap(ResidualMap):
         return self.newton.order
 
     @property
+    def flops(self) -> float:
+        """Operations of one factorisation."""
+        return float(self.newton.flops)
+
+    @property
     def describe(self) -> str:
         """Name of the linear solve."""
         return f"lanes factorization ({self.newton.factor_nnz} entries, {self.newton.flops} flops), fused with the refinement"

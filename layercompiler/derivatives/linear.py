@@ -32,6 +32,7 @@ class LinearSolve(ABC):
     """Symbolic phase of one pattern (upper triangle, COO, row <= col) with the expected sign of each pivot."""
 
     name: str
+    flops: float  # operations of one factorisation, roughly
 
     @abstractmethod
     def factor(self, values: np.ndarray, eps: float = EPSILON) -> Factor:
@@ -54,6 +55,7 @@ class Lanes(LinearSolve):
 
     def __init__(self, size: int, rows: np.ndarray, cols: np.ndarray, signs: np.ndarray) -> None:
         self.ldl = kernels.LDL(size, rows, cols, signs)
+        self.flops = float(self.ldl.flops)
 
     def factor(self, values: np.ndarray, eps: float = EPSILON) -> Any:
         """See `LinearSolve.factor`."""
@@ -67,6 +69,7 @@ class Dense(LinearSolve):
 
     def __init__(self, size: int, rows: np.ndarray, cols: np.ndarray, signs: np.ndarray) -> None:
         self.size, self.rows, self.cols, self.signs = size, rows, cols, signs.astype(float)
+        self.flops = 2.0 * size**3
 
     def factor(self, values: np.ndarray, eps: float = EPSILON) -> Factor:
         """See `LinearSolve.factor`."""
@@ -110,6 +113,7 @@ class Sparse(LinearSolve):
         self.size, self.nnz, self.signs = size, len(keys), signs.astype(float)
         off = rows != cols
         self.pattern = Pattern(np.concatenate([rows, cols[off]]), np.concatenate([cols, rows[off]]), (size, size))
+        self.flops = 10.0 * self.nnz * np.sqrt(self.nnz)  # the fill is known only to qdldl
         self.mirror = np.concatenate([np.arange(len(rows)), np.flatnonzero(off)])
 
     def factor(self, values: np.ndarray, eps: float = EPSILON) -> Factor:

@@ -122,6 +122,11 @@ class ResidualMap:
         return self.system.size
 
     @property
+    def flops(self) -> float:
+        """Operations of one factorisation, roughly."""
+        return float(self.system.linear.flops + self.system.rotation.flops)
+
+    @property
     def describe(self) -> str:
         """Name of the linear solve, and the blocks treated in their eigenbasis."""
         turned = len(self.system.rotation.turns)

@@ -108,6 +108,12 @@ class Rotation:
             turns.append(_Turn(g, rows, cols, own, per_cone, where[own], tuple(slots), P_entries))
         return cls(np.concatenate(A_rows), np.concatenate(A_cols), kept, tuple(turns))
 
+    @property
+    def flops(self) -> float:
+        """Operations of the congruences, roughly."""
+        orders = [(np.sqrt(8 * t.cols.shape[1] + 1) - 1) / 2 for t in self.turns]
+        return float(sum(4 * k**3 * (1 + sum(rows for _, rows, _, _ in t.others)) for k, t in zip(orders, self.turns, strict=True)))
+
     def rotates(self, group: int) -> bool:
         """Whether a cone block is rotated."""
         return any(t.group == group for t in self.turns)

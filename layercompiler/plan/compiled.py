@@ -103,7 +103,7 @@ class CompiledProblem:
         bound = Bound.of(self, values)
         found = self.search(bound.scaled, bound.products, values.finite, options, began, self._start(warm_start, values))
         linear = found.linear
-        if linear is None and (found.status == Status.SOLVED).any():
+        if linear is None and (found.status == Status.SOLVED).any() and self.search.affordable(values.count, options, began):
             linear = self.map.linearize(bound.scaled, found.point, self.threads)
         info = self._info(found, linear, bound, began)
         evaluation = Evaluation(self, bound, found.point, linear, info)

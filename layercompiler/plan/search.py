@@ -19,6 +19,7 @@ from layercompiler.status import Status
 
 _ROUGH = 1e-6
 _EXACT = 1e-11  # a refined point this good is final; a worse one is kept while a tighter run is tried
+_RATE = 2e9  # operations a second of a factorisation, taken low
 _LARGE_PSD = 60  # from this order on an interior-point iteration outlasts any time limit
 
 
@@ -113,8 +114,15 @@ class Search:
             if options.engine_tolerance is not None:
                 tolerance = min(options.engine_tolerance, tolerance) if level else options.engine_tolerance
             raw = first if first is not None and level == 0 else solver.solve(part, tolerance, options, left)
-            self._absorb(state, pending, part, bound, raw, solver.name, options)
+            self._absorb(state, pending, part, bound, raw, solver.name, options, self.affordable(part.batch, options, began))
         return state.found(options)
+
+    def affordable(self, batch: int, options: Options, began: float) -> int:
+        """Newton steps that fit into what is left of the time limit, by the operations that one takes."""
+        if options.time_limit is None:
+            return options.refinements
+        left = options.time_limit - (time.perf_counter() - began)
+        return min(options.refinements, int(max(left, 0.0) * _RATE / max(self.map.flops * batch, 1.0)))
 
     def _at_once(self, data: Data, products: Products, options: Options) -> tuple[Found | None, Raw]:
         """The usual case: the first engine solves every instance, and refinement takes each to rounding."""
@@ -143,7 +151,9 @@ class Search:
             )
             state.keep(index, point, taken, np.zeros(len(index), int), "warm start", point.norm <= _EXACT)
 
-    def _absorb(self, state: _State, pending: np.ndarray, data: Data, products: Products, raw: object, name: str, options: Options) -> None:
+    def _absorb(
+        self, state: _State, pending: np.ndarray, data: Data, products: Products, raw: Raw, name: str, options: Options, affordable: int
+    ) -> None:
         status = raw.status
         certified = _certified(self.structure, data, products, raw)
         state.conclude(pending[certified], status[certified], raw.iterations[certified], name)
@@ -154,7 +164,7 @@ class Search:
             finite = np.isfinite(raw.x).all(axis=1) & np.isfinite(raw.y).all(axis=1) & np.isfinite(raw.s).all(axis=1)
         certificate = (status == Status.PRIMAL_INFEASIBLE) | (status == Status.DUAL_INFEASIBLE)
         usable = finite & ~certified & ~certificate
-        for index, steps in ((np.flatnonzero(usable & ~limited), options.refinements), (np.flatnonzero(usable & limited), 0)):
+        for index, steps in ((np.flatnonzero(usable & ~limited), affordable), (np.flatnonzero(usable & limited), 0)):
             if len(index) == 0:
                 continue
             whole = len(index) == data.batch
@@ -176,8 +186,8 @@ class _State:
     def __init__(self, structure: Structure, data: Data, finite: np.ndarray) -> None:
         count = data.batch
         self.count = count
-        empty = (np.zeros((count, width)) for width in (structure.n, structure.m, structure.m, structure.n, structure.m))
-        self.point = Point(structure.cones, *empty, np.full(count, np.inf))
+        n, m = np.zeros((count, structure.n)), np.zeros((count, structure.m))
+        self.point = Point(structure.cones, n, m, m, n, m, np.full(count, np.inf))
         self.status = np.where(finite, Status.FAILED, Status.NONFINITE_INPUT).astype(np.int8)
         self.last = np.full(count, Status.FAILED, np.int8)
         self.pending = finite.copy()

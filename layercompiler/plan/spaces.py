@@ -229,7 +229,7 @@ class Costs(Space):
         rows = sp.csr_array(p.A[np.flatnonzero(p.low == p.high)])
         fixed = np.flatnonzero(p.lower == p.upper)
         pins = sp.csr_array((np.ones(len(fixed)), (np.arange(len(fixed)), fixed)), shape=(len(fixed), p.n))
-        both = sp.vstack([rows, pins])
+        both: Any = sp.vstack([rows, pins])
         return both if both.shape[0] else None
 
 
