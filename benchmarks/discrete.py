@@ -443,13 +443,34 @@ def cosine():
     from tests.discrete.test_estimators import FLOORS, PERMUTATIONS, SUBSETS
     from tests.discrete.test_estimators import cosine as measure
 
+    drawn = {}
     rows = ["| estimator | subsets: S = 1 | 10 | 100 | 1000 | assignments: S = 1 | 10 | 100 |", "|---|---|---|---|---|---|---|---|"]
     for name in FLOORS:
         found = [measure(name, s, SUBSETS, lc.oracles.TopK(10, 5), 100 if s < 1000 else 50) for s in (1, 10, 100, 1000)]
         found += [measure(name, s, PERMUTATIONS, lc.oracles.Assignment(4), 60) for s in (1, 10, 100)]
         rows.append(f"| {name} | " + " | ".join(f"{v:.2f}" for v in found) + " |")
+        drawn[name] = found
         print(rows[-1], flush=True)
+    if installed("matplotlib"):
+        _draw(drawn)
     return ["### Mean cosine with the exact gradient of E |z - b|^2 (k-subset 10/5, 252 states; assignment 4x4, 24 states)", "", *rows]
+
+
+def _draw(found):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    for name, values in found.items():
+        axes[0].semilogx((1, 10, 100, 1000), values[:4], marker="o", label=name)
+        axes[1].semilogx((1, 10, 100), values[4:], marker="o")
+    axes[0].set(title="k-subset, n = 10, k = 5", xlabel="samples", ylabel="mean cosine with the exact gradient")
+    axes[1].set(title="assignment 4x4", xlabel="samples")
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(Path(__file__).parent / "discrete_cosine.png", dpi=80)
 
 
 SECTIONS = {f.__name__: f for f in (maps, grid, overhead, spo, regret, cosine)}
