@@ -201,3 +201,36 @@ def test_empty_batches_and_copies():
         with ThreadPoolExecutor(4) as pool:
             for found in pool.map(lambda _, k=compiled, a=costs: k.sample([a], [4]).outputs[0], range(8)):
                 np.testing.assert_array_equal(found, compiled.sample([costs], [4]).outputs[0])
+
+
+def test_scip_agrees():
+    pytest.importorskip("pyscipopt")
+    for name in PROBLEMS:
+        costs = np.random.default_rng(0).uniform(0.1, 1.0, (4, *PROBLEMS[name]()[1].shape))
+        ours, theirs = (compiled_of(name, solver=solver)[3].solve(costs).value for solver in ("highs", "scip"))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_an_engine_from_outside_is_one_registration():
+    import scipy.optimize
+
+    from layercompiler.solvers.mixed_integer import MixedIntegerEngine, register_mixed_integer
+
+    @register_mixed_integer
+    class Scipy(MixedIntegerEngine):
+        name = "scipy"
+
+        def prepare(self):
+            return self
+
+        def batch(self, costs, deadline):
+            p = self.program
+            rows = [scipy.optimize.LinearConstraint(p.A.toarray(), p.low, p.high)] if p.m else []
+            bounds = scipy.optimize.Bounds(p.lower, p.upper)
+            x = [scipy.optimize.milp(c, integrality=p.integer, bounds=bounds, constraints=rows).x for c in costs]
+            return np.array(x), np.zeros(len(x), np.int8), np.zeros(len(x), int)
+
+    for name in ("knapsack", "general"):
+        costs = np.random.default_rng(0).uniform(0.1, 1.0, (4, *PROBLEMS[name]()[1].shape))
+        ours, theirs = (compiled_of(name, solver=solver)[3].solve(costs).value for solver in ("highs", "scipy"))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
