@@ -118,6 +118,14 @@ def test_perturbed_by_explicit_solves(data, noise, baseline):
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+def test_a_single_perturbed_sample_is_held_against_the_solution_without_noise(data):
+    u, dy, _ = data
+    estimator = lc.Perturbed(samples=1, project="none")
+    _, found = run(estimator, u, dy)
+    e = noise_of(estimator, (B, 1, N))[:, 0]
+    np.testing.assert_allclose(found, [(top(u[i] + e[i]) - top(u[i])) @ dy[i] * e[i] for i in range(B)], atol=1e-12)
+
+
 def test_identity_and_straight_through(data):
     u, dy, dy_all = data
     projections = {

@@ -23,8 +23,8 @@ class Perturbed(Estimator):
     distribution of the noise and never the solver, so parameters may also enter the constraints.
 
     Args:
-        baseline: "leave-one-out" subtracts from each sample's <z, dy> the mean of the others (a control variate, unbiased);
-            "none" does not.
+        baseline: "leave-one-out" subtracts from each sample's <z, dy> the mean of the others (a control variate, unbiased); a single
+            sample has no others, and the solution without noise stands in for them, at the price of one more solve. "none" does not.
         project: As in `Identity`; the exact gradient lies in that subspace, so projecting removes noise and adds no bias.
 
     Source:
@@ -49,6 +49,8 @@ class Perturbed(Estimator):
     def pull(self, scores: np.ndarray, draw: Draw, cotangents: np.ndarray, oracle: Oracle) -> np.ndarray:
         """See `Estimator.pull`."""
         rewards = np.einsum("bsd,bd->bs", draw.solutions, cotangents.sum(axis=1), optimize=True)
+        if self.baseline == "leave-one-out" and self.samples == 1:
+            rewards = rewards - np.einsum("bd,bd->b", oracle(scores), cotangents[:, 0])[:, None]
         return oracle.project(self.weighted(draw.noise, rewards), self.project)
 
     def weighted(self, noise: np.ndarray, rewards: np.ndarray) -> np.ndarray:
