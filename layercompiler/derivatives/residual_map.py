@@ -17,7 +17,8 @@ import numpy as np
 from layercompiler.cones import Product, ProductProjection
 from layercompiler.derivatives.products import Products
 from layercompiler.derivatives.scaling import Equilibrator
-from layercompiler.derivatives.system import Linearization, System
+from layercompiler.derivatives.system import Linearization, Refused, System
+from layercompiler.errors import DerivativeError
 from layercompiler.programs.cone import Data, Structure
 
 TARGET = 1e-13  # relative residual at which refinement stops
@@ -70,26 +71,21 @@ class Point:
         return self.x, self.v, self.y, self.F_x, self.F_y, self.norm
 
     def smooth(self) -> np.ndarray:
-        """(B,) bool: the projection is differentiable here.
-
-        Curved cones are only looked at where y or s vanishes on some cone: nowhere else can they have a kink.
-        """
+        """(B,) bool: the projection is differentiable here."""
+        if "projection" in self.__dict__:
+            return self.projection.smooth
         out = np.ones(len(self.x), bool)
-        curved = np.zeros(len(self.x), bool)
-        s = self.y - self.v
         for (cone, count), rows in zip(self.cones.blocks, self.cones.slices, strict=True):
-            if cone.name in _SIMPLE:
-                out &= cone.project_dual(self.v[:, rows].reshape(len(out), count, cone.dim)).smooth.all(axis=1)
+            v, y = (a[:, rows].reshape(len(out), count, cone.dim) for a in (self.v, self.y))
+            # The projections of these two take long, and have a kink nowhere but where y, s or an entry of v vanishes.
+            if cone.name in ("exponential", "power"):
+                size = np.abs(v).max(axis=2)
+                least = np.minimum(np.abs(v).min(axis=2), np.minimum(np.abs(y).max(axis=2), np.abs(y - v).max(axis=2)))
+                index = np.flatnonzero((least <= 1e-8 * size).any(axis=1))
+                out[index] &= cone.project_dual(v[index]).smooth.all(axis=1)
             else:
-                y_size, s_size = (np.abs(a[:, rows].reshape(len(out), count, cone.dim)).max(axis=2) for a in (self.y, s))
-                curved |= (np.minimum(y_size, s_size) <= 1e-8 * np.maximum(y_size, s_size)).any(axis=1)
-        index = np.flatnonzero(curved)
-        if len(index):
-            out[index] &= self.cones.project_dual(self.v[index]).smooth
+                out &= cone.project_dual(v).smooth.all(axis=1)
         return out
-
-
-_SIMPLE = ("zero", "nonnegative", "second_order")
 
 
 class ResidualMap:
@@ -108,28 +104,43 @@ class ResidualMap:
         self._polyhedral = all(cone.name in ("zero", "nonnegative") for cone, _ in structure.cones.blocks)
 
     @cached_property
+    def _system(self) -> System | DerivativeError:
+        try:
+            return System(self.structure, *self._plan)
+        except DerivativeError as refusal:
+            return refusal
+
+    @property
     def system(self) -> System:
-        """The linear system with its symbolic factorisation."""
-        return System(self.structure, *self._plan)
+        """The linear system with its symbolic factorisation.
+
+        Raises:
+            DerivativeError: It is too large.
+        """
+        if isinstance(self._system, DerivativeError):
+            raise self._system
+        return self._system
 
     def prepare(self) -> None:
         """Do the symbolic work now, at compile time, rather than in the first call."""
-        _ = self.system
+        _ = self._system
 
     @property
     def order(self) -> int:
-        """Order of the linear system."""
-        return self.system.size
+        """Order of the linear system, 0 where there is none."""
+        return 0 if isinstance(self._system, DerivativeError) else self._system.size
 
     @property
     def flops(self) -> float:
         """Operations of one factorisation, roughly."""
-        return float(self.system.linear.flops + self.system.rotation.flops)
+        return 0.0 if isinstance(self._system, DerivativeError) else float(self._system.linear.flops + self._system.rotation.flops)
 
     @property
     def describe(self) -> str:
         """Name of the linear solve, and the blocks treated in their eigenbasis."""
-        turned = len(self.system.rotation.turns)
+        if isinstance(self._system, DerivativeError):
+            return f"none, and no refinement: {self._system.what}"
+        turned = len(self.system.rotation.turns) + len(self.system.rotation.row_turns)
         return f"{self.system.linear.name} factorization" + (f", {turned} PSD groups in their eigenbasis" if turned else "")
 
     def point(self, data: Data, products: Products, x: np.ndarray, v: np.ndarray) -> Point:
@@ -146,8 +157,10 @@ class ResidualMap:
             point.__dict__["projection"] = projection
             return point
 
-    def linearize(self, data: Data, point: Point, threads: int = 1) -> Linearization:
-        """Factor the linear system at a point."""
+    def linearize(self, data: Data, point: Point, threads: int = 1) -> Linearization | Refused:
+        """Factor the linear system at a point; where it is too large, what raises once it is asked for a solution."""
+        if isinstance(self._system, DerivativeError):
+            return Refused(self._system, len(point.x))
         with np.errstate(all="ignore"):
             return self.system.factor(data, point.projection)
 
@@ -165,7 +178,7 @@ class ResidualMap:
         active = np.flatnonzero((point.norm > TARGET) & np.isfinite(point.norm))
         kept: Linearization | None = None
         for _ in range(steps):
-            if len(active) == 0:
+            if len(active) == 0 or isinstance(self._system, DerivativeError):
                 break
             whole = len(active) == len(x)
             part, bound, here = (data, products, point) if whole else (data.take(active), products.take(active), point.take(active))

@@ -19,6 +19,7 @@ import numpy as np
 from layercompiler.cones import ProductProjection
 from layercompiler.derivatives.linear import LinearSolve, linear_solve
 from layercompiler.derivatives.rotation import Rotation, Turned
+from layercompiler.errors import DerivativeError
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.programs.pattern import Segments
 
@@ -167,6 +168,27 @@ class Linearization:
         K = np.zeros((s.size, s.size))
         K[s.rows, s.cols] = K[s.cols, s.rows] = self.values[min(i, len(self.values) - 1)]
         return K
+
+
+@dataclass(frozen=True)
+class Refused:
+    """In place of a linearization that would be too large: solutions stand without it, derivatives do not.
+
+    Attributes:
+        reason: What is raised.
+        count: Number of instances.
+    """
+
+    reason: DerivativeError
+    count: int
+
+    def solve(self, r_x: np.ndarray, h: np.ndarray, refine: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Raise."""
+        raise self.reason
+
+    def singular(self) -> np.ndarray:
+        """Unknown, so not claimed."""
+        return np.zeros(self.count, bool)
 
 
 def _join(parts: list[np.ndarray]) -> np.ndarray:
