@@ -245,7 +245,7 @@ def _profitable(s: Structure, k: np.ndarray, i: np.ndarray, entry: np.ndarray, P
         width = len(key) // s.A_cols.itemsize
         if width * (width + 1) // 2 <= len(members) * (width + 2):
             chosen += members
-    return np.sort(np.array(chosen, dtype=np.intp))
+    return np.sort(np.array(chosen[: s.n - 1], dtype=np.intp))  # a program without variables is none
 
 
 def _groups(
