@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -157,7 +158,7 @@ class ResidualMap:
             point.__dict__["projection"] = projection
             return point
 
-    def linearize(self, data: Data, point: Point, threads: int = 1) -> Linearization | Refused:
+    def linearize(self, data: Data, point: Point, threads: int = 1) -> Any:
         """Factor the linear system at a point; where it is too large, what raises once it is asked for a solution."""
         if isinstance(self._system, DerivativeError):
             return Refused(self._system, len(point.x))

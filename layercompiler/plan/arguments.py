@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,7 @@ class Arguments:
         converted = [_real(p, a) for p, a in zip(self.parameters, arrays, strict=True)]
         shapes = tuple(a.shape for a in converted)
         batch = self.batch_shape(shapes)
-        count = int(np.prod(batch, dtype=int))
+        count = math.prod(batch)
         finite = np.ones(count, bool)
         flat = []
         for position, (p, a, given) in enumerate(zip(self.parameters, converted, arrays, strict=True)):
@@ -133,7 +134,7 @@ class Arguments:
 def _rows(array: np.ndarray, parameter: ParameterSpec, batch: tuple[int, ...], count: int) -> np.ndarray:
     """One row per instance, or a single one where the whole batch shares the array; no row in an empty batch."""
     lead = array.shape[: array.ndim - len(parameter.shape)]
-    if count and int(np.prod(lead, dtype=int)) == 1:
+    if count and math.prod(lead) == 1:
         return array.reshape(1, parameter.size)
     return np.broadcast_to(array, (*batch, *parameter.shape)).reshape(count, parameter.size)
 

@@ -11,6 +11,7 @@ P is symmetric and its upper triangle is stored. Rows of A follow the cone order
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,10 +31,10 @@ class ParameterSpec:
     shape: tuple[int, ...]
     attributes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of scalars."""
-        return int(np.prod(self.shape, dtype=int))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ class OutputSpec:
     exponential: bool = False
     sign: float = 1.0
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of scalars."""
-        return int(np.prod(self.shape, dtype=int))
+        return math.prod(self.shape)
 
     @cached_property
     def _gather(self) -> np.ndarray | None:
