@@ -14,7 +14,7 @@ from layercompiler.derivatives.system import Linearization
 from layercompiler.errors import MissingDependencyError, UnsupportedConeError
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.solvers import Engine, Options, Raw, engine
-from layercompiler.solvers.engine import CORES
+from layercompiler.solvers.engine import CORES, engine_names
 from layercompiler.status import Status
 
 _ROUGH = 1e-6
@@ -70,16 +70,19 @@ class Search:
 
     def _choose(self) -> type[Engine]:
         largest = max((cone.order for cone, _ in self.structure.cones.blocks if cone.name == "psd"), default=0)
-        if largest > _LARGE_PSD:
-            self.reason = f"PSD order {largest} > {_LARGE_PSD}"
-            return engine("scs")
-        with suppress(MissingDependencyError):  # the kernels are optional
-            lanes = engine("lanes")
-            if lanes.accepts(self.structure):
-                self.reason = "every cone runs on lanes"
-                return lanes
-        self.reason = "handles every cone"
-        return engine("clarabel")
+        reasons = {"lanes": "every cone runs on lanes", "scs": f"PSD order {largest} > {_LARGE_PSD}"}
+        for name in ("scs", "clarabel") if largest > _LARGE_PSD else ("lanes", "clarabel", *engine_names()):
+            with suppress(MissingDependencyError):  # the kernels are optional, and so are most engines
+                kind = engine(name)
+                if kind.accepts(self.structure):
+                    self.reason = reasons.get(name, "handles every cone")
+                    return kind
+        raise UnsupportedConeError(
+            "no installed engine solves this problem",
+            expected=f"cones that one of {sorted(engine_names())} handles",
+            got=f"cones {sorted({cone.name for cone, _ in self.structure.cones.blocks})}",
+            mend="register an engine for them, see CONTRIBUTING.md",
+        )
 
     def describe(self) -> str:
         """The chosen engine and why."""
