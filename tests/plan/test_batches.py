@@ -1,5 +1,6 @@
 """Batches: every broadcasting pattern equals the instances one by one, and no instance sees its neighbors."""
 
+import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import cvxpy as cp
@@ -207,8 +208,13 @@ def test_dtypes_and_layouts_do_not_matter():
             np.testing.assert_array_equal(a, b)
 
 
+def processes(workers):
+    """Processes that are not forked: another framework's threads may live in this one."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
 @pytest.mark.parametrize("solver", ["clarabel", "scs"])
-@pytest.mark.parametrize("executor", [ThreadPoolExecutor, ProcessPoolExecutor])
+@pytest.mark.parametrize("executor", [ThreadPoolExecutor, processes])
 def test_an_executor_of_the_user_changes_no_bit(solver, executor):
     problem = simple(solver=solver)
     rng = np.random.default_rng(0)
