@@ -2,7 +2,8 @@
 
 A null vector (u, t) of the system is a direction along which the optimality conditions do not change to first order. The solution
 is one of many where u reaches an output; the gradient is one of many where the data gradient of (u, t) reaches a parameter. An
-inactive epigraph variable, say, does neither.
+inactive epigraph variable, say, does neither. Whether it reaches is judged beside a random vector of the same size in scaled
+coordinates, so that no unit matters.
 """
 
 from __future__ import annotations
@@ -22,27 +23,38 @@ _REACHES = 1e-4  # null vectors are known to about the regularisation over the n
 def ambiguity(program: ConeProgram, bound: Bound, point: Point, linear: Any) -> tuple[np.ndarray, np.ndarray]:
     """(gradient ambiguous, solution not unique), (B,) bool each; meaningful for instances whose system is singular."""
     rng = np.random.default_rng(1)
-    r_x, h = rng.standard_normal(point.x.shape[1]), rng.standard_normal(point.v.shape[1])
+    count = len(point.x)
+    r_x, h = (np.repeat(rng.standard_normal((1, a.shape[1])), count, axis=0) for a in (point.x, point.v))
     with np.errstate(all="ignore"):
         # The regularised system amplifies the null space by one over the regularisation: one solve finds a generic null vector.
-        u, t, _ = linear.solve(np.repeat(r_x[None], len(point.x), axis=0), np.repeat(h[None], len(point.x), axis=0), refine=0)
-        scale = np.maximum(np.abs(u).max(axis=1, initial=0.0), np.abs(t).max(axis=1, initial=0.0))[:, None]
-        u, t, x, y = u / scale, t / scale, point.x, point.y
-        if bound.scaling is not None:
-            u, t, x, y = u * bound.scaling.x, t * bound.scaling.y, x * bound.scaling.x, y * bound.scaling.y
-        zero_x, zero_y = np.zeros(bound.full.q.shape), np.zeros((len(u), program.structure.m))
-        u, t = bound.reduction.expand_step(u, t, zero_x, zero_y)
-        size = np.maximum(np.abs(u).max(axis=1, initial=0.0), np.abs(t).max(axis=1, initial=0.0))
-        many, ambiguous = np.zeros(len(u), bool), np.zeros(len(u), bool)
-        for output in program.outputs:
-            if output.source == "primal" and output.size:
-                many |= np.abs(output.pick(u)).max(axis=1) > _REACHES * size
-            elif output.source == "dual" and output.size:
-                ambiguous |= np.abs(output.pick(t)).max(axis=1) > _REACHES * size
-        x, y = bound.reduction.expand(x, y)
-        gradients = Adjoint(x, y, u, t, None).gradients(program.structure)
-        for m, gradient in zip(program.maps, gradients, strict=True):
-            rows = np.flatnonzero(m.parametric)
-            if len(rows):
-                ambiguous |= np.abs(gradient()[:, rows]).max(axis=1) > _REACHES * size * (1.0 + np.abs(x).max(axis=1, initial=0.0))
-    return ambiguous | many, many
+        u, t, _ = linear.solve(r_x, h, refine=0)
+        found, usual = _effects(program, bound, point, u, t), _effects(program, bound, point, r_x, h)
+        reaches = [a > _REACHES * b for a, b in zip(found, usual, strict=True)]
+    many, ambiguous = np.zeros(count, bool), np.zeros(count, bool)
+    for k, reach in enumerate(reaches):
+        if k < len(program.outputs) and program.outputs[k].source == "primal":
+            many |= reach
+        ambiguous |= reach
+    return ambiguous, many
+
+
+def _effects(program: ConeProgram, bound: Bound, point: Point, u: np.ndarray, t: np.ndarray) -> list[np.ndarray]:
+    """Largest change (B,) that (u, t), brought to unit size, makes in each output, and in the gradient of P, q, d, A and b."""
+    size = np.maximum(_largest(u), _largest(t))[:, None]
+    u, t, x, y = u / size, t / size, point.x, point.y
+    if bound.scaling is not None:
+        u, t, x, y = u * bound.scaling.x, t * bound.scaling.y, x * bound.scaling.x, y * bound.scaling.y
+    zero_x, zero_y = np.zeros(bound.full.q.shape), np.zeros((len(u), program.structure.m))
+    u, t = bound.reduction.expand_step(u, t, zero_x, zero_y)
+    x, y = bound.reduction.expand(x, y)
+    none = np.zeros(len(u))
+    moves = {"primal": u, "dual": t}
+    out = [_largest(o.pick(moves[o.source])) if o.source in moves else none for o in program.outputs]
+    for m, gradient in zip(program.maps, Adjoint(x, y, u, t, None).gradients(program.structure), strict=True):
+        rows = np.flatnonzero(m.parametric)
+        out.append(_largest(gradient()[:, rows]) if len(rows) else none)
+    return out
+
+
+def _largest(a: np.ndarray) -> np.ndarray:
+    return np.abs(a).max(axis=1, initial=0.0)
