@@ -170,6 +170,28 @@ def test_a_variable_that_nothing_decides():
     np.testing.assert_allclose(first.vjp([np.ones(())])[0], 1.0, atol=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e6, 1e-6])
+def test_flags_do_not_depend_on_units(scale):
+    """A face of solutions, and a vertex where three rows of the plane meet, in rows and variables of any size."""
+    c, x, y = cp.Parameter(2, name="c"), cp.Variable(2, name="x"), cp.Variable(2, name="y")
+    rows = np.array([[1.0, 0], [0, 1], [1, 1]])
+    face = lc.compile(cp.Problem(cp.Minimize(c @ x / scale), [scale * x >= 0, cp.sum(x) == scale, y == 2 * x]), variables=[x])
+    info = face.evaluate([np.array([[1.0, 1.0], [1.0, 1.5]])]).info
+    assert info.ok.all() and info.unique.tolist() == [False, True]
+    corner = lc.compile(cp.Problem(cp.Minimize(c @ x), [scale * rows @ x >= scale * np.array([1.0, 1, 2])]), variables=[x])
+    info = corner.evaluate([np.array([1.0, 1.2])]).info
+    assert info.ok and info.unique and not info.degenerate
+
+
+def test_a_multiplier_that_is_one_of_many_matters_where_it_is_an_output():
+    p, x = cp.Parameter(2, name="p"), cp.Variable(2, name="x")
+    ties = [x[0] == 0.5, x[0] == 0.5]
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x - p)), ties)
+    plain = lc.compile(problem, variables=[x]).evaluate([np.ones(2)])
+    dual = lc.compile(problem, variables=[x, ties[0].dual_variables[0]]).evaluate([np.ones(2)])
+    assert plain.info.unique and dual.info.unique and dual.info.degenerate and not plain.info.degenerate
+
+
 def test_rank_deficient_least_squares():
     """A with equal columns: x is one of many, A x and its gradient are not."""
     rng = np.random.default_rng(0)

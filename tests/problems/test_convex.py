@@ -151,6 +151,26 @@ def test_expressions_may_hold_parameters_and_constants():
     np.testing.assert_allclose(evaluation.vjp([np.ones(2), None])[0], 6 * theta, atol=1e-9)
 
 
+@pytest.mark.parametrize("geometric", [False, True])
+def test_an_output_twice_counts_twice(geometric):
+    """Values, variables and duals, in all derivatives."""
+    p, x = cp.Parameter(2, name="p", pos=True), cp.Variable(2, name="x", pos=geometric)
+    objective = cp.Minimize(cp.sum(x) + p[0] / x[0] if geometric else cp.sum_squares(x - p) + p[0] * x[1])
+    tie = x[0] * x[1] == p[1] if geometric else cp.sum(x) == p[1]
+    problem = cp.Problem(objective, [tie])
+    once = [x, tie.dual_variables[0], problem.objective]
+    theta, h = [np.array([0.7, 1.3])], [np.array([0.4, -0.3])]
+    single = lc.compile(problem, variables=once).evaluate(theta)
+    double = lc.compile(problem, variables=[*once, *once]).evaluate(theta)
+    g = [np.array([1.0, -2.0]), np.array(0.6), np.array(1.5)]
+    for a, b in ((double.vjp([*g, *g]), single.vjp(g)), (double.hvp([*g, *g], h), single.hvp(g, h))):
+        np.testing.assert_allclose(a[0], 2 * b[0], rtol=1e-10)
+    for a, b in ((double.jvp(h), single.jvp(h)), (double.second(h, h), single.second(h, h))):
+        np.testing.assert_allclose(
+            np.concatenate([np.ravel(e) for e in a]), np.tile(np.concatenate([np.ravel(e) for e in b]), 2), rtol=1e-10
+        )
+
+
 @pytest.mark.parametrize("maximize", [False, True])
 def test_the_optimal_value_has_the_sign_and_the_constants_of_the_user(maximize):
     x, a, b = cp.Variable(name="x"), cp.Parameter(name="a"), cp.Parameter(name="b")

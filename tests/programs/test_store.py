@@ -155,6 +155,7 @@ DAMAGE = {
     "an entry below the diagonal of P": lambda header, arrays: arrays.update(
         P_rows=np.array([1]), P_cols=np.array([0]), P_constant=np.ones(1)
     ),
+    "an entry of P twice": lambda header, arrays: arrays.update(P_rows=np.array([0, 0]), P_cols=np.array([1, 1]), P_constant=np.ones(2)),
     "NaN": entry("b_constant", first_to(np.nan)),
     "an infinity": entry("A_constant", first_to(np.inf)),
     "a wrong size": entry("q_constant", lambda a: a[:-1]),
