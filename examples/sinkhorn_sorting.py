@@ -1,7 +1,9 @@
 """Learns to sort 20, 40 and 80 numbers from examples of sorted lists, through Sinkhorn's operator with its exact derivative.
 
-A small network gives each number a row of scores; Sinkhorn's operator turns the matrix of scores into a doubly stochastic one, Gumbel noise keeps it
-exploring, and the loss compares the softly permuted list with the sorted one. In a test the best assignment of the scores is taken. The measure is
+A small network gives each number a row of scores; Sinkhorn's operator turns the matrix of scores into a doubly stochastic one, Gumbel
+noise keeps it
+exploring, and the loss compares the softly permuted list with the sorted one. In a test the best assignment of the scores is taken. The
+measure is
 that of Mena, Belanger, Linderman and Snoek 2018 (table 1): the share of lists with any element out of place; theirs is 0.0 up to 80
 numbers. Their layer unrolls 20 iterations; ours is differentiated at its fixed point. Takes under a minute and writes sinkhorn_sorting.png.
 """
@@ -72,7 +74,9 @@ def main():
         model, losses = learn(n, steps)
         lists, elements = test(model, n)
         took = time.perf_counter() - began
-        print(f"{n} numbers: lists with an error {100 * lists:.1f} % (paper 0.0 %), elements {100 * elements:.2f} %, {took:.0f} s", flush=True)
+        print(
+            f"{n} numbers: lists with an error {100 * lists:.1f} % (paper 0.0 %), elements {100 * elements:.2f} %, {took:.0f} s", flush=True
+        )
         axes[0].semilogy(losses, label=f"{n} numbers")
         x = torch.linspace(0, 1, n)
         with torch.no_grad():

@@ -78,7 +78,7 @@ def project_linf_ball(x: Any, radius: Any = 1.0) -> Any:
         x: (..., n).
         radius: (...), differentiated too.
     """
-    xp, x, radius = operands(x, radius)
+    _, x, radius = operands(x, radius)
     return project_box(x, -radius[..., None], radius[..., None])
 
 

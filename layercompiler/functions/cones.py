@@ -49,7 +49,8 @@ def above(xp: Any, X: Any) -> Any:
     """
     w, Q = xp.linalg.eigh(xp.stop_gradient(X))
     w, Q = xp.stop_gradient(w), xp.stop_gradient(Q)
-    return graph(xp, X, w, Q, w > 0)
+    rounding = 1e-15 if "64" in str(w.dtype) else 1e-6
+    return graph(xp, X, w, Q, w > rounding * xp.max(xp.abs(w), axis=-1, keepdims=True))
 
 
 def graph(xp: Any, X: Any, w: Any, Q: Any, chosen: Any) -> Any:
@@ -60,10 +61,16 @@ def graph(xp: Any, X: Any, w: Any, Q: Any, chosen: Any) -> Any:
     step = xp.where(across > 0, across / xp.where(across > 0, gap, xp.ones_like(gap)), xp.zeros_like(gap))
     inner = one[..., :, None] * one[..., None, :]
     outer = (1.0 - one)[..., :, None] * (1.0 - one)[..., None, :]
-    T = xp.matmul(transposed(xp, Q), xp.matmul(X, Q))
+    T = rotated(xp, X, w, Q)
     Y = -step * T
     Y = Y - step * (T + xp.matmul(outer * T, Y) - xp.matmul(Y, inner * T) - xp.matmul(Y, xp.matmul(transposed(xp, across * T), Y)))
     V = xp.eye_like(X, X.shape[-1]) * one[..., None, :] + Y
     middle = inner * (xp.eye_like(X, X.shape[-1]) - xp.matmul(transposed(xp, Y), Y))  # (V'V)^-1 to third order
     V = xp.matmul(Q, V)
     return xp.matmul(V, xp.matmul(middle, transposed(xp, V)))
+
+
+def rotated(xp: Any, X: Any, w: Any, Q: Any) -> Any:
+    """Q'XQ, with value diag(w) exactly: what rounding leaves beside the diagonal would be divided by small gaps."""
+    T = xp.matmul(transposed(xp, Q), xp.matmul(X, Q))
+    return T - xp.stop_gradient(T) + w[..., None] * xp.eye_like(X, X.shape[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from layercompiler.errors import OptionError
-from layercompiler.functions.cones import graph
+from layercompiler.functions.cones import graph, rotated
 from layercompiler.functions.operands import operands, square_matrices, transposed
 
 
@@ -18,9 +18,12 @@ def eigen(X: Any, k: int | None = None) -> tuple[Any, Any]:
 
     Returns:
         Values (..., k) and vectors (..., n, k), in columns; their signs are arbitrary.
-    Differentiability: exact to second order where eigenvalues are distinct. Where some are equal (to 1e-10 of the largest), first derivatives
-        of functions that do not depend on the choice of their eigenvectors (such as sums over all of them, or `eigenspace`) are exact; others do
-        not exist, and what is returned is finite. Second derivatives do not exist there.
+    Differentiability: exact to second order where eigenvalues are distinct. Where some are equal (to 1e-10 of the largest), everything
+    is finite, and first
+        derivatives of the sum of the equal ones and of the projector V V' onto their eigenvectors V are exact; those of single ones, or
+        of their vectors, do
+        not exist, and couplings between equal ones are left out. Second derivatives do not exist there. For the projector at
+        both orders use `eigenspace`.
     Cost: O(n^3).
     Source: Magnus 1985.
     """
@@ -36,7 +39,7 @@ def eigen(X: Any, k: int | None = None) -> tuple[Any, Any]:
     step = xp.where(apart, 1.0 / xp.where(apart, gap, xp.ones_like(gap)), xp.zeros_like(gap))[..., :, :count]
     identity = xp.eye_like(X, n)
     unit = identity[:, :count]
-    T = xp.matmul(transposed(xp, Q), xp.matmul(X, Q))
+    T = rotated(xp, X, w, Q)
     V = unit + xp.zeros_like(step)
     for _ in range(3):  # T V = V diag(values), with the unit entries of V held at 1: value unchanged, one order a step
         TV = xp.matmul(T, V)

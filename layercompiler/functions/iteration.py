@@ -6,16 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 
-def iterate(xp: Any, condition: Callable[..., Any], body: Callable[..., Any], state: tuple[Any, ...], limit: int) -> tuple[Any, ...]:
+def iterate(
+    xp: Any, condition: Callable[..., Any], body: Callable[..., Any], state: tuple[Any, ...], limit: int, blind: int = 30
+) -> tuple[Any, ...]:
     """Runs body while condition(*state) holds, a scalar, at most `limit` times.
 
-    The state are arrays held constant. Where torch traces (func.vmap, compile), no condition can be read and all `limit` steps are taken: the
-    body must do no harm beyond convergence.
+    The state are arrays held constant. Inside torch.func.vmap no condition can be read, and `blind` steps are taken: the body must do no
+    harm
+    beyond convergence.
     """
-    if xp.name == "torch" and xp.traced(*state):
-        for _ in range(limit):
-            state = tuple(body(*state))
-        return state
+    if xp.name == "torch":
+        try:
+            bool(condition(*state))
+        except RuntimeError:
+            for _ in range(min(limit, blind)):
+                state = tuple(body(*state))
+            return state
     count = xp.new(0)
     out = xp.while_loop(
         lambda i, *s: (i < limit) & condition(*s),

@@ -9,7 +9,7 @@ from layercompiler.errors import OptionError
 from layercompiler.functions.iteration import iterate
 from layercompiler.functions.operands import operands
 
-STARTS = 7
+STARTS, CANDIDATES = 8, 256
 
 
 def robust_pool(x: Any, penalty: str = "huber", width: Any = 1.0) -> Any:
@@ -23,8 +23,9 @@ def robust_pool(x: Any, penalty: str = "huber", width: Any = 1.0) -> Any:
     | welsch | a^2 (1 - exp(-(z/a)^2 / 2)) | no |
     | truncated-quadratic | min(z^2, a^2) / 2 | no |
 
-    Reweighting from seven quantiles, then Newton's method, then the best of the points; where the penalty is not convex this finds the global minimum in all
-    but contrived cases. The derivative is that of the stationarity equation, exact to second order.
+    Reweighting from the best of the x_i, then Newton's method. Where the penalty is not convex, eight such starts (of at most 256
+    candidates)
+    find the global minimum in all but contrived cases. The derivative is that of the stationarity equation, exact to second order.
 
     Args:
         x: (..., n).
@@ -33,7 +34,8 @@ def robust_pool(x: Any, penalty: str = "huber", width: Any = 1.0) -> Any:
 
     Returns:
         (...).
-    Differentiability: huber and truncated-quadratic not where a residual equals the width; truncated-quadratic and welsch not where the best point
+    Differentiability: huber and truncated-quadratic not where a residual equals the width; truncated-quadratic and welsch not where the
+    best point
         changes. Where every residual of huber is an outlier, any point between the middle values is optimal and the derivative is 0.
     Source: Gould, Hartley, Campbell 2021 (deep declarative networks), section 5.
     """
@@ -59,9 +61,13 @@ def _best(xp: Any, x: Any, a: Any, value: Callable[..., Any], slope: Callable[..
     """The best of the points reached from several starts, (...)."""
     n = x.shape[-1]
     order = xp.sort(x + xp.zeros_like(a), axis=-1)
-    starts = xp.stack([order[..., round(k * (n - 1) / (STARTS - 1))] for k in range(STARTS)], axis=-1)[..., None]
+    count = min(n, CANDIDATES)
+    candidates = xp.stack([order[..., (2 * k + 1) * n // (2 * count)] for k in range(count)], axis=-1) if count < n else order
+    cost = xp.sum(value(xp, candidates[..., :, None] - x[..., None, :], a[..., None]), axis=-1)
+    best = xp.argsort(cost, axis=-1)[..., : min(STARTS, count)]
+    starts = xp.take_along_axis(candidates, best, axis=-1)[..., None]
     x, a = x[..., None, :], a[..., None, :]
-    scale = xp.max(xp.abs(x)) + 1.0
+    scale = xp.max(xp.abs(x), axis=-1, keepdims=True) + a
 
     def reweight(y: Any, moved: Any) -> tuple[Any, Any]:
         z = y - x
@@ -70,7 +76,7 @@ def _best(xp: Any, x: Any, a: Any, value: Callable[..., Any], slope: Callable[..
         w = xp.where(away, slope(xp, z, a) / xp.where(away, z, xp.ones_like(z)), xp.ones_like(z))
         total = xp.sum(w, axis=-1, keepdims=True)
         after = xp.where(total > 0, xp.sum(w * x, axis=-1, keepdims=True) / xp.where(total > 0, total, xp.ones_like(total)), y)
-        return after, xp.max(xp.abs(after - y))
+        return after, xp.abs(after - y) / scale
 
     def newton(y: Any, moved: Any) -> tuple[Any, Any]:
         z = y - x
@@ -80,11 +86,11 @@ def _best(xp: Any, x: Any, a: Any, value: Callable[..., Any], slope: Callable[..
         # kept only where it does not worsen stationarity
         better = xp.abs(xp.sum(slope(xp, after - x, a), axis=-1, keepdims=True)) < xp.abs(pull)
         after = xp.where(better & (bend > 0), after, y)
-        return after, xp.max(xp.abs(after - y))
+        return after, xp.abs(after - y) / scale
 
-    far = 0.0 * scale + xp.inf
-    y, _ = iterate(xp, lambda y, moved: moved > 1e-6 * scale, reweight, (starts, far), 100)
-    y, _ = iterate(xp, lambda y, moved: moved > 1e-15 * scale, newton, (y, far), 50)
+    far = xp.ones_like(starts)
+    y, _ = iterate(xp, lambda y, moved: xp.any(moved > 1e-6), reweight, (starts, far), 100)
+    y, _ = iterate(xp, lambda y, moved: xp.any(moved > 1e-15), newton, (y, far), 50)
     cost = xp.sum(value(xp, y - x, a), axis=-1)
     first = xp.argmin(cost, axis=-1)
     return xp.take_along_axis(y[..., 0], first[..., None], axis=-1)[..., 0]

@@ -1,6 +1,7 @@
 """Proximal operators: argmin over y of |y - x|^2 / 2 + scaling * penalty(y).
 
-The signature (x, weight, scaling) is that which proximal gradient methods call. Derivatives by the framework's own differentiation are exact; at a
+The signature (x, weight, scaling) is that which proximal gradient methods call. Derivatives by the framework's own differentiation are
+exact; at a
 kink, where an entry (group, singular value) just vanishes, it counts as vanished.
 """
 
@@ -34,13 +35,13 @@ def prox_nonnegative_lasso(x: Any, weight: Any = 1.0, scaling: Any = 1.0) -> Any
 
 def prox_elastic_net(x: Any, lasso: Any = 1.0, ridge: Any = 1.0, scaling: Any = 1.0) -> Any:
     """For the penalty sum(lasso * |y| + ridge * y^2 / 2)."""
-    xp, x, lasso, ridge, scaling = operands(x, lasso, ridge, scaling)
+    _, x, lasso, ridge, scaling = operands(x, lasso, ridge, scaling)
     return prox_lasso(x, lasso, scaling) / (1.0 + ridge * scaling)
 
 
 def prox_nonnegative_elastic_net(x: Any, lasso: Any = 1.0, ridge: Any = 1.0, scaling: Any = 1.0) -> Any:
     """For the penalty sum(lasso * y + ridge * y^2 / 2) with y >= 0."""
-    xp, x, lasso, ridge, scaling = operands(x, lasso, ridge, scaling)
+    _, x, lasso, ridge, scaling = operands(x, lasso, ridge, scaling)
     return prox_nonnegative_lasso(x, lasso, scaling) / (1.0 + ridge * scaling)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from layercompiler import arrays
 from layercompiler import functions as lf
 
 
@@ -30,7 +31,8 @@ def cases():
     A, b, G, h = n((2, 6)), n(2), n((4, 6)), 0.3 * n(4) + 0.5
     X = n((4, 3))
     rows, columns = np.array([0.2, 0.3, 0.1, 0.4]), np.array([0.5, 0.2, 0.3])
-    flat = lambda f: lambda *a: (lambda v: v.reshape(*v.shape[:-2], -1) if hasattr(v, "reshape") else _flat(v))(f(*a))  # noqa: E731
+    flat = lambda f: lambda *a: _flat(f(*a))  # noqa: E731
+    spread = np.array([[0.5, 0.1, -0.4], [0.0, 0.4, 0.1], [-0.2, -0.5, 0.6], [0.9, 0.2, -0.3]])
     weights = np.array([1.0, -0.5, 2.0, 0.7, 0.1, -1.0])
     found = {
         "nonnegative": Case(lf.project_nonnegative, (x,), False),
@@ -50,7 +52,7 @@ def cases():
         "polyhedron": Case(lf.project_polyhedron, (x, A, b, G, h)),
         "second-order cone": Case(lf.project_second_order, (np.concatenate([[0.3], x]),)),
         "psd": Case(flat(lf.project_psd), (_spectrum(rng, [2.0, 1.0, 1.0, -0.5, -1.5]),)),
-        "transport": Case(flat(lf.project_transport), (0.3 * X, rows, columns), False),
+        "transport": Case(flat(lf.project_transport), (spread, rows, columns), False),
         "birkhoff": Case(flat(lf.project_birkhoff), (0.5 * n((4, 4)),), False),
         "optimal transport": Case(flat(lf.optimal_transport), (X, rows, columns, np.array(0.5))),
         "wide transport": Case(flat(lf.optimal_transport), (X.T, columns, rows, np.array(0.5))),
@@ -81,6 +83,5 @@ def cases():
 
 
 def _flat(v):
-    import tensorflow as tf
-
-    return tf.reshape(v, (*v.shape[:-2], -1))
+    xp = arrays.of(v)
+    return xp.reshape(v, (*v.shape[:-2], v.shape[-2] * v.shape[-1]))
