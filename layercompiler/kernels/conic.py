@@ -14,7 +14,8 @@ from layercompiler.kernels import library
 from layercompiler.kernels.ldl import indices
 
 PARTS = ("load and start", "residuals", "scaling", "factors", "solves", "cones and steps", "write")
-_ORDER = {"zero": 0, "nonnegative": 1, "second_order": 2, "psd": 3, "exponential": 4, "power": 5}
+PSD = 3
+_ORDER = {"zero": 0, "nonnegative": 1, "second_order": 2, "psd": PSD, "exponential": 4, "power": 5}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ namespace LC_JOIN(target_, LC_TARGET) {
 #include "conic.hpp"
 #include "project.hpp"
 
+#include "eigen.hpp"
+
 #include "newton.hpp"
 
 #define LC_BY_WIDTH(function, ...)                              \
