@@ -1,4 +1,6 @@
 // The C interface that Python loads with ctypes. No exception leaves it: functions return 0, or -1 with the reason in lc_error().
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -198,9 +200,21 @@ LC_API int lc_conic_solve(const void* program, int64_t batch, const double* p, i
     const Target& t = *c.target();
     bool timed = std::isfinite(time_limit);
     ConicOptions options{gap, feasibility, infeasibility, limit, 6, timed ? seconds() + time_limit : INFINITY, timed || profile ? seconds : nullptr};
-    ConicJob job{&c.view(), options, p, q, a, b, p_stride, q_stride, a_stride, b_stride, warm_x, warm_y, warm_s, x, y, s, status, iterations, quality, profile};
+    const int64_t packs = chunk_count(t.lanes, batch);
+    struct Packs {
+      std::atomic<int64_t> next{0};
+      int64_t count;
+    } left;
+    left.count = packs;
+    auto next = [](void* context) -> int64_t {
+      Packs& k = *static_cast<Packs*>(context);
+      int64_t i = k.next.fetch_add(1);
+      return i < k.count ? i : -1;
+    };
+    ConicJob job{&c.view(), options, p, q, a, b, p_stride, q_stride, a_stride, b_stride, warm_x, warm_y, warm_s, x, y, s, status, iterations, quality, profile,
+                 batch, next, &left};
     size_t need = t.conic_scratch(c.view());
-    parallel(chunk_count(t.lanes, batch), threads, [&](int64_t i) { t.conic(job, chunk_at(t.lanes, batch, i), scratch(need)); });
+    parallel(std::min<int64_t>(std::max(threads, 1), packs), threads, [&](int64_t) { t.conic(job, scratch(need)); });
   });
 }
 

@@ -122,7 +122,11 @@ struct ConicJob {
   int8_t* status;
   int32_t* iterations;
   double* quality;  // three per instance: relative primal and dual residual, relative gap
-  double* profile;  // null, or seconds: load and start, residuals, scaling, factors, solves, cones and steps, write (one thread only)
+  double* profile;  // null, or (one thread only) seconds: load and start, residuals, scaling, factors, solves, cones and steps, write; then counts:
+                    // factorisations and triangular solves of instances, iterations of instances and of lanes
+  int64_t batch;
+  int64_t (*next)(void*);  // index of the next pack, negative when there is none; any thread may call it
+  void* context;
 };
 
 // The residual map's linear system K = [[P, A'T, 0], [T'A, N]] of one structure; cones lie in the order of their rows. Entries of T and N by cone:
@@ -199,7 +203,7 @@ struct Target {
   size_t (*solve_scratch)(const Schedule&);
   void (*solve)(const SolveJob&, Chunk, void* scratch);
   size_t (*conic_scratch)(const Program&);
-  void (*conic)(const ConicJob&, Chunk, void* scratch);
+  void (*conic)(const ConicJob&, void* scratch);  // one thread's share of all packs
   size_t (*newton_scratch)(const NewtonPlan&);
   void (*newton)(const NewtonJob&, Chunk, void* scratch);
   size_t (*newton_solve_scratch)(const NewtonPlan&);
