@@ -184,6 +184,54 @@ template <class V> struct Conic {
   V* memory_of(const Cone& k) const { return cone_memory + k.storage; }
   V* matrix(int which) const { return square + (int64_t)which * p.largest_order * p.largest_order; }
 
+  // Equal three-dimensional cones of one instance that is alone in its pack take the lanes themselves; in a pack each cone is worked on for itself.
+  // `load` and `store` move `size` numbers of each cone, `stride` apart.
+  static constexpr bool grouped = N == 1 && lanes_of<Wide> > 1;
+  template <class X> struct Run {
+    X one;  // names the type
+    int count;
+    void load(const V* from, int stride, int size, X* to) const {
+      if constexpr (lanes_of<X> == N) {
+        for (int i = 0; i < size; i++) to[i] = from[i];
+      } else {
+        for (int l = 0; l < lanes_of<X>; l++)
+          for (int i = 0; i < size; i++) put(to[i], l, from[(l < count ? l : 0) * stride + i]);
+      }
+    }
+    void store(const X* from, int stride, int size, V* to) const {
+      if constexpr (lanes_of<X> == N) {
+        for (int i = 0; i < size; i++) to[i] = from[i];
+      } else {
+        for (int l = 0; l < count; l++)
+          for (int i = 0; i < size; i++) to[l * stride + i] = get(from[i], l);
+      }
+    }
+    static X spread(V a) {
+      if constexpr (lanes_of<X> == N) return a;
+      else return splat<X>(a);
+    }
+    static Mask<X> spread_mask(Mask<V> m) {
+      if constexpr (lanes_of<X> == N) return m;
+      else return m ? all_of<X>() : none_of<X>();
+    }
+    static Mask<V> any_of(Mask<X> m) {
+      if constexpr (lanes_of<X> == N) return m;
+      else return any<X>(m);
+    }
+  };
+  // Whether cone t is the first of those that are worked on together.
+  bool starts_run(int t) const { return !grouped || p.cone[t].run_place % lanes_of<Wide> == 0; }
+  template <class Work> void together(int t, Work&& work) const {
+    if constexpr (grouped) {
+      int left_in_run = p.cone[t].run_length - p.cone[t].run_place;
+      if (left_in_run > 1) {
+        work(Run<Wide>{Wide{}, left_in_run < lanes_of<Wide> ? left_in_run : lanes_of<Wide>});
+        return;
+      }
+    }
+    work(Run<V>{V{}, 1});
+  }
+
   static V soc_margin(const V* u, int k) {  // u0^2 - |u1|^2 without cancellation of squares
     V a = V{};
     for (int i = 1; i < k; i++) a = fma(u[i], u[i], a);
@@ -235,8 +283,16 @@ template <class V> struct Conic {
       if (k.kind == second_order) scale_second_order(k);
       else if (k.kind == positive_semidefinite) scale_psd(k);
       else {
+        if (starts_run(t))
+          together(t, [&](auto run) {
+            using X = decltype(run.one);
+            X S[3], Y[3], keep[18];
+            run.load(s + k.row, 3, 3, S);
+            run.load(y + k.row, 3, 3, Y);
+            scale_three<X>(S, Y, k.alpha, run.spread(mu), run.spread_mask(dual_only), *reinterpret_cast<Split<X>*>(keep), keep + 9, keep + 12);
+            run.store(keep, 18, 18, memory_of(k));
+          });
         Split<V>& h = *reinterpret_cast<Split<V>*>(memory_of(k));
-        scale_three<V>(s + k.row, y + k.row, k.alpha, mu, dual_only, h, memory_of(k) + 9, memory_of(k) + 12);
         const int64_t* at = p.slots + k.slot;  // 11 12 22 13 23 33 by columns of the upper triangle, coupling, diagonal of the extra unknown
         static constexpr int order[6] = {0, 1, 3, 2, 4, 5};
         for (int i = 0; i < 6; i++) entries[at[i]] = -h.rest[order[i]];
@@ -397,9 +453,19 @@ template <class V> struct Conic {
         congruence<V, false>(memory_of(k), M, d, G, T);
         pack(G, d, out);
       } else {
-        const V* keep = memory_of(k);
-        V eta[3];
-        correct_three<V>(y + k.row, k.alpha, keep + 12, ds + k.row, dy + k.row, eta);
+        const V *keep = memory_of(k), *eta = work_m + k.row;
+        if (starts_run(t))
+          together(t, [&](auto run) {
+            using X = decltype(run.one);
+            X Y[3], S[3], dS[3], H[6];
+            run.load(y + k.row, 3, 3, Y);
+            run.load(ds + k.row, 3, 3, S);
+            run.load(dy + k.row, 3, 3, dS);
+            run.load(keep + 12, 18, 6, H);
+            X found[3];
+            correct_three<X>(Y, k.alpha, H, S, dS, found);
+            run.store(found, 3, 3, work_m + k.row);
+          });
         for (int i = 0; i < 3; i++) out[i] = s[k.row + i] + target * keep[9 + i] + eta[i];
       }
     }
@@ -470,13 +536,18 @@ template <class V> struct Conic {
       Mask<V> out = none_of<V>();
       for (int t = 0; t < p.cones; t++) {
         const Cone& k = p.cone[t];
-        if (k.kind != exponential && k.kind != power) continue;
-        V u[3], v[3];
-        for (int i = 0; i < 3; i++) {
-          u[i] = fma(a, ds[k.row + i], s[k.row + i]);
-          v[i] = fma(a, dy[k.row + i], y[k.row + i]);
-        }
-        out = out | !(primal_margin(u, k.alpha) > V{}) | !(dual_margin(v, k.alpha) > V{});
+        if ((k.kind != exponential && k.kind != power) || !starts_run(t)) continue;
+        together(t, [&](auto run) {
+          using X = decltype(run.one);
+          X u[3], v[3], from[3], along = run.spread(a);
+          run.load(s + k.row, 3, 3, from);
+          run.load(ds + k.row, 3, 3, u);
+          for (int i = 0; i < 3; i++) u[i] = fma(along, u[i], from[i]);
+          run.load(y + k.row, 3, 3, from);
+          run.load(dy + k.row, 3, 3, v);
+          for (int i = 0; i < 3; i++) v[i] = fma(along, v[i], from[i]);
+          out = out | run.any_of(!(primal_margin(u, k.alpha) > X{}) | !(dual_margin(v, k.alpha) > X{}));
+        });
       }
       out = out & who;
       if (!any<V>(out)) break;
@@ -524,6 +595,23 @@ template <class V> struct Conic {
     for (int i = p.zero; i < p.zero + p.nonnegative; i++) total -= vlog(fma(a, ds[i], s[i]) * fma(a, dy[i], y[i]));
     for (int c_ = 0; c_ < p.cones; c_++) {
       const Cone& k = p.cone[c_];
+      if (k.kind == exponential || k.kind == power) {
+        if (starts_run(c_))
+          together(c_, [&](auto run) {
+            using X = decltype(run.one);
+            X u[3], v[3], from[3], along = run.spread(a);
+            run.load(s + k.row, 3, 3, from);
+            run.load(ds + k.row, 3, 3, u);
+            for (int i = 0; i < 3; i++) u[i] = fma(along, u[i], from[i]);
+            run.load(y + k.row, 3, 3, from);
+            run.load(dy + k.row, 3, 3, v);
+            for (int i = 0; i < 3; i++) v[i] = fma(along, v[i], from[i]);
+            X both = primal_barrier<X>(u, k.alpha) + dual_barrier<X>(v, k.alpha);
+            run.store(&both, 3, 1, work_m + k.row);
+          });
+        total += work_m[k.row];
+        continue;
+      }
       V *u = matrix(3), *v = u + (k.dim > 3 ? k.dim : 3);
       V small[6];
       if (k.dim <= 3) u = small, v = small + 3;
@@ -541,8 +629,6 @@ template <class V> struct Conic {
           cholesky(U, k.order);
           for (int i = 0; i < k.order; i++) total -= num(2) * vlog(U[i * k.order + i]);
         }
-      } else {
-        total += primal_barrier<V>(u, k.alpha) + dual_barrier<V>(v, k.alpha);
       }
     }
     return total;

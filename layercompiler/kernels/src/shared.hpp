@@ -81,6 +81,7 @@ struct Cone {
   int64_t slot;     // dense: upper triangle by columns (exponential, power: then one extra column and its diagonal);
                     // expanded: diagonal, columns v and u, their diagonals
   int64_t storage;  // where its numbers begin in the cone memory
+  int32_t run_place, run_length;  // exponential, power: place among, and number of, equal cones that follow each other
 };
 
 // A conic program's structure: minimise 1/2 x'Px + q'x subject to Ax + s = b, s in K, rows in the order zero, nonnegative, others.
