@@ -42,7 +42,7 @@ template <class V> struct Conic {
   static inline __attribute__((always_inline)) V num(double a) { return splat<V>(a); }
   V* take(int64_t count) {
     V* r = free_;
-    free_ += count;
+    free_ += N == 1 ? (count + 7) / 8 * 8 : count;  // two right-hand sides of one instance are read as a pack
     return r;
   }
   static int64_t memory(const Program& p) {
@@ -50,7 +50,7 @@ template <class V> struct Conic {
     int64_t k = p.largest_order;
     int64_t start = p.p_entries ? 0 : g.panel + g.n;
     return start + 2 * p.p_entries + p.a_entries + 16 * (int64_t)p.n + 20 * (int64_t)p.m + g.entries + g.panel + 2 * (int64_t)g.n + (int64_t)g.widest * g.tallest + 64 +
-           8 * (int64_t)p.size + p.cone_storage + 6 * k * k + 4 * k + 64;
+           8 * (int64_t)p.size + p.cone_storage + 6 * k * k + 4 * k + 64 + 8 * 48;
   }
 
   Conic(const ConicJob& job, void* scratch) : p(*job.program), o(job.options), g(*job.program->schedule), free_(static_cast<V*>(scratch)), profile(job.profile) {
@@ -546,7 +546,7 @@ template <class V> struct Conic {
           run.load(y + k.row, 3, 3, from);
           run.load(dy + k.row, 3, 3, v);
           for (int i = 0; i < 3; i++) v[i] = fma(along, v[i], from[i]);
-          out = out | run.any_of(!(primal_margin(u, k.alpha) > X{}) | !(dual_margin(v, k.alpha) > X{}));
+          out = out | run.any_of((!(primal_margin(u, k.alpha) > X{})) | (!(dual_margin(v, k.alpha) > X{})));
         });
       }
       out = out & who;
@@ -677,40 +677,52 @@ template <class V> struct Conic {
   }
   // kx = K^-1 kb with refinement; every decision per lane. Returns the largest residual relative to 1 + |kb|.
   template <int NR> V solve_kkt() {
+    if constexpr (NR == 2 && grouped) {
+      d2 off = solve_columns<double, d2, 1>(reinterpret_cast<d2*>(kb), reinterpret_cast<d2*>(kx), reinterpret_cast<d2*>(kr), reinterpret_cast<d2*>(kn),
+                                            active ? all_of<d2>() : none_of<d2>());
+      return vmax<double>(off[0], off[1]);
+    } else {
+      return solve_columns<V, V, NR>(kb, kx, kr, kn, active);
+    }
+  }
+  // Right-hand sides of type R with factors of type F.
+  template <class F, class R, int NR> R solve_columns(R* kb, R* kx, R* kr, R* kn, Mask<R> who) {
+    const F *panels = this->panels, *inverse = this->inverse, *entries = this->entries;
+    auto num = [](double a) { return splat<R>(a); };
     int64_t size = (int64_t)g.n * NR;
-    V norm[NR], goal[NR], next[NR];
-    Mask<V> more[NR];
-    for (int t = 0; t < NR; t++) goal[t] = V{};
+    R norm[NR], goal[NR], next[NR];
+    Mask<R> more[NR];
+    for (int t = 0; t < NR; t++) goal[t] = R{};
     for (int64_t i = 0; i < size; i += NR)
       for (int t = 0; t < NR; t++) {
         kx[i + t] = kb[i + t];
         goal[t] = vmax(vabs(kb[i + t]), goal[t]);
       }
-    if (profile) profile[8] += NR * left;
-    substitute<V, V, NR>(g, panels, inverse, kx);
-    residual<V, V, NR>(g, entries, kb, kx, kr, norm);
+    if (profile) profile[8] += NR * left * lanes_of<R> / N;
+    substitute<F, R, NR>(g, panels, inverse, kx);
+    residual<F, R, NR>(g, entries, kb, kx, kr, norm);
     for (int t = 0; t < NR; t++) {
       goal[t] = fma(num(1e-12), goal[t], num(1e-12));
-      more[t] = (norm[t] > goal[t]) & active;
+      more[t] = (norm[t] > goal[t]) & who;
     }
     for (int step = 0; step < o.refine; step++) {
       bool again = false;
-      for (int t = 0; t < NR; t++) again = again || any<V>(more[t]);
+      for (int t = 0; t < NR; t++) again = again || any<R>(more[t]);
       if (!again) break;
-      if (profile) profile[8] += NR * left;
-      substitute<V, V, NR>(g, panels, inverse, kr);
+      if (profile) profile[8] += NR * left * lanes_of<R> / N;
+      substitute<F, R, NR>(g, panels, inverse, kr);
       for (int64_t i = 0; i < size; i++) kn[i] = kx[i] + kr[i];
-      residual<V, V, NR>(g, entries, kb, kn, kr, next);
+      residual<F, R, NR>(g, entries, kb, kn, kr, next);
       for (int t = 0; t < NR; t++) more[t] = more[t] & (next[t] < norm[t]);
       for (int64_t i = 0; i < size; i += NR)
-        for (int t = 0; t < NR; t++) kx[i + t] = select<V>(more[t], kn[i + t], kx[i + t]);
+        for (int t = 0; t < NR; t++) kx[i + t] = select<R>(more[t], kn[i + t], kx[i + t]);
       for (int t = 0; t < NR; t++) {
-        Mask<V> accepted = more[t];
+        Mask<R> accepted = more[t];
         more[t] = more[t] & (next[t] > goal[t]) & (next[t] * num(5) < norm[t]);
-        norm[t] = select<V>(accepted, next[t], norm[t]);
+        norm[t] = select<R>(accepted, next[t], norm[t]);
       }
     }
-    V worst = V{};
+    R worst = R{};
     for (int t = 0; t < NR; t++) worst = vmax(worst, norm[t] / (num(1) + goal[t] * num(1e12)));
     return worst;
   }
