@@ -20,7 +20,6 @@ from layercompiler.derivatives.system import Linearization
 from layercompiler.errors import BuildError
 from layercompiler.programs.cone import Data, Structure
 
-
 _LARGEST_PSD = 60  # beyond it LAPACK's eigenvectors are worth leaving the lanes
 
 
@@ -60,7 +59,9 @@ class LanesMap(ResidualMap):
         P, A = (structure.P_rows, structure.P_cols), (structure.A_rows, structure.A_cols)
         self.newton = kernels.Newton(structure.n, P, A, cones, turns=_turns(structure, samples))
         if self.newton.turned > rotation.LARGEST:
-            raise BuildError("the system in the coordinates of the eigenvectors is too large", where="LanesMap", got=str(self.newton.turned))
+            raise BuildError(
+                "the system in the coordinates of the eigenvectors is too large", where="LanesMap", got=str(self.newton.turned)
+            )
 
     @property
     def order(self) -> int:

@@ -57,7 +57,7 @@ class Point:
 
     def take(self, index: np.ndarray) -> Point:
         """The instances `index`."""
-        return Point(self.cones, *(a[index] for a in self._arrays), None if self.suspect is None else self.suspect[index])
+        return Point(self.cones, *(a[index] for a in self._arrays), suspect=None if self.suspect is None else self.suspect[index])
 
     def put(self, index: np.ndarray, other: Point) -> Point:
         """This batch with the instances `index` replaced by those of `other`."""
@@ -71,7 +71,7 @@ class Point:
         if self.suspect is not None and other.suspect is not None:
             suspect = self.suspect.copy()
             suspect[index] = other.suspect
-        return Point(self.cones, *mixed, suspect)
+        return Point(self.cones, *mixed, suspect=suspect)
 
     @property
     def _arrays(self) -> tuple[np.ndarray, ...]:

@@ -112,9 +112,14 @@ class Conic:
         Raises:
             ShapeError: An operand does not fit the structure.
         """
-        if profile is not None and (profile.shape != (len(PARTS) + len(COUNTS),) or profile.dtype != np.float64 or not profile.flags.c_contiguous):
+        if profile is not None and (
+            profile.shape != (len(PARTS) + len(COUNTS),) or profile.dtype != np.float64 or not profile.flags.c_contiguous
+        ):
             raise ShapeError(
-                "wrong profile", where="profile", expected=f"a contiguous float64 array of shape ({len(PARTS) + len(COUNTS)},)", got=str(profile.shape)
+                "wrong profile",
+                where="profile",
+                expected=f"a contiguous float64 array of shape ({len(PARTS) + len(COUNTS)},)",
+                got=str(profile.shape),
             )
         if not (tol > 0 and max_iter >= 0 and time_limit >= 0):
             raise OptionError(

@@ -214,9 +214,9 @@ template <class V> struct Conic {
       if constexpr (lanes_of<X> == N) return m;
       else return m ? all_of<X>() : none_of<X>();
     }
-    static Mask<V> any_of(Mask<X> m) {
+    static Mask<V> every(Mask<X> m) {
       if constexpr (lanes_of<X> == N) return m;
-      else return any<X>(m);
+      else return !any<X>(!m);
     }
   };
   // Whether cone t is the first of those that are worked on together.
@@ -546,7 +546,8 @@ template <class V> struct Conic {
           run.load(y + k.row, 3, 3, from);
           run.load(dy + k.row, 3, 3, v);
           for (int i = 0; i < 3; i++) v[i] = fma(along, v[i], from[i]);
-          out = out | run.any_of((!(primal_margin(u, k.alpha) > X{})) | (!(dual_margin(v, k.alpha) > X{})));
+          Mask<X> holds = (primal_margin(u, k.alpha) > X{}) & (dual_margin(v, k.alpha) > X{});
+          out = out | !run.every(holds);
         });
       }
       out = out & who;
