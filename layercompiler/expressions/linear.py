@@ -18,7 +18,7 @@ def sparse_product(builder: Builder, matrix: Any, vector: int) -> int | None:
     Rows are padded to the longest one, so that one gather, one product and one sum over the last axis do it, in every framework and
     under every transformation.
     """
-    A = sp.csr_array(matrix)
+    A: Any = sp.csr_array(matrix)
     A.sum_duplicates()
     width = int(np.diff(A.indptr).max(initial=0))
     if width == 0 or 4 * width > A.shape[1] or width * A.shape[0] > 4 * A.nnz + 64:

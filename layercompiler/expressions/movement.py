@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from layercompiler.expressions.graph import Builder, Node, Shape
-from layercompiler.expressions.layout import batch_of, flatten, negative, spread, unflatten
+from layercompiler.expressions.layout import batch_of, flatten, spread, unflatten
 from layercompiler.expressions.operation import Operation, Pattern, positions, rows
 
 
@@ -102,14 +102,24 @@ def _broadcast(xp: Any, node: Node, shapes: Sequence[Shape], values: Sequence[An
 
 
 OPERATIONS = (
-    Operation("gather", lambda options, shapes, arrays: arrays[0].shape, _gather, lambda node, shapes, patterns, constants: rows(patterns[0], node.arrays[0])),
+    Operation(
+        "gather",
+        lambda options, shapes, arrays: arrays[0].shape,
+        _gather,
+        lambda node, shapes, patterns, constants: rows(patterns[0], node.arrays[0]),
+    ),
     Operation(
         "pad",
         lambda options, shapes, arrays: (shapes[0][0] + 1,),
         _pad,
         lambda node, shapes, patterns, constants: rows(patterns[0], np.append(np.arange(shapes[0][0]), -1)),
     ),
-    Operation("slice", lambda options, shapes, arrays: options[3], _slice, lambda node, shapes, patterns, constants: rows(patterns[0], np.arange(*node.options[:3]))),
+    Operation(
+        "slice",
+        lambda options, shapes, arrays: options[3],
+        _slice,
+        lambda node, shapes, patterns, constants: rows(patterns[0], np.arange(*node.options[:3])),
+    ),
     Operation("reshape", lambda options, shapes, arrays: options[0], _reshape, lambda node, shapes, patterns, constants: patterns[0]),
     Operation(
         "permute",

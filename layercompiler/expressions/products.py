@@ -52,7 +52,9 @@ def _terms(left: Shape, right: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return target.reshape(-1), left_at.reshape(-1), right_at.reshape(-1)
 
 
-def bilinear_pattern(target: np.ndarray, at: Sequence[np.ndarray], size: int, patterns: Sequence[Pattern], constants: Sequence[Any]) -> Pattern:
+def bilinear_pattern(
+    target: np.ndarray, at: Sequence[np.ndarray], size: int, patterns: Sequence[Pattern], constants: Sequence[Any]
+) -> Pattern:
     """Pattern of sums of products, given the positions of target and factors of each; products with a constant zero do not count."""
     live = np.ones(len(target), bool)
     for index, value in zip(at, constants, strict=True):

@@ -34,7 +34,11 @@ def _reduction(name: str, function: Callable[..., Any]) -> Operation:
 
     def evaluate(xp: Any, node: Node, shapes: Sequence[Shape], values: Sequence[Any], arrays: tuple[Any, ...]) -> Any:
         axes, keep, *rest = node.options
-        return function(xp, values[0], negative(axes, len(shapes[0])), keep, *rest) if axes else function(xp, values[0][..., None], (-1,), False, *rest)
+        return (
+            function(xp, values[0], negative(axes, len(shapes[0])), keep, *rest)
+            if axes
+            else function(xp, values[0][..., None], (-1,), False, *rest)
+        )
 
     return Operation(name, _shape, evaluate, _pattern)
 
@@ -102,7 +106,12 @@ def _sort_pattern(node: Node, shapes: Sequence[Shape], patterns: Sequence[Patter
 
 
 OPERATIONS = (
-    Operation("sort", lambda options, shapes, arrays: shapes[0], lambda xp, node, shapes, values, arrays: xp.sort(values[0], axis=-1), _sort_pattern),
+    Operation(
+        "sort",
+        lambda options, shapes, arrays: shapes[0],
+        lambda xp, node, shapes, values, arrays: xp.sort(values[0], axis=-1),
+        _sort_pattern,
+    ),
     _reduction("sum", lambda xp, x, axes, keep: xp.sum(x, axis=axes, keepdims=keep)),
     _reduction("prod", _along_one(lambda xp, x: xp.prod(x, axis=-1))),
     _reduction("max", _along_one(lambda xp, x: xp.max(x, axis=-1))),

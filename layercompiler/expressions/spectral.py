@@ -36,5 +36,6 @@ OPERATIONS = (
     _spectral("logdet", lambda s: s[:-2], _logdet),
     _spectral("eigenvalues", lambda s: s[:-1], lambda xp, A: xp.linalg.eigvalsh(_symmetric(xp, A))),
     _spectral("singular_values", lambda s: (*s[:-2], min(s[-2:])), lambda xp, A: xp.linalg.svdvals(A)),
+    _spectral("cholesky", lambda s: s, lambda xp, A: xp.linalg.cholesky(_symmetric(xp, A))),
     _spectral("inverse", lambda s: s, lambda xp, A: xp.linalg.inv(A)),
 )

@@ -80,6 +80,7 @@ CASES = {
     "minimum": lambda: cp.minimum(x(), p(), s()),
     "scalene": lambda: cp.scalene(x() - 0.5, 2, 3),
     "square and cube": lambda: cp.square(x()) + x() ** 3,
+    "one_minus_pos": lambda: cp.one_minus_pos(cp.nlp.sin(x())),
     "square root": lambda: cp.sqrt(cp.exp(x())),
     "inverse": lambda: cp.inv_pos(x()) + cp.power(y(), -2),
     "fractional power": lambda: cp.power(x(), 1.7),
@@ -104,6 +105,7 @@ CASES = {
     "gmatmul": lambda: cp.gmatmul(W[:, :3], cp.Variable(3, pos=True, name="g")),
     "three axes": lambda: cp.sum(cp.nlp.sin(T()), axis=1) @ W[:4, :2],
     "broadcast": lambda: cp.multiply(X(), np.ones((1, 4)) * 2.0) + x()[:3].reshape((3, 1), order="F"),
+    "broadcast_to": lambda: cp.broadcast_to(cp.exp(x()), (2, N)),
     # movement
     "slices": lambda: x()[1:5] * s() + y()[::-1][:4],
     "fancy index": lambda: x()[[0, 2, 2, 5]] - y()[[1, 1, 3, 0]],
@@ -124,6 +126,7 @@ CASES = {
     "transpose": lambda: cp.exp(X()).T - X().T,
     "permutation of axes": lambda: cp.transpose(cp.exp(T()), (2, 0, 1)),
     "trace": lambda: cp.trace(X()[:, :3] @ W[:3]),
+    "trace of a nonlinear one": lambda: cp.trace(cp.exp(S())),
     "partial trace": lambda: cp.partial_trace(cp.Variable((6, 6)) ** 2, (2, 3), axis=0),
     "diff": lambda: cp.diff(cp.nlp.sin(x()), 2),
     # reductions

@@ -76,7 +76,9 @@ class Translator:
                 where=text(e),
                 expected="smooth or piecewise smooth real atoms",
                 got=kind,
-                mend=_ADVICE.get(kind, "rewrite the term with smooth atoms, or write the residual as a function and use layercompiler.LeastSquares"),
+                mend=_ADVICE.get(
+                    kind, "rewrite the term with smooth atoms, or write the residual as a function and use layercompiler.LeastSquares"
+                ),
             )
         k = rule(self, e, [self.of(a) for a in e.args])
         return k if self.builder.shape(k) == tuple(e.shape) else self.call("reshape", k, options=(tuple(int(n) for n in e.shape),))
@@ -225,13 +227,6 @@ def _eigenvalues(pick: Callable[[Translator, Any, int], int]) -> Rule:
     return lambda t, e, a: pick(t, e, t.call("eigenvalues", a[0]))
 
 
-def _one_eigenvalue(which: int) -> Rule:
-    def pick(t: Translator, e: Any, w: int) -> int:
-        return gather(t.builder, w, positions(t.builder.shape(w))[..., which])
-
-    return _eigenvalues(pick)
-
-
 def _largest_eigenvalues(t: Translator, e: Any, w: int) -> int:
     return reduce(t, "sum_largest", w, (len(t.builder.shape(w)) - 1,), False, float(e.k))
 
@@ -355,8 +350,7 @@ RULES: dict[str, Rule] = {
     "convolve": _convolve,
     "Trace": _trace,
     "log_det": _elementwise("logdet"),
-    "lambda_max": _one_eigenvalue(-1),
-    "lambda_min": _one_eigenvalue(0),
+    "lambda_max": _eigenvalues(lambda t, e, w: gather(t.builder, w, positions(t.builder.shape(w))[..., -1])),
     "lambda_sum_largest": _eigenvalues(_largest_eigenvalues),
     "condition_number": _eigenvalues(_condition_number),
     "von_neumann_entr": _eigenvalues(lambda t, e, w: reduce(t, "sum", t.call("entropy", w))),
