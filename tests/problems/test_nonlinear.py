@@ -1,4 +1,4 @@
-"""Objectives in the CVXPY DSL as residual blocks: the sum of the blocks is the objective, and what is no least-squares problem is told so."""
+"""Objectives in the CVXPY DSL as residual blocks, whose sum is the objective; and what is no least-squares problem."""
 
 import cvxpy as cp
 import numpy as np
@@ -39,7 +39,7 @@ OBJECTIVES = {
     "quad_form of a parameter": lambda n: n.q * cp.quad_form(n.r, n.P),
     "x' P x": lambda n: n.r @ n.P @ n.r,
     "r' r": lambda n: n.r @ n.r + cp.sum(cp.multiply(n.r, n.r)),
-    "minus minus": lambda n: -(-cp.sum_squares(n.r)) + 3 + n.q,
+    "minus minus": lambda n: 3 - (n.q - cp.sum_squares(n.r)),
     "stacked squares": lambda n: cp.sum(cp.multiply(np.arange(12.0), cp.hstack([cp.square(n.r), cp.square(sin(n.x))]))),
     "moved squares": lambda n: cp.trace(cp.diag(cp.square(n.r))) + cp.sum(cp.cumsum(cp.square(n.x))) + cp.square(n.R)[1, 2] * n.q,
     "a loop": lambda n: sum(n.w[i] * cp.square(n.x[i + 1] - sin(n.x[i])) for i in range(5)),
