@@ -105,6 +105,10 @@ class Arrays(ABC):
         """log(1 + exp(x)) without overflow."""
 
     @abstractmethod
+    def ndtr(self, x: Any) -> Any:
+        """The normal distribution function."""
+
+    @abstractmethod
     def logsumexp(self, x: Any, axis: int | tuple[int, ...], keepdims: bool = False) -> Any:
         """log(sum(exp(x))) without overflow."""
 
