@@ -11,16 +11,15 @@ array-api-compat; `Arrays` lists what is added. Importing this loads no framewor
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from functools import cache
 from typing import Any
 
 from layercompiler.arrays.base import Arrays
-from layercompiler.errors import DtypeError, MissingDependencyError, OptionError
+from layercompiler.errors import DtypeError
+from layercompiler.frameworks import FRAMEWORKS, checked
 
-__all__ = ["FRAMEWORKS", "Arrays", "get", "of"]
+__all__ = ["Arrays", "get", "of"]
 
-FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
 _PACKAGES = {"torch": "torch", "jax": "jax", "jaxlib": "jax", "tensorflow": "tensorflow", "keras": "tensorflow", "numpy": "numpy"}
 
 
@@ -32,11 +31,7 @@ def get(framework: str) -> Arrays:
         OptionError: Not one of the four frameworks.
         MissingDependencyError: The framework is not installed.
     """
-    if framework not in FRAMEWORKS:
-        raise OptionError("unknown framework", expected=f"one of {list(FRAMEWORKS)}", got=repr(framework))
-    if importlib.util.find_spec(framework) is None:
-        raise MissingDependencyError(f"framework '{framework}' is not installed", mend=f"pip install 'layercompiler[{framework}]'")
-    return importlib.import_module(f"layercompiler.arrays.{framework}").ARRAYS
+    return importlib.import_module(f"layercompiler.arrays.{checked(framework)}").ARRAYS
 
 
 def of(*values: Any) -> Arrays:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from layercompiler.derivatives.perturbation.estimators import Draw, Estimator
 from layercompiler.derivatives.perturbation.losses import Loss
 from layercompiler.derivatives.perturbation.noise import generator
 from layercompiler.errors import BuildError, OptionError, SolveError
+from layercompiler.frameworks import layer
 from layercompiler.plan.compiled import _fingerprint
 from layercompiler.plan.spaces import BoundCall, Calls, Constraints, Costs, Space, Vectors
 from layercompiler.programs.blackbox import BlackBox
@@ -57,6 +57,8 @@ class CompiledDiscrete:
     Raises:
         BuildError: The estimator is not valid for parameters in the constraints.
     """
+
+    layer_kind = "discrete.DiscreteLayer"
 
     def __init__(
         self,
@@ -347,7 +349,7 @@ class CompiledDiscrete:
 
     def to(self, framework: str) -> Any:
         """The same compiled problem as a layer of a framework."""
-        return importlib.import_module("layercompiler.export").export(self, framework)  # the door stands above the plan
+        return layer(self, framework)
 
     def _gradient(self, bound: BoundCall, scores: np.ndarray, draw: Draw, dy: np.ndarray, calls: Calls, rows: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
