@@ -47,7 +47,7 @@ def prox_nonnegative_elastic_net(x: Any, lasso: Any = 1.0, ridge: Any = 1.0, sca
 
 def prox_ridge(x: Any, weight: Any = 1.0, scaling: Any = 1.0) -> Any:
     """x / (1 + weight), for the penalty sum(weight * y^2) / 2."""
-    xp, x, weight, scaling = operands(x, weight, scaling)
+    _, x, weight, scaling = operands(x, weight, scaling)
     return x / (1.0 + weight * scaling)
 
 

@@ -40,7 +40,7 @@ def test_first_derivatives(name, framework):
         assert abs(pulled - c @ tangent) <= 1e-10 * size * np.linalg.norm(c)
 
 
-@pytest.mark.parametrize("framework", DERIVING)
+@pytest.mark.parametrize("framework", ["torch", *(pytest.param(f, marks=pytest.mark.slow) for f in ("jax", "tensorflow"))])
 @pytest.mark.parametrize("name", [n for n in CASES if n not in LINEAR_ONLY])
 def test_second_derivatives(name, framework):
     case, direction, c = CASES[name], DIRECTIONS[name], cotangent(CASES[name])
@@ -81,6 +81,7 @@ def test_a_batch_is_its_singles(name):
     assert empty.shape == (0, *together.shape[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in CASES if n not in LINEAR_ONLY])
 def test_transforms(name):
     import jax
