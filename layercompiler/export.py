@@ -134,7 +134,7 @@ def _compile_discrete(problem: Any, parameters: Any, variables: Any, solver: str
 
 
 def load(path: str | Path, framework: str | None = None) -> Any:
-    """Read a compiled problem that `CompiledProblem.save` wrote; with a framework, its layer.
+    """Read a compiled problem that its `save` wrote; with a framework, its layer.
 
     Raises:
         StoreError: The file is damaged, unsafe or of another format.
@@ -148,6 +148,12 @@ def load(path: str | Path, framework: str | None = None) -> Any:
             raise ValueError(f"on_error {on_error!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError("the settings of the saved layer are malformed", where=str(path), got=str(error)) from error
+    if program is None or "discrete" in settings:
+        from layercompiler.plan.discrete import CompiledDiscrete
+        from layercompiler.plan.discrete_store import restore
+
+        discrete = CompiledDiscrete(*restore(path, program, settings.get("discrete")), solver, on_error, options)
+        return discrete if framework is None else layer_class(framework, "DiscreteLayer")(discrete)
     compiled = CompiledProblem(program, solver, on_error, options)
     return compiled if framework is None else layer_class(framework)(compiled)
 
@@ -158,7 +164,7 @@ def layer_class(framework: str, kind: str = "Layer") -> Any:
     if name not in FRAMEWORKS:
         raise OptionError("unknown framework", expected=f"one of {list(FRAMEWORKS)}", got=repr(framework))
     if name == "numpy":
-        return getattr(importlib.import_module(f"layercompiler.plan.{'layer' if kind == 'Layer' else 'discrete'}"), kind)
+        return getattr(importlib.import_module("layercompiler.plan.layer"), kind)
     if importlib.util.find_spec(name) is None:
         raise MissingDependencyError(f"framework '{name}' is not installed", mend=f"pip install 'layercompiler[{name}]'")
     return getattr(importlib.import_module(f"layercompiler.{name}" + (".discrete" if kind != "Layer" else "")), kind)
