@@ -141,6 +141,7 @@ class _Draw(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.problem = inputs[0]
+        ctx.keep = None if torch.compiler.is_compiling() else _live.get(inputs[0])  # the graph may outlive the layer
         ctx.save_for_backward(*inputs[2:], output[-2], output[-1])
         ctx.mark_non_differentiable(output[-2], output[-1])
 

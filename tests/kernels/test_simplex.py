@@ -100,13 +100,13 @@ def check(seed):
 
 def test_random_programs_agree_with_highs():
     solved, lost = np.sum([check(seed) for seed in range(60)], axis=0)
-    assert solved > 150 and lost < 0.01 * solved
+    assert solved > 150 and lost < 0.02 * solved
 
 
 @pytest.mark.slow
 def test_many_random_programs_agree_with_highs():
     solved, lost = np.sum([check(seed) for seed in range(1000, 3000)], axis=0)
-    assert solved > 5_000 and lost < 0.005 * solved
+    assert solved > 5_000 and lost < 0.01 * solved
 
 
 def fixed(make):

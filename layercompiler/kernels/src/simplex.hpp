@@ -209,7 +209,7 @@ static int32_t dual(Dictionary& t, int32_t limit) {
       }
       int32_t k = t.ratio[pick];
       double width = t.upper[t.side[k]] - t.lower[t.side[k]];
-      if (bland || !(largest * width < gap)) {
+      if (bland || !(largest * width < gap - feasible_by)) {
         if (largest < pivot_least) return lost;
         e = k;
         break;
