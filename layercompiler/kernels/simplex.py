@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from layercompiler.errors import BuildError
+from layercompiler.errors import BuildError, ShapeError
 from layercompiler.kernels import library
 
 SOLVED, INFEASIBLE, UNBOUNDED, LOST, LATE = range(5)
@@ -36,7 +36,7 @@ class Simplex:
         isa: Instruction set; the best one of the machine by default.
 
     Raises:
-        BuildError: There is no feasible start for the relaxation, or the numbers are too badly scaled to find one.
+        BuildError: The arrays do not fit each other, the relaxation is infeasible, or no start is found for it.
 
     Immutable and thread safe.
 
@@ -57,8 +57,12 @@ class Simplex:
         isa: str | None = None,
     ) -> None:
         self._handle = None
-        m, self.n = A.shape
         rows = sp.csr_array(A)
+        m, self.n = len(low), len(lower)
+        if rows.shape != (m, self.n) or not len(high) == m or not len(upper) == len(integer) == self.n or self.n == 0:
+            raise BuildError("the arrays of the program do not fit each other", where="Simplex", got=f"{rows.shape}, {m}, {self.n}")
+        if not (np.isfinite(rows.data).all() and (lower <= upper).all() and (low <= high).all()):
+            raise BuildError("the simplex finds no start", where="Simplex", got="infeasible or not finite")
         largest = np.maximum(abs(rows).max(axis=1).toarray().ravel(), 1e-300) if m and rows.nnz else np.ones(m)
         scale = np.exp2(-np.round(np.log2(np.where(largest > 1e-290, largest, 1.0))))
         start, column = rows.indptr.astype(np.int64), rows.indices.astype(np.int32)
@@ -84,8 +88,13 @@ class Simplex:
 
         Returns:
             Minimisers, exact to a relative gap of 1e-9. An outcome other than SOLVED or LATE asks for another solver's word.
+
+        Raises:
+            ShapeError: The costs have another shape, or are not finite.
         """
         costs = np.ascontiguousarray(costs, dtype=float)
+        if costs.ndim != 2 or costs.shape[1] != self.n or not np.isfinite(costs).all():
+            raise ShapeError("the costs are malformed", expected=f"(N, {self.n}) finite numbers", got=str(costs.shape))
         count = len(costs)
         x, outcome, visited = np.empty((count, self.n)), np.empty(count, np.int8), np.empty(count, np.int32)
         at = library.address

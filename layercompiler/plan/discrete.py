@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +16,11 @@ from layercompiler.derivatives.perturbation.estimators import Draw, Estimator
 from layercompiler.derivatives.perturbation.losses import Loss
 from layercompiler.derivatives.perturbation.noise import generator
 from layercompiler.errors import BuildError, OptionError, UnsupportedTransformError
+from layercompiler.frameworks import layer
 from layercompiler.plan.compiled import _fingerprint
 from layercompiler.plan.discrete_report import describe, failure, info_of, report, worst
 from layercompiler.plan.discrete_store import save
+from layercompiler.plan.layer import result_type
 from layercompiler.plan.spaces import BoundCall, Calls, Constraints, Costs, Space, Vectors
 from layercompiler.programs.blackbox import BlackBox
 from layercompiler.programs.cone import OutputSpec, ParameterSpec
@@ -60,6 +61,8 @@ class CompiledDiscrete:
     Raises:
         BuildError: The estimator is not valid for parameters in the constraints.
     """
+
+    layer_kind = "discrete.DiscreteLayer"
 
     def __init__(
         self,
@@ -363,7 +366,7 @@ class CompiledDiscrete:
 
     def to(self, framework: str) -> Any:
         """The same compiled problem as a layer of a framework."""
-        return importlib.import_module("layercompiler.export").export(self, framework)  # the door stands above the plan
+        return layer(self, framework)
 
     def _gradient(self, bound: BoundCall, scores: np.ndarray, draw: Draw, dy: np.ndarray, calls: Calls, rows: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
@@ -404,3 +407,30 @@ def refuse_second(*_: Any) -> Any:
         "an estimate of a gradient has no derivative: solutions of discrete problems are piecewise constant",
         mend="use first derivatives only (no second derivative through this layer)",
     )
+
+
+class DiscreteLayer:
+    """A discrete problem as a function of numpy arrays."""
+
+    def __init__(self, compiled: CompiledDiscrete) -> None:
+        self.compiled = compiled
+
+    def __call__(self, *args: Any, seed: Any = None, **named: Any) -> tuple[np.ndarray, ...]:
+        """Sampled solutions for one array per parameter, (batch..., *shape), by position or name; a tuple, one per output.
+
+        Args:
+            *args: The arrays.
+            seed: A whole number or several; None for a fresh one.
+            **named: Arrays by name.
+        """
+        arrays = self.compiled.arguments(args, named)
+        outputs = self.compiled.sample(arrays, None if seed is None else np.atleast_1d(seed)).outputs
+        dtype = result_type(arrays)
+        return tuple(o.astype(dtype, copy=False) for o in outputs)
+
+    def solve(self, *args: Any, **named: Any) -> Solution:
+        """Solve without noise, and return values and status."""
+        return self.compiled.solve(*args, **named)
+
+    def __repr__(self) -> str:
+        return f"DiscreteLayer[numpy]({self.compiled.describe()})"

@@ -1,16 +1,13 @@
-"""The layers without a framework: numpy in, numpy out."""
+"""The layer without a framework: numpy in, numpy out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from layercompiler.plan.compiled import CompiledProblem
 from layercompiler.status import Solution
-
-if TYPE_CHECKING:
-    from layercompiler.plan.discrete import CompiledDiscrete
 
 
 class Layer:
@@ -38,30 +35,3 @@ def result_type(arrays: Any) -> np.dtype:
     """The floating type of the outputs: the widest among floating inputs, float64 when there are none."""
     kinds = [a.dtype for a in map(np.asarray, arrays) if a.dtype.kind == "f"]
     return np.result_type(*kinds) if kinds else np.dtype(float)
-
-
-class DiscreteLayer:
-    """A discrete problem as a function of numpy arrays."""
-
-    def __init__(self, compiled: CompiledDiscrete) -> None:
-        self.compiled = compiled
-
-    def __call__(self, *args: Any, seed: Any = None, **named: Any) -> tuple[np.ndarray, ...]:
-        """Sampled solutions for one array per parameter, (batch..., *shape), by position or name; a tuple, one per output.
-
-        Args:
-            *args: The arrays.
-            seed: A whole number or several; None for a fresh one.
-            **named: Arrays by name.
-        """
-        arrays = self.compiled.arguments(args, named)
-        outputs = self.compiled.sample(arrays, None if seed is None else np.atleast_1d(seed)).outputs
-        dtype = result_type(arrays)
-        return tuple(o.astype(dtype, copy=False) for o in outputs)
-
-    def solve(self, *args: Any, **named: Any) -> Solution:
-        """Solve without noise, and return values and status."""
-        return self.compiled.solve(*args, **named)
-
-    def __repr__(self) -> str:
-        return f"DiscreteLayer[numpy]({self.compiled.describe()})"

@@ -60,7 +60,8 @@ def save(path: str | Path, program: ConeProgram | None, settings: dict[str, Any]
 
 def _write(path: str | Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     with Path(path).open("wb") as file:
-        np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)
+        text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+        np.savez_compressed(file, **{"header": text, **arrays})  # type: ignore[arg-type]
 
 
 def load(path: str | Path) -> tuple[ConeProgram | None, dict[str, Any]]:

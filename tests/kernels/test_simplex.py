@@ -6,7 +6,7 @@ import scipy.optimize
 import scipy.sparse as sp
 
 from layercompiler import kernels
-from layercompiler.errors import BuildError
+from layercompiler.errors import BuildError, ShapeError
 from layercompiler.kernels import simplex
 from tests.discrete.problems import assignment, shortest_path
 
@@ -164,6 +164,11 @@ def test_programs_without_a_start_say_so():
         simplex.Simplex(
             sp.csr_array(np.ones((2, 2))), np.array([3.0, -np.inf]), np.array([np.inf, 1.0]), np.zeros(2), np.ones(2), np.zeros(2, bool)
         )
+    with pytest.raises(BuildError, match="fit"):
+        simplex.Simplex(sp.csr_array(np.ones((2, 2))), np.zeros(2), np.zeros(3), np.zeros(2), np.ones(2), np.zeros(2, bool))
     empty = simplex.Simplex(sp.csr_array((0, 3)), np.zeros(0), np.zeros(0), -np.ones(3), np.ones(3), np.ones(3, bool))
     np.testing.assert_array_equal(empty.solve(np.array([[1.0, -1.0, 2.0]])).x, [[-1.0, 1.0, -1.0]])
+    for wrong in (np.zeros((2, 4)), np.full((1, 3), np.nan), np.zeros(3)):
+        with pytest.raises(ShapeError):
+            empty.solve(wrong)
     assert empty.solve(np.zeros((0, 3))).x.shape == (0, 3)

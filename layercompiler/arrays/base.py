@@ -1,0 +1,123 @@
+"""What every framework brings: the array API standard by name, and the transformations that derivative rules are made of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+Function = Callable[..., Any]
+
+
+class Arrays(ABC):
+    """Array functions of one framework.
+
+    Names that are not listed here are those of the array API standard (2023.12), taken from the framework: `xp.exp`, `xp.where`,
+    `xp.matmul`, `xp.linalg.solve`, `xp.take_along_axis`, ...; `einsum`, `logsumexp` and `softplus` besides. Creation functions that know
+    no tensor (`zeros`, `eye`) give float64 on the default device; in numeric code prefer `new`, `zeros_like`, `eye_like`.
+
+    The transformations take functions of one or more arrays that return one array, and nest in any order; numpy has none of them but
+    `vmap`.
+
+    Source: https://data-apis.org/array-api/2023.12/
+    """
+
+    name: str
+
+    def __init__(self, namespace: Any) -> None:
+        self._namespace = namespace
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._namespace, name)
+
+    def __repr__(self) -> str:
+        return f"<array functions of {self.name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from layercompiler import arrays
+
+        return arrays.get, (self.name,)
+
+    # Values --------------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def new(self, value: Any, like: Any = None) -> Any:
+        """An array of a host value (numpy array, list, number), in dtype and device of `like`; float64 without it.
+
+        Integer and boolean arrays keep their kind.
+        """
+
+    @abstractmethod
+    def numpy(self, value: Any) -> np.ndarray:
+        """The numbers on the host, detached.
+
+        Raises:
+            UnsupportedTransformError: The value is being traced and has no numbers.
+        """
+
+    @abstractmethod
+    def traced(self, *values: Any) -> bool:
+        """Whether any value is being traced or transformed, so that it has no numbers to branch on."""
+
+    def eye_like(self, x: Any, n: int) -> Any:
+        """Identity (n, n) in dtype and device of x."""
+        return self.new(np.eye(n), x)
+
+    @abstractmethod
+    def stop_gradient(self, x: Any) -> Any:
+        """X as a constant."""
+
+    @abstractmethod
+    def segment_sum(self, values: Any, index: np.ndarray, count: int) -> Any:
+        """(count, ...): sums of the rows of values (k, ...) that share an index (k,)."""
+
+    @abstractmethod
+    def softplus(self, x: Any) -> Any:
+        """log(1 + exp(x)) without overflow."""
+
+    @abstractmethod
+    def logsumexp(self, x: Any, axis: int | tuple[int, ...], keepdims: bool = False) -> Any:
+        """log(sum(exp(x))) without overflow."""
+
+    @abstractmethod
+    def solve_triangular(self, L: Any, b: Any, *, lower: bool = True, transposed: bool = False) -> Any:
+        """Solve L x = b, or L'x = b, for L (..., n, n) and b (..., n, k)."""
+
+    # Transformations -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def vjp(self, f: Function, *args: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+        """f(*args), and the function that pulls a cotangent of its value back to one cotangent per argument (zeros, never None)."""
+
+    @abstractmethod
+    def jvp(self, f: Function, args: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+        """f(*args) and its derivative along the tangents."""
+
+    @abstractmethod
+    def vmap(self, f: Function, in_axes: Any = 0) -> Function:
+        """F over a leading batch dimension; `in_axes` is one for all arguments, or a tuple of 0 and None."""
+
+    def grad(self, f: Function) -> Function:
+        """Gradient of a scalar function with respect to its first argument."""
+
+        def gradient(x: Any, *rest: Any) -> Any:
+            value, pull = self.vjp(lambda v: f(v, *rest), x)
+            return pull(self.ones_like(value))[0]
+
+        return gradient
+
+    @abstractmethod
+    def jacobian(self, f: Function, x: Any) -> Any:
+        """(m, n) dense Jacobian of f: (n,) -> (m,) at x."""
+
+    @abstractmethod
+    def while_loop(self, condition: Function, body: Function, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Iterate body while condition holds; traced where the framework traces. Not differentiated through by contract."""
+
+    @abstractmethod
+    def compile(self, f: Function) -> Function:
+        """F compiled for repeated calls of one shape where the framework has a compiler that pays on this machine, else f itself."""
