@@ -42,7 +42,9 @@ def angle_over_sine(xp: Any, sine_square: Any, cosine: Any) -> Any:
     near = sine_square < 0.04 * cosine * cosine
     safe = xp.where(near, cosine, xp.ones_like(cosine))
     far = xp.sqrt(xp.where(near, xp.ones_like(sine_square), sine_square))
-    return xp.where(near, _horner(xp.where(near, sine_square, 0 * sine_square) / (safe * safe), _ARCTAN) / safe, xp.atan2(far, cosine) / far)
+    return xp.where(
+        near, _horner(xp.where(near, sine_square, 0 * sine_square) / (safe * safe), _ARCTAN) / safe, xp.atan2(far, cosine) / far
+    )
 
 
 def _join(xp: Any, square: Any, coefficients: list[float], closed: Callable[[Any], Any]) -> Any:

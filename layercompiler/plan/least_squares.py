@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from layercompiler import arrays
+from layercompiler import arrays, frameworks
 from layercompiler.errors import NonFiniteInputError, OptionError, ShapeError, SolveError
 from layercompiler.plan.arguments import Arguments
 from layercompiler.programs.least_squares import LeastSquaresProgram
@@ -84,6 +84,8 @@ class CompiledLeastSquares:
         variables: Names of the outputs.
     """
 
+    layer_kind = "least_squares.LeastSquaresLayer"
+
     def __init__(
         self,
         problem: Any,
@@ -113,9 +115,7 @@ class CompiledLeastSquares:
 
     def to(self, framework: str) -> Any:
         """A layer of a framework."""
-        from layercompiler.export import layer_class  # the door, above; at call time only
-
-        return layer_class(framework, "LeastSquaresLayer")(self)
+        return frameworks.layer(self, framework)
 
     def describe(self) -> str:
         """One line."""
@@ -126,6 +126,14 @@ class CompiledLeastSquares:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _prepared={})
+
+
+def compile_least_squares(problem: Any, request: Any) -> CompiledLeastSquares:
+    """What `layercompiler.compile` does with a least-squares problem."""
+    known = list(getattr(problem, "parameters", ()))
+    if request.parameters is not None and [str(p) for p in request.parameters] != [getattr(p, "name", p) for p in known]:
+        raise OptionError("the parameters of a least-squares problem are declared with it", expected=f"None or {known}")
+    return CompiledLeastSquares(problem, request.solver, request.on_error, LeastSquaresOptions.of(request.options), request.variables)
 
 
 @dataclass(frozen=True)
@@ -249,9 +257,7 @@ class Prepared:
             return
         kinds = sorted({int(s) for s in result.status[bad]})
         said = "; ".join(f"{int((result.status == k).sum())}: {Status(k).message}" for k in kinds)
-        values = {
-            n: result.values[:, a:b].reshape(*batch, *s) for n, (a, b, s) in zip(self.program.outputs, self.slices, strict=True)
-        }
+        values = {n: result.values[:, a:b].reshape(*batch, *s) for n, (a, b, s) in zip(self.program.outputs, self.slices, strict=True)}
         value = (result.cost * self.program.scale + self.program.constant).reshape(batch)
         solution = LeastSquaresSolution(tuple(values.values()), MappingProxyType(values), value, self.info(result, batch))
         raise SolveError(

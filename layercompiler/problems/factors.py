@@ -11,11 +11,11 @@ import numpy as np
 
 from layercompiler import arrays
 from layercompiler.errors import BuildError, NotAProblemError, OptionError, ParameterMismatchError, ShapeError
-from layercompiler.manifolds import Element, Group, Vectors
 from layercompiler.manifolds import SE2 as MOTION2
 from layercompiler.manifolds import SE3 as MOTION3
 from layercompiler.manifolds import SO2 as ROTATION2
 from layercompiler.manifolds import SO3 as ROTATION3
+from layercompiler.manifolds import Element, Group, Vectors
 from layercompiler.programs.least_squares import Argument, Block, LeastSquaresProgram, ParameterSpec, VariableSpec, Weight
 from layercompiler.programs.robust import Robust
 
@@ -227,7 +227,10 @@ class LeastSquares:
             for name in f.on:
                 if name not in self.variables:
                     raise ParameterMismatchError(
-                        "a factor reads an unknown variable", where=f"factor '{f.name}'", expected=f"some of {list(self.variables)}", got=name
+                        "a factor reads an unknown variable",
+                        where=f"factor '{f.name}'",
+                        expected=f"some of {list(self.variables)}",
+                        got=name,
                     )
 
     def lower(self, framework: str, names: Sequence[str] | None = None) -> LeastSquaresProgram:
@@ -299,7 +302,10 @@ class _Lowering:
             return np.shape(value)
         if value not in self.declared:
             raise ParameterMismatchError(
-                f"there is no parameter '{value}'", where=self.where, expected=f"some of {self.parameters}", mend="declare it in `parameters`"
+                f"there is no parameter '{value}'",
+                where=self.where,
+                expected=f"some of {self.parameters}",
+                mend="declare it in `parameters`",
             )
         return self.declared[value].shape
 

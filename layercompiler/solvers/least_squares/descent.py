@@ -285,5 +285,7 @@ def finish(instances: Instances, s: State, tolerance: float) -> tuple[Any, Any]:
     xp = instances.xp
     measure = instances.measure(s.values, s.cost, s.energy, s.gradient, s.widest)
     good = (measure <= tolerance) & (s.status != int(Status.FAILED))
-    status = xp.where((s.status == RUNNING) | (s.status == int(Status.SOLVED)), xp.full_like(s.status, int(Status.ITERATION_LIMIT)), s.status)
+    status = xp.where(
+        (s.status == RUNNING) | (s.status == int(Status.SOLVED)), xp.full_like(s.status, int(Status.ITERATION_LIMIT)), s.status
+    )
     return xp.where(good, xp.zeros_like(status), status), measure

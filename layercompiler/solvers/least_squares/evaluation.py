@@ -38,6 +38,8 @@ class Evaluation:
 
     def __init__(self, structure: Structure, xp: Any) -> None:
         self.structure, self.program, self.xp = structure, structure.program, xp
+        self.flat = all(v.manifold.name == "euclidean" for v in self.program.variables)
+        self.size = int(self.program.ambient_offsets[-1])
 
     # Public functions ----------------------------------------------------------------------------------------------------
 
@@ -94,7 +96,9 @@ class Evaluation:
             if block.robust is not None:
                 root = xp.sqrt(block.robust.slope(xp, r * r if block.separable else xp.sum(r * r), c))
                 r = root * r
-                J = J * (self._pick(root, s.rows) if isinstance(s, Sparse) and block.separable else root[:, None] if block.separable else root)
+                J = J * (
+                    self._pick(root, s.rows) if isinstance(s, Sparse) and block.separable else root[:, None] if block.separable else root
+                )
             return cost, r, J
 
         cost, r, J = self._map(one, block, values, theta, shared)
@@ -219,7 +223,9 @@ class Evaluation:
             if index is None:
                 x = self.xp.reshape(x, (-1, *spec.shape))
             else:
-                x = self.xp.take(self.xp.reshape(x, (-1, spec.elements, *spec.element_shape)), self.xp.new(np.asarray(index), values), axis=1)
+                x = self.xp.take(
+                    self.xp.reshape(x, (-1, spec.elements, *spec.element_shape)), self.xp.new(np.asarray(index), values), axis=1
+                )
             inputs.append(x)
             batched.append(0)
             mapped.append(None if index is None else 0)
@@ -277,7 +283,7 @@ class Evaluation:
             where = np.full(program.dof, structure.n)
             where[structure.free] = np.arange(structure.n)
             step = xp.take(step, xp.new(where), axis=1)
-        if all(v.manifold.name == "euclidean" for v in program.variables):
+        if self.flat:
             return values + step
         parts = []
         for v, a, d in zip(program.variables, program.ambient_offsets, program.offsets, strict=False):

@@ -76,6 +76,10 @@ class Solver:
                 "widened": lambda values, widen, *theta: tuple(e.linearize(values, theta, shared, widen)),
                 "hessian": lambda values, *theta: e.hessian(values, theta, shared),
                 "pull": lambda values, u, *theta: pull(xp, e, values, u, theta, shared),
+                "push": lambda values, *both: push(xp, e, values, both[: len(shared)], both[len(shared) :], shared),
+                "difference": lambda values, u, *theta: difference(xp, e, values, u, theta, shared, self.options.epsilon),
+                "tangent": lambda values, g: xp.vjp(lambda t: e.expand(values, t), xp.zeros_like(g[:, : self.structure.n]))[1](g)[0],
+                "ambient": lambda values, t: xp.jvp(lambda d: e.expand(values, d), (xp.zeros_like(t),), (t,))[1],
             }
             f = functions[kind]
             found = self._traced[kind, shared] = xp.trace(f) if self.options.trace else f
@@ -100,7 +104,9 @@ class Solver:
 
         return Instances(host, evaluate, hessian, lambda v, s: e.retract(v, s, host), solve, self.structure)
 
-    def solve(self, values: np.ndarray, theta: Sequence[Any], shared: tuple[bool, ...], callback: Callable[..., Any] | None = None) -> Result:
+    def solve(
+        self, values: np.ndarray, theta: Sequence[Any], shared: tuple[bool, ...], callback: Callable[..., Any] | None = None
+    ) -> Result:
         """Descend from the values (B, ambient) for every instance.
 
         Args:
@@ -196,6 +202,18 @@ class Solver:
         part = part._replace(status=np.where(ok, 0, part.status))
         return (part if len(near) == len(measure) else State(*(_put(a, near, b) for a, b in zip(state, part, strict=True)))), steps
 
+    def tangent(self, values: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
+        """Cotangents of the values (B, ambient) as cotangents of the unknown (B, n)."""
+        if self.evaluation.flat:
+            return cotangent if self.structure.n == cotangent.shape[1] else cotangent[:, self.structure.free]
+        xp = self.xp
+        return xp.numpy(self.call("tangent", ())(xp.new(values), xp.new(cotangent)))
+
+    def ambient(self, values: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """Velocities of the unknown (B, n) as velocities of the values (B, ambient)."""
+        xp = self.xp
+        return xp.numpy(self.call("ambient", ())(xp.new(values), xp.new(step)))
+
     def _take(self, theta: Any, shared: Any, index: np.ndarray) -> tuple[Any, ...]:
         at = self.xp.new(index)
         return tuple(t if s else self.xp.take(t, at, axis=0) for t, s in zip(theta, shared, strict=True))
@@ -218,6 +236,33 @@ def pull(xp: Any, e: Evaluation, values: Any, u: Any, theta: Sequence[Any], shar
 
     def along(*parameters: Any) -> Any:
         return -xp.sum(xp.jvp(lambda t: e.objective(values, t, parameters, shared), (zero,), (u,))[1])
+
+    return xp.vjp(along, *theta)[1](xp.ones_like(u[0, 0])) if theta else ()
+
+
+def push(xp: Any, e: Evaluation, values: Any, theta: Sequence[Any], rates: Sequence[Any], shared: Sequence[bool]) -> Any:
+    """(B, n) derivative of F, the gradient of the objective along tangents, along rates of theta."""
+    zero = xp.zeros_like(values[:, :1] + xp.zeros((1, e.structure.n)))
+
+    def F(*parameters: Any) -> Any:
+        return xp.vjp(lambda t: e.objective(values, t, parameters, shared), zero)[1](xp.ones_like(values[:, 0]))[0]
+
+    return xp.jvp(F, tuple(theta), tuple(rates))[1] if theta else zero
+
+
+def difference(
+    xp: Any, e: Evaluation, values: Any, u: Any, theta: Sequence[Any], shared: Sequence[bool], epsilon: float
+) -> tuple[Any, ...]:
+    """`pull` by a central difference along u, instead of a mixed second derivative.
+
+    Source: Song, Schwing, Zemel, Urtasun 2016, "Training deep neural networks via direct loss minimization".
+    """
+    length = xp.sqrt(xp.sum(u * u, axis=1, keepdims=True))
+    h = epsilon / xp.where(length > 0, length, xp.ones_like(length))
+
+    def along(*parameters: Any) -> Any:
+        ahead, behind = (e.objective(values, s * h * u, parameters, shared) for s in (1.0, -1.0))
+        return -xp.sum((ahead - behind) / (2 * h[:, 0]))
 
     return xp.vjp(along, *theta)[1](xp.ones_like(u[0, 0])) if theta else ()
 
