@@ -6,15 +6,15 @@ from collections.abc import Callable
 from math import factorial
 from typing import Any
 
-_NEAR = 0.25  # squared angle below which the series is used: closed forms lose a few digits to cancellation there
-_TERMS = 10
+_NEAR = 0.04  # squared angle below which the series is used: closed forms lose digits to cancellation there
+_TERMS = 6
 
 _SINC = [(-1) ** k / factorial(2 * k + 1) for k in range(_TERMS)]
 _VERSINE = [(-1) ** k / factorial(2 * k + 2) for k in range(_TERMS)]
 _THIRD = [(-1) ** k / factorial(2 * k + 3) for k in range(_TERMS)]
 # |B_2k| / (2k)! of the Bernoulli numbers
-_BERNOULLI = [1 / 12, 1 / 720, 1 / 30240, 1 / 1209600, 1 / 47900160, 691 / 1307674368000, 1 / 74724249600, 3617 / 10670622842880000]
-_ARCTAN = [(-1) ** k / (2 * k + 1) for k in range(16)]
+_BERNOULLI = [1 / 12, 1 / 720, 1 / 30240, 1 / 1209600, 1 / 47900160, 691 / 1307674368000]
+_ARCTAN = [(-1) ** k / (2 * k + 1) for k in range(8)]
 
 
 def sinc(xp: Any, square: Any) -> Any:
@@ -39,12 +39,12 @@ def cotangent(xp: Any, square: Any) -> Any:
 
 def angle_over_sine(xp: Any, sine_square: Any, cosine: Any) -> Any:
     """atan2(n, w) / n for n^2 and w >= 0."""
-    near = sine_square < 0.04 * cosine * cosine
-    safe = xp.where(near, cosine, xp.ones_like(cosine))
-    far = xp.sqrt(xp.where(near, xp.ones_like(sine_square), sine_square))
-    return xp.where(
-        near, _horner(xp.where(near, sine_square, 0 * sine_square) / (safe * safe), _ARCTAN) / safe, xp.atan2(far, cosine) / far
-    )
+    near = sine_square < 0.01 * cosine * cosine
+    one = xp.ones_like(cosine)
+    safe = xp.where(near, cosine, one)
+    u = xp.where(near, sine_square, 0 * one) / (safe * safe)
+    far = xp.sqrt(xp.where(near, one, sine_square))
+    return xp.where(near, _horner(u, _ARCTAN) / safe, xp.atan2(far, cosine) / far)
 
 
 def _join(xp: Any, square: Any, coefficients: list[float], closed: Callable[[Any], Any]) -> Any:

@@ -235,7 +235,7 @@ class Prepared:
         if not finite.all() and self.on_error == "raise":
             raise NonFiniteInputError(
                 "a parameter or a start holds NaN or an infinity",
-                where=f"batch index {_places(~finite, call.batch)}",
+                where=f"batch index {_places(np.asarray(~finite), call.batch)}",
                 mend="mend the values, or export with on_error='flag' to keep the other instances",
             )
         result = self.solver.solve(call.start, call.theta, call.shared, callback)
@@ -246,13 +246,18 @@ class Prepared:
 
     def info(self, result: Result, batch: tuple[int, ...]) -> LeastSquaresInfo:
         """Facts in the batch's shape."""
-        shaped = [a.reshape(batch) for a in (result.status, result.residual, result.gradient, result.cost, result.iterations)]
-        history = None if result.history is None else result.history.reshape(-1, *batch)
-        return LeastSquaresInfo(*shaped, history)
+        return LeastSquaresInfo(
+            result.status.reshape(batch),
+            result.residual.reshape(batch),
+            result.gradient.reshape(batch),
+            result.cost.reshape(batch),
+            result.iterations.reshape(batch),
+            None if result.history is None else result.history.reshape(-1, *batch),
+        )
 
     def refuse(self, result: Result, batch: tuple[int, ...]) -> None:
         """Raise where an instance did not converge and the layer is told to raise."""
-        bad = result.status != Status.SOLVED
+        bad = np.asarray(result.status != Status.SOLVED)
         if self.on_error != "raise" or not bad.any():
             return
         kinds = sorted({int(s) for s in result.status[bad]})

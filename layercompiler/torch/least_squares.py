@@ -1,4 +1,4 @@
-"""Least squares as a torch module: the solve is one autograd node, and its derivative the implicit function theorem with the solve's own factors."""
+"""Least squares as a torch module: the solve is one autograd node, its derivative the implicit function theorem."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ class State(NamedTuple):
         values: (B, ambient).
         cost: With the next four, the program at the values; see `Point`.
         widest: (B, n) largest diagonal seen, the scale of each column.
+        measure: (B,) relative size of the gradient.
         damping: (B,) of Levenberg-Marquardt, or the trust radius of the dogleg.
         growth: (B,) factor of the damping at the next rejected step.
         status: (B,) `Status`, or RUNNING.
@@ -40,6 +41,7 @@ class State(NamedTuple):
     entries: Any
     diagonal: Any
     widest: Any
+    measure: Any
     damping: Any
     growth: Any
     status: Any
@@ -109,14 +111,14 @@ class Instances:
         free = xp.where(held, xp.zeros_like(entries[:, :1]), xp.ones_like(entries[:, :1]))
         return entries * xp.take(free, xp.new(self.structure.rows), axis=1) * xp.take(free, xp.new(self.structure.cols), axis=1)
 
-    def measure(self, values: Any, cost: Any, energy: Any, gradient: Any, widest: Any) -> Any:
+    def measure(self, values: Any, energy: Any, gradient: Any, widest: Any) -> Any:
         """(B,) relative size of the (projected) gradient: the largest cosine between the residual and a column of the Jacobian."""
         xp = self.xp
         held = self.held(values, gradient)
         if held is not None:
             gradient = xp.where(held, xp.zeros_like(gradient), gradient)
         if gradient.shape[1] == 0:
-            return xp.zeros_like(cost)
+            return xp.zeros_like(energy)
         if (self.coordinates < 0).any():
             x = xp.take(values, xp.new(np.maximum(self.coordinates, 0)), axis=1)
             x = xp.where(xp.new(self.coordinates < 0), xp.ones_like(x), x)
@@ -155,13 +157,14 @@ def start(instances: Instances, values: Any, options: LeastSquaresOptions, metho
     good = xp.isfinite(p.cost) & xp.isfinite(xp.sum(p.gradient, axis=1)) & xp.isfinite(xp.sum(p.diagonal, axis=1))
     status = xp.where(good, xp.new(np.int64(RUNNING)), xp.new(np.int64(Status.FAILED)))
     damping = {"levenberg_marquardt": options.damping, "gauss_newton": 0.0, "dogleg": options.radius or -1.0}[method] * one
-    return State(values, *p, p.diagonal, damping, 2 * one, status, 0 * status)
+    measure = instances.measure(values, p.energy, p.gradient, p.diagonal)
+    return State(values, p.cost, p.energy, p.gradient, p.entries, p.diagonal, p.diagonal, measure, damping, 2 * one, status, 0 * status)
 
 
 def advance(instances: Instances, s: State, options: LeastSquaresOptions, method: str, target: float) -> State:
     """One step of every running instance."""
     xp = instances.xp
-    here = instances.measure(s.values, s.cost, s.energy, s.gradient, s.widest)
+    here = s.measure
     running = (s.status == RUNNING) & ~(here <= target)
     solved = (s.status == RUNNING) & (here <= target)
     held = instances.held(s.values, s.gradient)
@@ -182,7 +185,7 @@ def advance(instances: Instances, s: State, options: LeastSquaresOptions, method
     gain = s.cost - p.cost
     ratio = gain / xp.where(predicted > 0, predicted, xp.ones_like(predicted))
     widest = xp.maximum(s.widest, p.diagonal)
-    there = instances.measure(values, p.cost, p.energy, p.gradient, widest)
+    there = instances.measure(values, p.energy, p.gradient, widest)
     level = xp.abs(gain) <= 1e-13 * xp.abs(s.cost)  # rounding: the cost says nothing, the gradient decides
     better = (ratio > 1e-4) & (predicted > 0) & ~level | level & (there < 0.9 * here)
     if method == "gauss_newton":
@@ -207,14 +210,14 @@ def advance(instances: Instances, s: State, options: LeastSquaresOptions, method
     code = xp.where(solved, xp.zeros_like(s.status), s.status)
     code = xp.where(stuck, xp.full_like(code, int(Status.FAILED if method == "gauss_newton" else Status.STALLED)), code)
     iterations = s.iterations + xp.where(running, xp.ones_like(s.iterations), xp.zeros_like(s.iterations))
-    taken = _select(xp, accept, (values, *p, widest), (*s[:6], s.widest))
-    return State(*taken, xp.where(running, damping, s.damping), xp.where(running, growth, s.growth), code, iterations)
+    damping, growth = xp.where(running, damping, s.damping), xp.where(running, growth, s.growth)
+    return _moved(xp, accept, s, values, p, widest, there)._replace(damping=damping, growth=growth, status=code, iterations=iterations)
 
 
 def refine(instances: Instances, s: State, target: float) -> State:
     """One Newton step with the exact Hessian, of every running instance, taken only where the gradient falls to less than half."""
     xp = instances.xp
-    here = instances.measure(s.values, s.cost, s.energy, s.gradient, s.widest)
+    here = s.measure
     running = (s.status == RUNNING) & ~(here <= target)
     held = instances.held(s.values, s.gradient)
     gradient = s.gradient if held is None else xp.where(held, xp.zeros_like(s.gradient), s.gradient)
@@ -225,11 +228,10 @@ def refine(instances: Instances, s: State, target: float) -> State:
     values = instances.retract(s.values, xp.where(fine[:, None], step, xp.zeros_like(step)))
     p = instances.evaluate(values)
     widest = xp.maximum(s.widest, p.diagonal)
-    there = instances.measure(values, p.cost, p.energy, p.gradient, widest)
+    there = instances.measure(values, p.energy, p.gradient, widest)
     accept = running & fine & xp.isfinite(there) & (there < 0.5 * here) & (p.cost <= s.cost * (1 + 1e-12) + 1e-300)
-    taken = _select(xp, accept, (values, *p, widest), (*s[:6], s.widest))
     status = xp.where((s.status == RUNNING) & ~accept, xp.zeros_like(s.status), s.status)  # nothing more to gain
-    return State(*taken, s.damping, s.growth, status, s.iterations)
+    return _moved(xp, accept, s, values, p, widest, there)._replace(status=status)
 
 
 def _dogleg(instances: Instances, s: State, entries: Any, gradient: Any, held: Any) -> tuple[Any, ...]:
@@ -271,19 +273,25 @@ def _unit(xp: Any, widest: Any) -> Any:
     return xp.ones_like(widest)
 
 
-def _select(xp: Any, mask: Any, new: tuple[Any, ...], old: tuple[Any, ...]) -> tuple[Any, ...]:
+def _moved(xp: Any, mask: Any, s: State, values: Any, p: Point, widest: Any, measure: Any) -> State:
+    """The state with another point where the mask says so."""
     if xp.name == "numpy":
         if mask.all():
-            return new
+            return s._replace(values=values, **p._asdict(), widest=widest, measure=measure)
         if not mask.any():
-            return old
-    return tuple(xp.where(xp.reshape(mask, (-1, *(1,) * (a.ndim - 1))), a, b) for a, b in zip(new, old, strict=True))
+            return s
+
+    def select(new: Any, old: Any) -> Any:
+        return xp.where(xp.reshape(mask, (-1, *(1,) * (new.ndim - 1))), new, old)
+
+    new = {"values": values, **p._asdict(), "widest": widest, "measure": measure}
+    return s._replace(**{name: select(value, getattr(s, name)) for name, value in new.items()})
 
 
 def finish(instances: Instances, s: State, tolerance: float) -> tuple[Any, Any]:
     """(status, measure): decided by the gradient alone."""
     xp = instances.xp
-    measure = instances.measure(s.values, s.cost, s.energy, s.gradient, s.widest)
+    measure = s.measure
     good = (measure <= tolerance) & (s.status != int(Status.FAILED))
     status = xp.where(
         (s.status == RUNNING) | (s.status == int(Status.SOLVED)), xp.full_like(s.status, int(Status.ITERATION_LIMIT)), s.status

@@ -90,7 +90,7 @@ class Evaluation:
         xp, block = self.xp, s.block
 
         def one(*inputs: Any) -> Any:
-            r, J = (self._dense if isinstance(s, Dense) else self._colored)(s, inputs)
+            r, J = self._dense(s, inputs) if isinstance(s, Dense) else self._colored(s, inputs)
             c = self._radius(block, inputs, widen)
             cost = _cost(xp, block, r, c)
             if block.robust is not None:

@@ -175,15 +175,13 @@ class Solver:
             state = descent.advance(instances, state, self.options, self.method, target)
             limit -= 1
             if callback is not None:
-                measure = instances.measure(state.values, state.cost, state.energy, state.gradient, state.widest)
-                if callback(int(state.iterations.max()), state.cost, measure, state.values):
+                if callback(int(state.iterations.max()), state.cost, state.measure, state.values):
                     break
-        here = instances.measure(state.values, state.cost, state.energy, state.gradient, state.widest)
-        return state._replace(status=np.where((state.status == RUNNING) & (here <= target), 0, state.status)), limit
+        return state._replace(status=np.where((state.status == RUNNING) & (state.measure <= target), 0, state.status)), limit
 
     def _polish(self, state: State, theta: Any, shared: Any) -> tuple[State, int]:
         """Newton steps for the instances that came near, or got stuck near, a stationary point."""
-        measure = self.instances(theta, shared).measure(state.values, state.cost, state.energy, state.gradient, state.widest)
+        measure = state.measure
         near = np.flatnonzero((measure <= _ROUGH) & (measure > _POLISHED) & (state.status != Status.FAILED))
         if not len(near):
             return state, 0
@@ -196,8 +194,7 @@ class Solver:
         steps = 0
         while (part.status == RUNNING).any() and steps < _NEWTON:
             part = descent.refine(instances, part, _POLISHED)
-            here = instances.measure(part.values, part.cost, part.energy, part.gradient, part.widest)
-            part = part._replace(status=np.where((part.status == RUNNING) & (here <= _POLISHED), 0, part.status))
+            part = part._replace(status=np.where((part.status == RUNNING) & (part.measure <= _POLISHED), 0, part.status))
             steps += 1
         part = part._replace(status=np.where(ok, 0, part.status))
         return (part if len(near) == len(measure) else State(*(_put(a, near, b) for a, b in zip(state, part, strict=True)))), steps

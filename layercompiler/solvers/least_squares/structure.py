@@ -176,6 +176,6 @@ def color(rows: np.ndarray, cols: np.ndarray, count: int) -> np.ndarray:
     colors, degree = np.full(count, -1), np.diff(A.indptr)
     for j in np.argsort(-degree, kind="stable"):
         own = A.indices[A.indptr[j] : A.indptr[j + 1]]
-        near = {colors[k] for i in own for k in by_row.indices[by_row.indptr[i] : by_row.indptr[i + 1]]}
+        near = {int(colors[k]) for i in own for k in by_row.indices[by_row.indptr[i] : by_row.indptr[i + 1]]}
         colors[j] = next(c for c in range(count + 1) if c not in near)
     return colors
