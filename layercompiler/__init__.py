@@ -91,7 +91,7 @@ _ORIGIN = {
     "export": "export",
     "load": "export",
 }
-_MODULES = ("errors", "inspect", "jax", "manifolds", "tensorflow", "torch")
+_MODULES = ("errors", "functions", "inspect", "jax", "manifolds", "tensorflow", "torch")
 _ALIASES = {"losses": "derivatives.perturbation.losses", "noise": "derivatives.perturbation.noise", "oracles": "solvers.oracles"}
 
 
