@@ -55,9 +55,7 @@ class OursGraph:
         self.layer = lc.export(problem, "torch", solver="gauss_newton", options=options or None)
         self.start, self.measured = self.numbers(graph.start), self.numbers(graph.measured)
         self.weights = torch.tensor(graph.weights, requires_grad=True)
-        self.cotangent = torch.tensor(
-            np.random.default_rng(5).standard_normal((len(graph.start), count, 2 if self.planar else 3))
-        )
+        self.cotangent = torch.tensor(np.random.default_rng(5).standard_normal((len(graph.start), count, 2 if self.planar else 3)))
 
     def numbers(self, matrices):
         R, t = matrices[..., :-1, :-1], matrices[..., :-1, -1]
@@ -222,7 +220,13 @@ def graphs(seconds, sizes):
             gap[name] = number(float((layer.positions(value).detach() - exact).abs().max()))
             found = float((layer.backward(value) * direction).sum())
             slope[name] = number(abs(found - float(want)) / abs(float(want)))
-        lines += [f"{group}, {count} poses, {len(graph.edges)} edges, batch {batch}:", "", *HEAD, *rows(layers, best, "layercompiler", gap, slope), ""]
+        lines += [
+            f"{group}, {count} poses, {len(graph.edges)} edges, batch {batch}:",
+            "",
+            *HEAD,
+            *rows(layers, best, "layercompiler", gap, slope),
+            "",
+        ]
         print("\n".join(lines[-len(layers) - 5 :]), flush=True)
     return lines
 

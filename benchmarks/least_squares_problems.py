@@ -95,7 +95,8 @@ def curve(batch, noise=0.05, seed=0):
 class Scene:
     """A bundle adjustment: cameras (n, 4, 4) that map the world to the camera, points (m, 3), and what was seen.
 
-    Observation k is of point seen[k, 1] by camera seen[k, 0], at pixels[k] (x, y), with focal length 1; the first `known` cameras are known.
+    Observation k is of point seen[k, 1] by camera seen[k, 0], at pixels[k] (x, y), with focal length 1; the first `known` cameras
+    are known.
     """
 
     cameras: np.ndarray

@@ -51,7 +51,7 @@ def compile_nonlinear(
     if not terms:
         raise NotLeastSquaresError("the objective has no term with a variable", where=text(problem.objective))
     wanted = list(variables) if outputs is None else list(outputs)
-    after = [unknowns.translator.node(_output(item, problem, fixed, constants)) for item in wanted]
+    after = [unknowns.translator.node(_output(item, problem, fixed, constants)) for item in [*wanted, problem.objective]]
     return _program(unknowns, terms, listed, after, wanted, problem)
 
 
@@ -93,6 +93,8 @@ def _program(unknowns: Unknowns, terms: list[Term], listed: Any, after: list[int
             item.name() if isinstance(item, cp.Variable) else "value" if isinstance(item, cp.Minimize | cp.Maximize) else text(item)
             for item in wanted
         ),
+        variables={name: tuple(u.variable.shape) for name, u in zip(names, unknowns.variables, strict=True)},
+        start=tuple(unknowns.start(k) for k in range(len(names))),
         maximize=isinstance(problem.objective, cp.Maximize),
         terms=tuple(f"{t.loss}: {t.source}, {builder.nodes[t.inner].size} rows" for t in terms),
     )
