@@ -134,6 +134,11 @@ class _Split:
         self.sources: list[int] = []
         self.specs: list[ParameterSpec] = []
 
+    def raw(self, k: int) -> bool:
+        """Whether a node only moves entries of parameters and constants: not worth to be kept beside them."""
+        node = self.builder.nodes[k]
+        return node.operation in ("input", "constant") or (node.operation in _MOVEMENT and all(self.raw(a) for a in node.arguments))
+
     def parameter(self, k: int) -> int:
         """The position of a node among the inner parameters."""
         if k not in self.sources:
@@ -162,7 +167,7 @@ class _Split:
                 variables.add(node.options[0])
             elif node.operation == "constant":
                 continue
-            elif not self.moving[k] and node.operation not in _MOVEMENT:
+            elif not self.moving[k] and (node.operation == "input" or not self.raw(k)):
                 parameters.append(k)
             else:
                 stack.extend(node.arguments)
