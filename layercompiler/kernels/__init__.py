@@ -3,7 +3,19 @@
 from layercompiler.kernels.conic import Conic, ConicSolution
 from layercompiler.kernels.layout import cone_list
 from layercompiler.kernels.ldl import LDL, Factor
-from layercompiler.kernels.library import available, instruction_set
+from layercompiler.kernels.library import available, instruction_set, peak_rate
 from layercompiler.kernels.newton import Linearization, Newton, Refined
 
-__all__ = ["LDL", "Conic", "ConicSolution", "Factor", "Linearization", "Newton", "Refined", "available", "cone_list", "instruction_set"]
+__all__ = [
+    "LDL",
+    "Conic",
+    "ConicSolution",
+    "Factor",
+    "Linearization",
+    "Newton",
+    "Refined",
+    "available",
+    "cone_list",
+    "instruction_set",
+    "peak_rate",
+]
