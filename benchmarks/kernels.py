@@ -193,9 +193,7 @@ def rate(conic, profile):
 def _say_shares(say, names):
     """Where the time of each problem and batch goes, and what the arithmetic of the factors makes of the machine."""
     peak = peak_rate()
-    say(
-        f"\nmultiply-adds alone: {peak / 1e9:.0f} GFLOP/s on one thread; GFLOP/s and % of that: factorisations and triangular solves over the whole time"
-    )
+    say(f"\nmultiply-adds alone: {peak / 1e9:.0f} GFLOP/s on one thread; below: factorisations and triangular solves over the whole time")
     heads = ("batch", *PARTS, "lanes busy", "GFLOP/s", "% of peak")
     say(_row("share of the time, %", heads, heads))
     for name in names:

@@ -168,7 +168,7 @@ def _of_cvxpy(problem: Any) -> bool:
 
 
 def load(path: str | Path, framework: str | None = None) -> Any:
-    """Read a compiled problem that `CompiledProblem.save` wrote; with a framework, its layer.
+    """Read a compiled problem that its `save` wrote; with a framework, its layer.
 
     Raises:
         StoreError: The file is damaged, unsafe or of another format.
@@ -182,5 +182,11 @@ def load(path: str | Path, framework: str | None = None) -> Any:
             raise ValueError(f"on_error {on_error!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError("the settings of the saved layer are malformed", where=str(path), got=str(error)) from error
-    compiled = CompiledProblem(program, solver, on_error, options)
+    if program is None or "discrete" in settings:
+        from layercompiler.plan.discrete import CompiledDiscrete
+        from layercompiler.plan.discrete_store import restore
+
+        compiled: Any = CompiledDiscrete(*restore(path, program, settings.get("discrete")), solver, on_error, options)
+    else:
+        compiled = CompiledProblem(program, solver, on_error, options)
     return compiled if framework is None else frameworks.layer(compiled, framework)

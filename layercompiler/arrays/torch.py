@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch._C import _functorch
 
+from layercompiler.arrays import torch_implicit
 from layercompiler.arrays.base import Arrays, Function
 from layercompiler.errors import UnsupportedTransformError
 
@@ -48,11 +49,29 @@ class Torch(Arrays):
     def softplus(self, x: torch.Tensor) -> torch.Tensor:
         return torch.logaddexp(x, torch.zeros((), dtype=x.dtype, device=x.device))  # nn.functional.softplus is cut off at 20
 
+    def ndtr(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.ndtr(x)
+
     def logsumexp(self, x: torch.Tensor, axis: int | tuple[int, ...], keepdims: bool = False) -> torch.Tensor:
         return torch.logsumexp(x, axis, keepdim=keepdims)
 
     def solve_triangular(self, L: torch.Tensor, b: torch.Tensor, *, lower: bool = True, transposed: bool = False) -> torch.Tensor:
         return torch.linalg.solve_triangular(L.mT, b, upper=lower) if transposed else torch.linalg.solve_triangular(L, b, upper=not lower)
+
+    def lu_factor(self, A: torch.Tensor) -> tuple[Any, Any]:
+        return torch.linalg.lu_factor(A)
+
+    def lu_solve(self, LU: Any, pivots: Any, b: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
+        return torch.linalg.lu_solve(LU, pivots, b, adjoint=transposed)
+
+    def implicit(self, rule: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> torch.Tensor:
+        return torch_implicit.implicit(self, rule, known, args)
+
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...]]:
+        return torch_implicit.captures(f, args)
+
+    def opaque(self, f: Any, mapped: Any, *args: Any) -> tuple[Any, ...]:
+        return torch_implicit.opaque(f, mapped, args)
 
     def vjp(self, f: Function, *args: Any) -> Any:
         return torch.func.vjp(f, *args)

@@ -5,6 +5,7 @@ from layercompiler.kernels.layout import cone_list
 from layercompiler.kernels.ldl import LDL, Factor
 from layercompiler.kernels.library import available, instruction_set, peak_rate
 from layercompiler.kernels.newton import Linearization, Newton, Refined
+from layercompiler.kernels.simplex import Simplex
 
 __all__ = [
     "LDL",
@@ -14,6 +15,7 @@ __all__ = [
     "Linearization",
     "Newton",
     "Refined",
+    "Simplex",
     "available",
     "cone_list",
     "instruction_set",
