@@ -64,8 +64,24 @@ class Torch(Arrays):
     def implicit(self, rule: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> torch.Tensor:
         return torch_implicit.implicit(self, rule, known, args)
 
-    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...]]:
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any]:
         return torch_implicit.captures(f, args)
+
+    def constant(self) -> Any:
+        return torch.no_grad()
+
+    def host(self, f: Any, like: Any, *args: Any) -> torch.Tensor:
+        def call(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (self.new(f(*(v.detach().cpu().numpy() for v in values)), like),)
+
+        def mapped(axes: Any, size: int, inner: Any) -> Any:
+            def rows(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                found = [inner(*(v if axis is None else v[i] for v, axis in zip(values, axes, strict=True)))[0] for i in range(size)]
+                return (torch.stack(found),)
+
+            return rows
+
+        return torch_implicit.opaque(call, mapped, args)[0]
 
     def opaque(self, f: Any, mapped: Any, *args: Any) -> tuple[Any, ...]:
         return torch_implicit.opaque(f, mapped, args)
