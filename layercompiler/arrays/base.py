@@ -106,6 +106,10 @@ class Arrays(ABC):
         """log(1 + exp(x)) without overflow."""
 
     @abstractmethod
+    def ndtr(self, x: Any) -> Any:
+        """The normal distribution function."""
+
+    @abstractmethod
     def logsumexp(self, x: Any, axis: int | tuple[int, ...], keepdims: bool = False) -> Any:
         """log(sum(exp(x))) without overflow."""
 
@@ -220,3 +224,10 @@ class Arrays(ABC):
     @abstractmethod
     def compile(self, f: Function) -> Function:
         """F compiled for repeated calls of one shape where the framework has a compiler that pays on this machine, else f itself."""
+
+    def trace(self, f: Function) -> Function:
+        """F, freed of the cost of Python for repeated calls with arrays of one shape; no gradient passes through it.
+
+        f must not look at numbers. What it closes over becomes constant.
+        """
+        return self.compile(f)

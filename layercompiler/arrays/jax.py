@@ -42,6 +42,9 @@ class Jax(Arrays):
     def softplus(self, x: Any) -> Any:
         return jax.nn.softplus(x)
 
+    def ndtr(self, x: Any) -> Any:
+        return jax.scipy.special.ndtr(x)
+
     def logsumexp(self, x: Any, axis: int | tuple[int, ...], keepdims: bool = False) -> Any:
         return jax.scipy.special.logsumexp(x, axis=axis, keepdims=keepdims)
 

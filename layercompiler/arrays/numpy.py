@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+import scipy.special
 
 from layercompiler.arrays.base import Arrays, Function
 from layercompiler.errors import UnsupportedTransformError
@@ -37,6 +38,9 @@ class Numpy(Arrays):
 
     def softplus(self, x: Any) -> np.ndarray:
         return np.logaddexp(0.0, x)
+
+    def ndtr(self, x: Any) -> np.ndarray:
+        return scipy.special.ndtr(x)
 
     def logsumexp(self, x: Any, axis: int | tuple[int, ...], keepdims: bool = False) -> np.ndarray:
         top = np.max(x, axis=axis, keepdims=True)

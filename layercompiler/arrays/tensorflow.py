@@ -40,6 +40,9 @@ class TensorFlow(Arrays):
     def softplus(self, x: Any) -> Any:
         return tf.math.softplus(x)
 
+    def ndtr(self, x: Any) -> Any:
+        return 0.5 * tf.math.erfc(x * -(0.5**0.5))
+
     def logsumexp(self, x: Any, axis: int | tuple[int, ...], keepdims: bool = False) -> Any:
         return tf.reduce_logsumexp(x, axis, keepdims)
 

@@ -49,6 +49,9 @@ class Torch(Arrays):
     def softplus(self, x: torch.Tensor) -> torch.Tensor:
         return torch.logaddexp(x, torch.zeros((), dtype=x.dtype, device=x.device))  # nn.functional.softplus is cut off at 20
 
+    def ndtr(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.ndtr(x)
+
     def logsumexp(self, x: torch.Tensor, axis: int | tuple[int, ...], keepdims: bool = False) -> torch.Tensor:
         return torch.logsumexp(x, axis, keepdim=keepdims)
 
@@ -105,6 +108,11 @@ class Torch(Arrays):
 
     def compile(self, f: Function) -> Function:
         return f
+
+    def trace(self, f: Function) -> Function:
+        from layercompiler.arrays.torch_trace import Traced
+
+        return Traced(f)
 
 
 ARRAYS = Torch(namespace)

@@ -33,6 +33,9 @@ _PROTOTYPES = {
     "lc_linearization_free": (None, [_POINTER]),
     "lc_linearization_solve": (_INT, [_POINTER] * 6 + [_INT, _REAL, _INT]),
     "lc_factor_solve": (_INT, [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _INT, _REAL, _INT]),
+    "lc_simplex_new": (_POINTER, [_LONG] * 2 + [_POINTER] * 5 + [_LONG, _POINTER, _TEXT, _POINTER]),
+    "lc_simplex_free": (None, [_POINTER]),
+    "lc_simplex_solve": (_INT, [_POINTER, _LONG] + [_POINTER] * 4 + [_INT, _REAL]),
 }
 
 

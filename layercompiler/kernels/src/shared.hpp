@@ -195,6 +195,27 @@ struct NewtonSolve {
   double tolerance;
 };
 
+// The feasible set of a small mixed-integer linear program: lower <= (x, A x) <= upper, x[whole] whole. A by rows.
+struct SimplexProgram {
+  int32_t n, m, wholes;
+  const int64_t* start;
+  const int32_t *column, *whole;
+  const double *value, *lower, *upper;  // bounds of x, then of the rows
+};
+
+struct SimplexJob {
+  const SimplexProgram* program;
+  const void* start;  // what `simplex_prepare` left
+  int64_t count;
+  const double* cost;
+  double* x;
+  int8_t* status;
+  int32_t* nodes;
+  int32_t node_limit;
+  double deadline;
+  double (*clock)();  // null: no deadline
+};
+
 // What one instruction set offers. `scratch` counts bytes of 64-byte aligned memory that each thread must bring.
 struct Target {
   const char* name;
@@ -209,6 +230,10 @@ struct Target {
   void (*newton)(const NewtonJob&, Chunk, void* scratch);
   size_t (*newton_solve_scratch)(const NewtonPlan&);
   void (*newton_solve)(const NewtonSolve&, Chunk, void* scratch);
+  size_t (*simplex_bytes)(const SimplexProgram&);
+  int32_t (*simplex_prepare)(const SimplexProgram&, void* start);
+  size_t (*simplex_scratch)(const SimplexProgram&, const void* start);
+  void (*simplex)(const SimplexJob&, void* scratch);
 };
 
 }  // namespace layercompiler

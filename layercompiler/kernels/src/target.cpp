@@ -27,6 +27,7 @@ namespace LC_JOIN(target_, LC_TARGET) {
 #include "eigen.hpp"
 
 #include "newton.hpp"
+#include "simplex.hpp"
 
 #define LC_BY_WIDTH(width, function, ...)                       \
   switch (width) {                                              \
@@ -91,5 +92,9 @@ const Target LC_JOIN(target_table_, LC_TARGET) = {
     LC_JOIN(target_, LC_TARGET)::newton,
     LC_JOIN(target_, LC_TARGET)::newton_solve_scratch,
     LC_JOIN(target_, LC_TARGET)::newton_solve,
+    LC_JOIN(target_, LC_TARGET)::simplex_bytes,
+    LC_JOIN(target_, LC_TARGET)::simplex_prepare,
+    LC_JOIN(target_, LC_TARGET)::simplex_scratch,
+    LC_JOIN(target_, LC_TARGET)::simplex,
 };
 }  // namespace layercompiler
