@@ -186,6 +186,15 @@ class Arrays(ABC):
         _, push = self.vjp(lambda c: pull(c)[0], self.zeros_like(value))  # a pullback is linear: its own pullback is the derivative
         return value, lambda v: push(v)[0]
 
+    def pullback(self, f: Function, x: Any) -> Function:
+        """c -> its pullback through f at x, for repeated use on numbers: not to be differentiated again."""
+        _, pull = self.vjp(f, x)
+        return lambda c: pull(c)[0]
+
+    def pushforward(self, f: Function, x: Any) -> Function:
+        """v -> the derivative of f at x along v, for repeated use on numbers: not to be differentiated again."""
+        return self.linearize(f, x)[1]
+
     @abstractmethod
     def implicit(self, rule: Implicit, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
         """The array `rule.value(known, args)` as a differentiable function of `args`: it solves `rule.residual(y, *args) = 0`.

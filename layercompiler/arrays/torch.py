@@ -70,6 +70,28 @@ class Torch(Arrays):
     def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any]:
         return torch_implicit.captures(f, args)
 
+    def pullback(self, f: Function, x: torch.Tensor) -> Function:
+        if self.traced(x):
+            return super().pullback(f, x)
+        with torch.enable_grad():  # plain autograd: a call costs a fifth of one through torch.func
+            x = x.detach().requires_grad_()
+            value = f(x)
+        if not value.requires_grad:
+            return torch.zeros_like
+        return lambda c: _grad(value, x, c)
+
+    def pushforward(self, f: Function, x: torch.Tensor) -> Function:
+        if self.traced(x):
+            return super().pushforward(f, x)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = f(x)
+            if not value.requires_grad:
+                return torch.zeros_like
+            c = torch.zeros_like(value, requires_grad=True)
+            pulled = torch.autograd.grad(value, x, c, create_graph=True)[0]  # linear in c: its pullback is the derivative
+        return lambda v: _grad(pulled, c, v)
+
     def constant(self) -> Any:
         return torch.no_grad()
 
@@ -113,6 +135,13 @@ class Torch(Arrays):
         from layercompiler.arrays.torch_trace import Traced
 
         return Traced(f)
+
+
+def _grad(value: torch.Tensor, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    found = torch.autograd.grad(value, x, c, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(x) if found is None else found
 
 
 ARRAYS = Torch(namespace)

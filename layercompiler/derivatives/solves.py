@@ -58,7 +58,7 @@ class _Iterative(LinearSolve):
     """Settings of the iterations.
 
     Args:
-        tol: Relative residual to reach; None for as far as the precision allows (1e-12 in float64).
+        tol: Relative residual to reach; None for as far as the precision allows (1e-11 in float64).
         maxiter: Most iterations; None for 10 n + 100.
         preconditioner: M(y, *theta) -> a function v -> roughly A^-1 v. For an adjoint its transpose is taken automatically.
     """
@@ -69,7 +69,7 @@ class _Iterative(LinearSolve):
 
     def settings(self, A: Operator) -> tuple[float, int]:
         """The tolerance and the iteration limit for an operator."""
-        return self.tol or max(1e-12, 20 * A.eps), self.maxiter or 10 * A.size + 100
+        return self.tol or max(1e-11, 20 * A.eps), self.maxiter or 10 * A.size + 100
 
     @property
     def accept(self) -> float:  # type: ignore[override]
@@ -149,7 +149,12 @@ class Auto(LinearSolve):
     """Dense LU for small blocks; for larger ones CG if the Jacobian is symmetric (told or probed), else BiCGSTAB, then GMRES, then LU.
 
     Whatever comes first is kept only if its residual passes; the last resort is the pseudo-inverse.
+
+    Args:
+        probe: Whether to look for symmetry, at the price of two products.
     """
+
+    probe: bool = True
 
     def solve(self, A: Operator, b: Any) -> Any:
         """See `LinearSolve.solve`."""
@@ -158,7 +163,7 @@ class Auto(LinearSolve):
         if A.xp.traced(b):  # no numbers to decide by
             first = CG() if A.structure & {"psd", "negative"} else LU() if A.size <= 1024 else GMRES()
             return first.solve(A, b)
-        symmetric = A.symmetric or is_symmetric(A)
+        symmetric = A.symmetric or (self.probe and is_symmetric(A))
         x = (CG(maxiter=2 * A.size) if symmetric else BiCGSTAB(maxiter=A.size)).solve(A, b)
         if not symmetric and bool(np.any(A.xp.numpy(error(A, x, b)) > accepted(A, 1e-9))):
             x = GMRES(maxiter=max(300, A.size)).solve(A, b)

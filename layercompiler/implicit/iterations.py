@@ -134,17 +134,18 @@ class Picard(Solver):
     def run(self, xp: Arrays, G: Map, y: Any, batch: int) -> Result:
         """See `Solver.run`."""
 
-        def go(k: Any, y: Any, g: Any, e: Any) -> Any:
-            return (k < self.maxiter) & xp.any(e > self.tol * (1 + norm(xp, y, batch)))
+        def go(k: Any, y: Any, g: Any, e: Any, active: Any) -> Any:
+            return (k < self.maxiter) & xp.any(active)
 
-        def step(k: Any, y: Any, g: Any, e: Any) -> tuple[Any, ...]:
-            new = g if self.damping == 1.0 else y + self.damping * (g - y)
-            new = xp.where(e > self.tol * (1 + norm(xp, y, batch)), new, y)
-            value = G(new)
-            return k + 1, new, value, norm(xp, value - new, batch)
+        def step(k: Any, y: Any, g: Any, e: Any, active: Any) -> tuple[Any, ...]:
+            y = xp.where(active, g if self.damping == 1.0 else y + self.damping * (g - y), y)
+            g = G(y)
+            e = norm(xp, g - y, batch)
+            return k + 1, y, g, e, e > self.tol * (1 + norm(xp, y, batch))
 
         g = G(y)
-        k, y, _, e = xp.while_loop(go, step, (xp.new(0), y, g, norm(xp, g - y, batch)))
+        e = norm(xp, g - y, batch)
+        k, y, _, e, _ = xp.while_loop(go, step, (xp.new(0), y, g, e, e > self.tol * (1 + norm(xp, y, batch))))
         return Result(y, e, k)
 
 

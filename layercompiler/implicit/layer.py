@@ -106,7 +106,7 @@ class Layer:
 
     def _policy(self, problem: Any, lowered: Lowered) -> Policy:
         structure = frozenset(problem.structure) | lowered.structure
-        return Policy(problem.linear_solve, structure, problem.batch, problem.tolerance, problem.on_error)
+        return Policy(problem.linear_solve or lowered.linear_solve, structure, problem.batch, problem.tolerance, problem.on_error)
 
     def _own(self, lowered: Lowered, y: Any, theta: tuple[Any, ...]) -> tuple[Any, Factor | None]:
         kinds: list[Any] = []

@@ -6,11 +6,11 @@ Functions are either written for array functions, f(xp, y, *theta), and then ser
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from layercompiler.arrays import Arrays
-from layercompiler.derivatives.solves import LinearSolve
+from layercompiler.derivatives.solves import Auto, LinearSolve
 from layercompiler.errors import BuildError
 from layercompiler.implicit import maps
 from layercompiler.implicit.arguments import Unknown, bound
@@ -29,12 +29,14 @@ class Lowered:
         run: (y0, *theta) -> Result.
         recover: Flat solution -> outputs; None for the structure of the unknown.
         structure: Facts known of dF/dy.
+        linear_solve: The linear solve that fits, where the user names none.
     """
 
     residual: Function
     run: Callable[..., Result]
     recover: Function | None = None
     structure: frozenset[str] = frozenset()
+    linear_solve: LinearSolve | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ class _Settings:
     structure: tuple[str, ...] = ()
     tolerance: float | None = 1e-6
     on_error: str = "raise"
+    layer_kind: ClassVar[str] = "implicit.ImplicitLayer"
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ class FixedPoint(_Settings):
         """y - T(y) over flat arrays."""
         F = maps.fixed_point(T)
         G = T if getattr(self.solver, "kind", "") == "fixed" else F
-        return Lowered(F, lambda y, *theta: self.solver.run(xp, lambda v: G(v, *theta), y, unknown.batch))
+        run = lambda y, *theta: self.solver.run(xp, lambda v: G(v, *theta), y, unknown.batch)  # noqa: E731
+        return Lowered(F, run, linear_solve=Auto(probe=False))
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,7 @@ class Declarative(_Settings):
     linear: Any = None
     solver: Any = None
     duals: bool = False
-    batch: int = 1
+    batch: int = field(default=1, kw_only=True)
 
     def argmin(self, xp: Arrays) -> Argmin:
         """The minimisation problem that it is."""
@@ -256,6 +260,7 @@ class Unrolled:
     learn: Any = None
     init: Any = None
     truncate: int | None = None
+    layer_kind: ClassVar[str] = "implicit.ImplicitLayer"
 
 
 def solver_of(problem: Any) -> Any:
