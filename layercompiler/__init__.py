@@ -38,12 +38,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "DBB",
+    "IMLE",
+    "SE2",
+    "SE3",
+    "SO2",
+    "SO3",
     "AdaptiveIMLE",
     "Argmin",
     "BlackBox",
     "Cauchy",
     "CompiledProblem",
-    "DBB",
     "Declarative",
     "Diagonal",
     "Euclidean",
@@ -51,7 +56,6 @@ __all__ = [
     "Full",
     "GemanMcClure",
     "Huber",
-    "IMLE",
     "Identity",
     "Info",
     "LeastSquares",
@@ -60,10 +64,6 @@ __all__ = [
     "Perturbed",
     "PseudoHuber",
     "Root",
-    "SE2",
-    "SE3",
-    "SO2",
-    "SO3",
     "Scale",
     "ScoreFunction",
     "Solution",
@@ -106,7 +106,12 @@ _ORIGIN = {
     "load": "export",
 }
 _MODULES = ("errors", "functions", "implicit", "inspect", "jax", "manifolds", "tensorflow", "torch")
-_ALIASES = {"linear": "derivatives.solves", "losses": "derivatives.perturbation.losses", "noise": "derivatives.perturbation.noise", "oracles": "solvers.oracles"}
+_ALIASES = {
+    "linear": "derivatives.solves",
+    "losses": "derivatives.perturbation.losses",
+    "noise": "derivatives.perturbation.noise",
+    "oracles": "solvers.oracles",
+}
 
 
 class _Package(ModuleType):

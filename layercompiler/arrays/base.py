@@ -203,7 +203,7 @@ class Arrays(ABC):
         """
 
     def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any]:
-        """(g, c, f(*args)) with g(*args, *c) = f(*args): c are the tensors beyond its arguments that f uses and derivatives may be asked of.
+        """(g, c, f(*args)) with g(*args, *c) = f(*args): c are tensors beyond its arguments that f uses and derivatives may be asked of.
 
         Where a framework differentiates such tensors by itself, c is empty and g is f. The value is a constant.
         """

@@ -59,7 +59,7 @@ class Torch(Arrays):
         return torch.linalg.solve_triangular(L.mT, b, upper=lower) if transposed else torch.linalg.solve_triangular(L, b, upper=not lower)
 
     def lu_factor(self, A: torch.Tensor) -> tuple[Any, Any]:
-        return torch.linalg.lu_factor(A)
+        return tuple(torch.linalg.lu_factor_ex(A)[:2])  # a singular instance shows in its solutions, and must not stop the others
 
     def lu_solve(self, LU: Any, pivots: Any, b: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
         return torch.linalg.lu_solve(LU, pivots, b, adjoint=transposed)

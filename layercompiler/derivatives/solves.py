@@ -215,8 +215,10 @@ def solve(
         raise OptionError("not a linear solve", expected="such as layercompiler.linear.CG()", got=repr(linear))
     if A.size == 0 or 0 in A.shape:
         return b
-    scale = A.norm(b)
-    unit = krylov.safe(xp, b, scale)
+    largest = xp.max(xp.abs(b), axis=A.axes, keepdims=True) if A.axes else xp.abs(b)
+    unit = krylov.safe(xp, b, largest)  # in two steps: squares of tiny numbers vanish
+    scale = A.norm(unit)
+    unit, scale = krylov.safe(xp, unit, scale), scale * largest
     if factor is not None:
         x = refined(A, factor, unit, transposed)
     else:

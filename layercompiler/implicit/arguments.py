@@ -90,7 +90,9 @@ class Arguments:
     def _parts(self) -> tuple[list[Any], Function, list[int]]:
         leaves, build = self.xp.tree([list(self.args), dict(self.named)])
         at = [i for i, leaf in enumerate(leaves) if self.xp.is_array(leaf)]
-        leaves = [self.xp.asarray(leaf) if i in at and isinstance(leaf, (np.ndarray, np.generic)) else leaf for i, leaf in enumerate(leaves)]
+        leaves = [
+            self.xp.asarray(leaf) if i in at and isinstance(leaf, (np.ndarray, np.generic)) else leaf for i, leaf in enumerate(leaves)
+        ]
         return leaves, build, at
 
     @cached_property

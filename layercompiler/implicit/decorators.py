@@ -17,7 +17,8 @@ import numpy as np
 from layercompiler import arrays
 from layercompiler.arrays import Arrays
 from layercompiler.derivatives.operator import Operator, jacobian
-from layercompiler.derivatives.solves import Auto, LinearSolve, solve as solve_linear
+from layercompiler.derivatives.solves import Auto, LinearSolve
+from layercompiler.derivatives.solves import solve as solve_linear
 from layercompiler.errors import InputError, OptionError
 from layercompiler.implicit.arguments import Arguments, Function, Unknown, bound
 from layercompiler.implicit.layer import one_by_one

@@ -118,9 +118,7 @@ class BlockCoordinate(Solver):
     def run(self, xp: Arrays, G: Map, y: Any, batch: int, prox: Callable[[Any, Any], Any] | None = None, **_: Any) -> Result:
         """G is the gradient; prox acts on the whole unknown and separates over blocks."""
         count = int(y.shape[batch])
-        masks = [
-            xp.reshape(xp.eye_like(y, count)[i], (count, *(1,) * (len(y.shape) - batch - 1))) for i in range(count)
-        ]
+        masks = [xp.reshape(xp.eye_like(y, count)[i], (count, *(1,) * (len(y.shape) - batch - 1))) for i in range(count)]
         steps = xp.reshape(xp.zeros_like(xp.eye_like(y, count)[0]) + self.step, (count, *(1,) * (len(y.shape) - batch - 1)))
         P = prox or (lambda v, t: v)
 

@@ -1,7 +1,7 @@
 """Solvers of roots and fixed points on flat arrays (batch..., event...): every instance converges on its own.
 
-Each is a value with `run(xp, G, y0, batch) -> Result`, where G is the residual (Newton, Broyden, Bisection) or the map T (Picard, Anderson).
-Instances that have converged stand still; where there are numbers to look at, they are taken out of the batch (`compacting`).
+Each is a value with `run(xp, G, y0, batch) -> Result`, where G is the residual (Newton, Broyden, Bisection) or the map T (Picard,
+Anderson). Instances that have converged stand still.
 """
 
 from __future__ import annotations
@@ -102,7 +102,13 @@ class Newton(Solver):
             better = fresh < e  # a step that never got better is rounding: stay
             new, value = xp.where(better, new, y), xp.where(better, value, F)
             stuck = active & ~better
-            return (k + 1 + xp.where(xp.all(stuck | ~active), self.maxiter, 0), new, value, xp.where(better, fresh, e), *_arrays(factor))
+            return (
+                k + 1 + xp.where(xp.all(stuck | ~active), xp.new(self.maxiter), xp.new(0)),
+                new,
+                value,
+                xp.where(better, fresh, e),
+                *_arrays(factor),
+            )
 
         F = G(y)
         start = (xp.new(0), y, F, norm(xp, F, batch))

@@ -53,7 +53,9 @@ class Layer:
             return result, residual(attached, arguments.arrays)[1]
         return result
 
-    def certificate(self, *theta: Any, init: Any = None, beta: float | None = None, gamma: float | None = None, **named: Any) -> Certificate:
+    def certificate(
+        self, *theta: Any, init: Any = None, beta: float | None = None, gamma: float | None = None, **named: Any
+    ) -> Certificate:
         """How far the solution and its Jacobian may be from the truth (`layercompiler.implicit.certificate.Certificate`)."""
         problem, lowered, y, start, arguments, unknown, _ = self._prepare(theta, init, named)
         solver = solver_of(problem)
@@ -169,4 +171,3 @@ def one_by_one(xp: Arrays) -> Function:
 
 def _main(problem: Any) -> Function:
     return problem.F if isinstance(problem, Root) else problem.T if isinstance(problem, FixedPoint) else problem.f
-

@@ -47,7 +47,7 @@ def projected_gradient(xp: Arrays, f: Map, project: Map, step: float = 1.0) -> M
 
 
 def block_proximal_gradient(xp: Arrays, f: Map, prox: Map, steps: Any) -> Map:
-    """Proximal gradient with a step length per block: F = y - prox(y - t_i grad_i f(y), t_i), the fixed point of block coordinate descent."""
+    """F = y - prox(y - t_i grad_i f(y), t_i), with a step length per block: the fixed point of block coordinate descent."""
     return proximal_gradient(xp, f, prox, steps)
 
 

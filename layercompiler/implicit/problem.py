@@ -156,7 +156,7 @@ class Argmin(_Settings):
                 return solver.run(xp, lambda v: F(v, *theta), y, batch)
             options: dict[str, Any] = {"f": lambda v: f(v, *theta)}
             if isinstance(solver, (Gradient, BlockCoordinate)) and prox is not None:
-                options["prox"] = lambda v, t: prox(v, t, *theta)
+                options["prox"] = lambda v, t, given=prox: given(v, t, *theta)
             return solver.run(xp, lambda v: slope(v, *theta), y, batch, **options)
 
         return Lowered(F, run, None, frozenset({"symmetric"}) if prox is None and self.geometry != "kl" else frozenset())

@@ -28,7 +28,7 @@ class Policy:
         batch: Number of leading batch dimensions of the unknown that the residual treats as independent instances.
         tolerance: A point with |F| above tolerance * (1 + |y|) is not a root; None skips the check.
         on_error: "raise"; "warn"; or "flag": NaN outputs and zero derivatives for the failed instance. Traced code (jit, tf.function)
-            cannot raise: there "raise" gives NaN.
+            cannot raise: there "raise" gives NaN. A singular linear system of a derivative raises, unless it is "flag".
     """
 
     linear_solve: LinearSolve | None = None
@@ -59,7 +59,7 @@ def differentiable(
         size = norms(xp, value, policy.batch)
         bad = _report(xp, ~(size <= policy.tolerance * (1 + norms(xp, y, policy.batch))), size, policy)
     theta = (*theta, *found)
-    settings = Settings(policy.linear_solve or Auto(), policy.structure, policy.on_error)
+    settings = Settings(policy.linear_solve or Auto(), policy.structure, "flag" if policy.on_error == "flag" else "raise")
     attached = explicit(xp, f, y, theta, settings, policy.batch, factor)
     if bad is None:
         return attached, theta

@@ -29,7 +29,9 @@ class ImplicitLayer:
         if getattr(self.problem, "on_error", "") == "raise":
             found = jax.tree_util.tree_leaves(result)
             if not any(isinstance(v, jax.core.Tracer) for v in found) and any(np.isnan(v).any() for v in found):
-                raise SolveError("an instance has no solution to the tolerance", mend="raise maxiter of the solver, or pass on_error='flag'")
+                raise SolveError(
+                    "an instance has no solution to the tolerance", mend="raise maxiter of the solver, or pass on_error='flag'"
+                )
         return result
 
     def certificate(self, *theta: Any, **options: Any) -> Certificate:
