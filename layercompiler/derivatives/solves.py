@@ -58,7 +58,7 @@ class _Iterative(LinearSolve):
     """Settings of the iterations.
 
     Args:
-        tol: Relative residual to reach; None for as far as the precision allows (1e-11 in float64).
+        tol: Relative residual to reach; None for as far as the precision allows (1e-12 in float64).
         maxiter: Most iterations; None for 10 n + 100.
         preconditioner: M(y, *theta) -> a function v -> roughly A^-1 v. For an adjoint its transpose is taken automatically.
     """
@@ -69,7 +69,7 @@ class _Iterative(LinearSolve):
 
     def settings(self, A: Operator) -> tuple[float, int]:
         """The tolerance and the iteration limit for an operator."""
-        return self.tol or max(1e-11, 20 * A.eps), self.maxiter or 10 * A.size + 100
+        return self.tol or max(1e-12, 20 * A.eps), self.maxiter or 10 * A.size + 100
 
     @property
     def accept(self) -> float:  # type: ignore[override]
