@@ -61,7 +61,7 @@ def main():
         factors=[lc.factor(error, on=("C", "P"), index=bundle.seen, data="pixels", robust=lc.Huber(1.5))],
         parameters={"pixels": bundle.pixels.shape},
     )
-    layer = lc.export(problem, "torch", options={"linear": "schur", "eliminate": "P", "max_iterations": 50})
+    layer = lc.export(problem, "torch", options={"linear": "schur", "eliminate": "P", "max_iterations": 30})
     pixels = torch.tensor(bundle.pixels, requires_grad=True)
     costs = []
     began = time.perf_counter()

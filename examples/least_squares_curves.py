@@ -1,6 +1,6 @@
 """Fitting decays to samples with outliers: a robust loss whose radius is learned through the fits.
 
-Sixty-four curves y = a exp(-b t) + c are fitted at once by Huber's loss. Where it starts to forgive is learned by gradient descent on
+Thirty-two curves y = a exp(-b t) + c are fitted at once by Huber's loss. Where it starts to forgive is learned by gradient descent on
 the error of the fitted curves, through the exact derivative of the fits. Takes a few seconds and writes least_squares_curves.png.
 """
 
@@ -13,7 +13,7 @@ import layercompiler as lc
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-BATCH, SAMPLES, STEPS = 64, 40, 25
+BATCH, SAMPLES, STEPS = 32, 40, 12
 T = torch.linspace(0, 4, SAMPLES, dtype=torch.float64)
 
 
@@ -44,8 +44,8 @@ def main():
         parameters={"y": (SAMPLES,), "radius": ()},
     )
     layer = lc.export(problem, "torch")
-    log_radius = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([log_radius], lr=0.3)
+    log_radius = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([log_radius], lr=0.5)
     errors, radii, fits = [], [], []
     for _ in range(STEPS):
         x = layer(y, log_radius.exp())[0][:, 0]
@@ -65,7 +65,7 @@ def main():
     left.plot(T, fits[-1][0], label=f"radius {radii[-1]:.2f}, learned")
     left.legend()
     right.plot(radii, errors, ".-")
-    right.set(xscale="log", xlabel="radius of the loss", ylabel="error of 64 fits")
+    right.set(xscale="log", xlabel="radius of the loss", ylabel="error of the fits")
     figure.tight_layout()
     figure.savefig("least_squares_curves.png", dpi=120)
     assert errors[-1] < 0.5 * errors[0]

@@ -20,7 +20,7 @@ from layercompiler.manifolds import SE2, SE3
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-XP, STEPS = arrays.get("numpy"), 8
+XP, STEPS = arrays.get("numpy"), 6
 GROUPS = {"SE2": SE2, "SE3": SE3}
 
 
@@ -34,7 +34,7 @@ def turned(forward, up):
     return Rotation.from_matrix(np.stack([x, y, np.cross(x, y)], axis=2)).as_quat(scalar_first=True)
 
 
-def grid(side=8):
+def grid(side=6):
     """A walk to and fro over the plane."""
     places = np.array([(i, j if i % 2 == 0 else side - 1 - j) for i in range(side) for j in range(side)], float)
     step = np.gradient(places, axis=0)
@@ -42,7 +42,7 @@ def grid(side=8):
     return "SE2", np.concatenate([step, places], axis=1)
 
 
-def sphere(rings=6, around=12):
+def sphere(rings=5, around=8):
     """A spiral over a sphere."""
     k = np.arange(rings * around)
     height, angle = 1 - 2 * (k + 0.5) / len(k), 2 * np.pi * k / around
@@ -50,7 +50,7 @@ def sphere(rings=6, around=12):
     return "SE3", np.concatenate([turned(np.gradient(places, axis=0), places + 1e-3), places], axis=1)
 
 
-def cube(side=4):
+def cube(side=3):
     """A walk through all places of a cube."""
     places = []
     for i in range(side):
@@ -94,7 +94,7 @@ def solver(graph, noise=0.03):
         ],
         parameters={"odometry": kind(n - 1), "loops": kind(loops), "radius": ()},
     )
-    return lc.export(problem, "torch", on_error="flag", options={"max_iterations": 60})
+    return lc.export(problem, "torch", on_error="flag", options={"max_iterations": 40})
 
 
 def main():
@@ -109,7 +109,7 @@ def main():
             graph = read_g2o(Path(folder) / "graph.g2o")
         layer, n = solver(graph), len(truth)
         given = [torch.tensor(graph.measured[: n - 1]), torch.tensor(graph.measured[n - 1 :])]
-        log_radius = torch.tensor(np.log(100.0), requires_grad=True)
+        log_radius = torch.tensor(np.log(30.0), requires_grad=True)
         optimizer = torch.optim.Adam([log_radius], lr=0.6)
         place = slice(2, None) if group == "SE2" else slice(4, None)
         errors, found = [], []
