@@ -1,7 +1,7 @@
 """Bundle adjustment: twenty cameras and two thousand points, the points eliminated by Schur complements.
 
-The scene is written as a BAL file and read again. Cameras have poses, one known focal length and no distortion; a robust loss bears wrong matches.
-Takes under a minute and writes least_squares_bundle.png.
+The scene is written as a BAL file and read again. Cameras have poses, one known focal length and no distortion; a robust
+loss bears wrong matches. Takes under a minute and writes least_squares_bundle.png.
 """
 
 import tempfile
