@@ -1,8 +1,9 @@
 """Shortest paths on a map under sum-of-gamma noise, and learning the map's weights from a single path.
 
-Writes two pictures. discrete_map.png, one column per temperature 0, 1, 2 and 5: a single sampled path, the marginals (how probable it is
-for each tile to be on the path), and how the Hamming loss to one given path falls when weights are learned from random ones by I-MLE at that
-temperature. discrete_map_learning.png, one strip per temperature: paths and weights after 0, 5, 20 and 120 steps. Takes half a minute.
+Writes two pictures. discrete_map.png has one column per temperature 0, 1, 2 and 5: a single sampled path, the marginals (how probable it
+is for each tile to be on the path), and how the Hamming loss to one given path falls when weights are learned from random ones by I-MLE
+at that temperature. discrete_map_learning.png has one strip per temperature: paths and weights after 0, 5, 20 and 120 steps. Takes half
+a minute.
 """
 
 import matplotlib

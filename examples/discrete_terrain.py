@@ -5,10 +5,10 @@ predicts a cost per tile; the only supervision is the shortest path (8 neighbour
 I-MLE, black-box differentiation and perturbed optimizers, and by the perturbed Fenchel-Young loss.
 
 The gradient of a perturbed optimizer through a loss is unbiased but noisy: of 144 costs each sample says only whether all its noise
-together was good. Two independent estimates with five samples have a cosine of 0.00 here, with 50 samples 0.06, with 500 samples 0.52 (noise of
-standard deviation 1), so five samples learn little. The perturbed Fenchel-Young loss has the difference of paths itself as its gradient,
-which five samples estimate well: with perturbed optimizers and a known best path it is the loss to use. Takes a minute and writes
-discrete_terrain.png.
+together was good. Two independent estimates with five samples have a cosine of 0.00 here, with 50 samples 0.06, with 500 samples 0.52
+(noise of standard deviation 1), so five samples learn little. The perturbed Fenchel-Young loss has the difference of paths itself as its
+gradient, which five samples estimate well: with perturbed optimizers and a known best path it is the loss to use. Takes a minute and
+writes discrete_terrain.png.
 """
 
 import time
