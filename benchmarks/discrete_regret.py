@@ -1,7 +1,7 @@
 """Test regret on PyEPO's generators: shortest paths (its notebook 03), knapsacks and tours; a part of benchmarks/discrete.py.
 
 One protocol for all: a linear model from 5 features, 1000 instances to train and 1000 to test, Adam, batches of 32, 20 epochs. Nothing
-is chosen on the test set: "chosen by validation" takes loss and schedule from `CANDIDATES` by the regret on held-out parts of the
+is chosen on the test set: "chosen by validation" takes loss, rate and schedule from `CANDIDATES` by the regret on held-out parts of the
 training set.
 """
 
@@ -153,33 +153,38 @@ FEW = (
     "perturbed (10 samples) + cost",
     "identity + cost",
 )
+_LOSSES = {
+    "SPO+": SPO,
+    **{f"perturbed Fenchel-Young, normal, T={t}, {n} samples": young(t, samples=n) for t, n in ((0.5, 3), (0.5, 10), (1.0, 10))},
+}
 CANDIDATES = {
-    f"{name}, {schedule}": (loss, schedule)
-    for name, loss in {"SPO+": SPO, **{f"perturbed Fenchel-Young, normal, T={t}": young(t) for t in (0.5, 1.0)}}.items()
-    for schedule in ("constant", "cosine", "averaged")
+    f"{name}, rate {rate}, {schedule}": (loss, schedule, rate)
+    for name, loss in _LOSSES.items()
+    for rate in (1e-2, 3e-2)
+    for schedule in ("cosine", "averaged")
 }
 
 
-def choose(task, splits=4):
+def choose(task, splits=6):
     """The candidate of least mean regret on held-out fifths of the training set, and the regrets of all."""
     found = {}
-    for name, (loss, schedule) in CANDIDATES.items():
+    for name, (loss, schedule, rate) in CANDIDATES.items():
         scores = []
         for k in range(splits):
             order = np.random.RandomState(k).permutation(len(task.x))
             held, rows = order[:200], order[200:]
-            model = fit(task, lc.Identity(), loss, rows, k, schedule)
+            model = fit(task, lc.Identity(), loss, rows, k, schedule, rate=rate)
             scores.append(task.regret(model, task.x[held], task.c[held], task.z[held]))
         found[name] = float(np.mean(scores))
     return min(found, key=found.get), found
 
 
-def measure(task, estimator, loss, seeds, schedule="constant"):
+def measure(task, estimator, loss, seeds, schedule="constant", rate=1e-2):
     """Test regrets, and mean seconds of training."""
     found, spent = [], []
     for seed in seeds:
         began = time.perf_counter()
-        model = fit(task, estimator, loss, slice(None), seed, schedule)
+        model = fit(task, estimator, loss, slice(None), seed, schedule, rate=rate)
         spent.append(time.perf_counter() - began)
         found.append(task.regret(model, task.xe, task.ce, task.ze))
     return found, float(np.mean(spent))
@@ -201,8 +206,8 @@ def table(name, methods=METHODS, seeds=SEEDS, selection=False):
         add(label, *measure(made, *METHODS[label], seeds))
     if selection:
         best, scores = choose(made)
-        loss, schedule = CANDIDATES[best]
-        add(f"chosen by validation: {best}", *measure(made, lc.Identity(), loss, seeds, schedule))
+        loss, schedule, rate = CANDIDATES[best]
+        add(f"chosen by validation: {best}", *measure(made, lc.Identity(), loss, seeds, schedule, rate))
         rows += ["", "Regret on held-out parts of the training set: " + ", ".join(f"{k} {v:.2f} %" for k, v in scores.items()) + "."]
     if importlib.util.find_spec("pyepo") and importlib.util.find_spec("gurobipy"):
         try:
