@@ -3,7 +3,7 @@
 from layercompiler.kernels.conic import Conic, ConicSolution
 from layercompiler.kernels.layout import cone_list
 from layercompiler.kernels.ldl import LDL, Factor
-from layercompiler.kernels.library import available, instruction_set
+from layercompiler.kernels.library import available, instruction_set, peak_rate
 from layercompiler.kernels.newton import Linearization, Newton, Refined
 from layercompiler.kernels.simplex import Simplex
 
@@ -19,4 +19,5 @@ __all__ = [
     "available",
     "cone_list",
     "instruction_set",
+    "peak_rate",
 ]
