@@ -32,6 +32,12 @@ _PROTOTYPES = {
     "lc_newton_refine": (_POINTER, [_POINTER, _LONG] + [_POINTER, _LONG] * 4 + [_POINTER] * 9 + [_INT, _REAL, _REAL, _INT]),
     "lc_linearization_free": (None, [_POINTER]),
     "lc_linearization_solve": (_INT, [_POINTER] * 6 + [_INT, _REAL, _INT]),
+    "lc_dense_new": (_POINTER, [_LONG] * 3 + [_INT] + [_LONG, _POINTER, _POINTER] * 3 + [_TEXT]),
+    "lc_dense_free": (None, [_POINTER]),
+    "lc_dense_facts": (None, [_POINTER, _POINTER]),
+    "lc_dense_solve": (_POINTER, [_POINTER, _LONG] + [_POINTER] * 4 + [_INT] * 2 + [_POINTER] * 8 + [_INT]),
+    "lc_dense_factors_free": (None, [_POINTER]),
+    "lc_dense_adjoint": (_INT, [_POINTER] * 11 + [_INT]),
     "lc_factor_solve": (_INT, [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _INT, _REAL, _INT]),
 }
 
