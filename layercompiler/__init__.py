@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from layercompiler.export import compile, export, load
     from layercompiler.plan import CompiledProblem
+    from layercompiler.problems.qp import QP
     from layercompiler.programs.blackbox import BlackBox
     from layercompiler.solvers import Options
     from layercompiler.status import Info, Solution, Status
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DBB",
     "IMLE",
+    "QP",
     "AdaptiveIMLE",
     "BlackBox",
     "CompiledProblem",
@@ -57,6 +59,7 @@ _ESTIMATORS = ("AdaptiveIMLE", "DBB", "IMLE", "Identity", "Perturbed", "ScoreFun
 _ORIGIN = {
     **dict.fromkeys(_ESTIMATORS, "derivatives.perturbation.estimators"),
     "BlackBox": "programs.blackbox",
+    "QP": "problems.qp",
     "imle": "decorator",
     "CompiledProblem": "plan",
     "Info": "status",

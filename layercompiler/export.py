@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from layercompiler.errors import MissingDependencyError, NotAProblemError, OptionError, StoreError
-from layercompiler.plan import CompiledProblem
+from layercompiler.plan import CompiledProblem, compile_program
+from layercompiler.problems.qp import QP, compile_qp
 from layercompiler.programs.blackbox import BlackBox
 from layercompiler.programs.store import load as read
 from layercompiler.solvers import Options, engine
@@ -31,11 +32,12 @@ def compile(
     """Compile a problem once, free of any framework: numpy in, numpy out.
 
     Args:
-        problem: A `cvxpy.Problem`, DCP or DGP, and DPP in its parameters.
+        problem: A `cvxpy.Problem`, DCP or DGP, and DPP in its parameters; or a `layercompiler.QP`, whose parameters and outputs are
+            given by name.
         parameters: Parameters in call order; None for all, in order of appearance. Others are constants with their `.value`.
         variables: Outputs: variables, dual variables (`constraint.dual_variables[i]`), affine expressions, or
             `problem.objective` for the optimal value; None for all variables.
-        solver: "auto" or the name of an engine ("lanes", "clarabel", "scs", "ecos", ...).
+        solver: "auto" or the name of an engine ("lanes", "dense_qp", "clarabel", "scs", ...).
         on_error: "raise", or "flag" for NaN outputs and zero derivatives of failed instances.
         gp: True for a geometric program, False for a convex one, None to detect.
         options: `Options`, or a dict of its fields.
@@ -58,17 +60,19 @@ def compile(
         raise OptionError("the solver is given by name", expected="a string such as 'auto'", got=repr(solver))
     if solver.lower() != "auto":
         engine(solver)
+    if isinstance(problem, QP):
+        return compile_program(compile_qp(problem, parameters, variables), solver, on_error, checked)
     if type(problem).__module__.split(".")[0] != "cvxpy":
         raise NotAProblemError(
-            "only a cvxpy.Problem can be compiled here",
-            expected="a cvxpy.Problem",
+            "only a cvxpy.Problem or a layercompiler.QP can be compiled here",
+            expected="a cvxpy.Problem or a layercompiler.QP",
             got=type(problem).__name__,
             mend="write the problem as cvxpy.Problem(objective, constraints)",
         )
     from layercompiler.problems.convex import compile_convex
 
     program = compile_convex(problem, parameters, variables, gp)
-    return CompiledProblem(program, solver, on_error, checked)
+    return compile_program(program, solver, on_error, checked)
 
 
 def export(
@@ -148,7 +152,7 @@ def load(path: str | Path, framework: str | None = None) -> Any:
             raise ValueError(f"on_error {on_error!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError("the settings of the saved layer are malformed", where=str(path), got=str(error)) from error
-    compiled = CompiledProblem(program, solver, on_error, options)
+    compiled = compile_program(program, solver, on_error, options)
     return compiled if framework is None else layer_class(framework)(compiled)
 
 

@@ -1,10 +1,25 @@
 """Compiled kernels: whole solvers in C++ with one problem instance per SIMD lane; optional, see `available`."""
 
 from layercompiler.kernels.conic import Conic, ConicSolution
-from layercompiler.kernels.dense_qp import DenseFactors, DenseQP, DenseSolution
+from layercompiler.kernels.dense_qp import DenseFactors, DenseQP, DenseSolution, operations
 from layercompiler.kernels.layout import cone_list
 from layercompiler.kernels.ldl import LDL, Factor
 from layercompiler.kernels.library import available, instruction_set
 from layercompiler.kernels.newton import Linearization, Newton, Refined
 
-__all__ = ["LDL", "Conic", "ConicSolution", "DenseFactors", "DenseQP", "DenseSolution", "Factor", "Linearization", "Newton", "Refined", "available", "cone_list", "instruction_set"]
+__all__ = [
+    "LDL",
+    "Conic",
+    "ConicSolution",
+    "DenseFactors",
+    "DenseQP",
+    "DenseSolution",
+    "Factor",
+    "Linearization",
+    "Newton",
+    "Refined",
+    "available",
+    "cone_list",
+    "instruction_set",
+    "operations",
+]

@@ -105,11 +105,8 @@ class DenseQP:
 
     @property
     def flops(self) -> float:
-        """Operations of one solution with its gradient, roughly: six iterations in the better of the two forms."""
-        n, p, m = self.n, self.equalities, self.inequalities
-        if m <= 2 * n:
-            return n**3 / 3 + n * n * (m + p) + n * (m + p) ** 2 + 8 * (m**3 / 3 + 10 * m * m) + 8 * n * (n + m + p)
-        return 14 * (n**3 / 3 + n * n * (m + p) + 8 * n * (n + m + p))
+        """See `operations`."""
+        return operations(self.n, self.equalities, self.inequalities)
 
     def solve(
         self,
@@ -178,6 +175,14 @@ class DenseQP:
         if getattr(self, "_handle", None):
             self._library.lc_dense_free(self._handle)
             self._handle = None
+
+
+def operations(n: int, equalities: int, inequalities: int) -> float:
+    """Operations of one solution with its gradient, roughly: six iterations in the better of the two forms."""
+    p, m = equalities, inequalities
+    if m <= 2 * n:
+        return n**3 / 3 + n * n * (m + p) + n * (m + p) ** 2 + 8 * (m**3 / 3 + 10 * m * m) + 8 * n * (n + m + p)
+    return 14 * (n**3 / 3 + n * n * (m + p) + 8 * n * (n + m + p))
 
 
 def _rebuild(n: int, equalities: int, inequalities: int, patterns: Sequence[Pattern]) -> DenseQP:

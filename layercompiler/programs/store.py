@@ -83,7 +83,7 @@ def load(path: str | Path) -> tuple[ConeProgram, dict[str, Any]]:
 def _program(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> ConeProgram:
     if header.get("format") != FORMAT:
         raise StoreError("the saved layer has another format", expected=f"{FORMAT}", got=f"{header.get('format')}")
-    _require(header["kind"] in ("DCP", "DGP"), "the kind of the saved layer is unknown", "kind")
+    _require(header["kind"] in ("DCP", "DGP", "QP"), "the kind of the saved layer is unknown", "kind")
     n = _whole(header["n"], "n")
     cones = _cones(header["cones"])
     parameters = tuple(ParameterSpec(str(name), _shape(shape, name), tuple(map(str, a))) for name, shape, a in header["parameters"])
