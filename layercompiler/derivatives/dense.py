@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from layercompiler.derivatives.residual_map import Point, ResidualMap
 from layercompiler.derivatives.system import Linearization
 from layercompiler.kernels import DenseFactors
 from layercompiler.programs.cone import Data, Structure
-from layercompiler.solvers.dense_qp import DenseEngine
+
+if TYPE_CHECKING:
+    from layercompiler.solvers.dense_qp import DenseEngine
 
 SINGULAR = 1e-8
 

@@ -163,7 +163,8 @@ class DenseQP:
             )
             if not handle:
                 raise MemoryError(library.reason())
-        return DenseSolution(x, v, y, status, iterations, *facts, DenseFactors(self, handle, operands))
+        norm, margin, reach = facts
+        return DenseSolution(x, v, y, status, iterations, norm, margin, reach, DenseFactors(self, handle, operands))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.n, self.equalities, self.inequalities, self.patterns)

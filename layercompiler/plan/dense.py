@@ -18,6 +18,7 @@ from layercompiler import kernels
 from layercompiler.cones.base import KINK
 from layercompiler.derivatives.dense import SINGULAR, DenseLinearization, DenseMap
 from layercompiler.derivatives.residual_map import Point
+from layercompiler.derivatives.scaling import Equilibrator, Scaling
 from layercompiler.kernels import DenseSolution, operations
 from layercompiler.plan.ambiguity import ambiguity
 from layercompiler.plan.compiled import CompiledProblem
@@ -86,9 +87,9 @@ class DenseProblem(CompiledProblem):
     def _plan(self, solver: str) -> None:
         samples = self._samples()
         reason = _advantage(self.structure, self.program.kind) if solver.lower() == "auto" else "asked for"
-        self.search = Search(self.structure, None, "dense_qp", reason)
-        self.dense: DenseEngine = self.search.attempts[0][0]  # type: ignore[assignment]
+        self.dense = DenseEngine(self.structure)
         self.map = DenseMap(self.structure, samples, self.dense)
+        self.search = Search(self.structure, self.map, "dense_qp", reason)
         self.matrices = Matrices.of(self.program)
 
     @cached_property
@@ -103,21 +104,23 @@ class DenseProblem(CompiledProblem):
         threads = self._threads(options)
         quick = self.matrices.read(arrays) if self.matrices is not None else None
         free = options.time_limit is None and options.max_iterations is None
-        if quick is not None and free and warm_start is None:
+        found = None
+        if self.matrices is not None and quick is not None and free and warm_start is None:
             found = self.matrices.kernel.solve(*quick.operands, threads=threads)
             if not found.status.any() and not (found.reach > SINGULAR).any():
-                return MatrixEvaluation(self, arrays, quick, found, self._facts(_answer(found), quick.batch, began), threads)
+                return MatrixEvaluation(self, self.matrices, arrays, quick, found, self._facts(_answer(found), quick.batch, began), threads)
         values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error == "raise")
         bound = Bound.of(self, values)
-        answer = self._solve(bound, values, options, self._start(warm_start, values), free, threads)
+        answer = self._solve(bound, values, options, self._start(warm_start, values), free, threads, found)
         point = self._point(bound, answer)
-        linear = None
+        linear: Any = None
         if answer.factors is not None:
             linear = DenseLinearization(self.map, bound.scaled, point, answer.factors, answer.reach, threads)
         info = self._facts(answer, values.batch, began)
         singular = (answer.status == Status.SOLVED) & ~(answer.reach <= SINGULAR)
         if singular.any():
-            ambiguous, many = ambiguity(self.program, bound, point, linear or self.map.linearize(bound.scaled, point, threads))
+            linear = linear or self.map.linearize(bound.scaled, point, threads)
+            ambiguous, many = ambiguity(self.program, *self._calm(bound, point, linear))
             shape = values.batch
             info = replace(
                 info,
@@ -132,7 +135,9 @@ class DenseProblem(CompiledProblem):
     def _threads(self, options: Options) -> int:
         return options.workers or self.threads
 
-    def _solve(self, bound: Bound, values: Any, options: Options, start: np.ndarray | None, free: bool, threads: int) -> Answer:
+    def _solve(
+        self, bound: Bound, values: Any, options: Options, start: np.ndarray | None, free: bool, threads: int, found: DenseSolution | None
+    ) -> Answer:
         """The kernel where no limit is set, and the other engines for what it leaves open."""
         n, m, count = self.structure.n, self.structure.m, values.count
         data = bound.scaled
@@ -142,19 +147,11 @@ class DenseProblem(CompiledProblem):
                 ok = np.isfinite(start).all(axis=1)
                 flat = np.where(ok[:, None], start, 0.0)
                 points = (flat[:, :n], flat[:, n:])
-            answer = _answer(self.dense.run(_sized(data, count), threads, start=points))
+            answer = _answer(found or self.dense.run(_sized(data, count), threads, start=points))
+            if points is not None:
+                answer.engine[ok & (answer.status == Status.SOLVED) & (answer.iterations == 0)] = "warm start"
         else:
-            zero = np.zeros(count)
-            answer = Answer(
-                *(np.zeros((count, k)) for k in (n, m, m)),
-                np.full(count, Status.FAILED, np.int8),
-                np.full(count, np.inf),
-                zero,
-                zero.copy(),
-                np.zeros(count, int),
-                np.full(count, "", dtype=object),
-                None,
-            )
+            answer = _nothing(n, m, count)
         claims = (answer.status == Status.PRIMAL_INFEASIBLE) | (answer.status == Status.DUAL_INFEASIBLE)
         if claims.any():
             part = np.flatnonzero(claims)
@@ -173,16 +170,11 @@ class DenseProblem(CompiledProblem):
         arrays = [
             (flat if len(flat) == 1 else flat[index]).reshape(-1, *p.shape) for flat, p in zip(values.flat, self.parameters, strict=True)
         ]
-        if all(len(a) == 1 for a in arrays):
-            index_arrays = [np.broadcast_to(a, (len(index), *a.shape[1:])) for a in arrays]
-        else:
-            index_arrays = arrays
-        if not index_arrays:
-            index_arrays = []
-        found = self.rest.evaluate(index_arrays, options=replace(options, check_domain=False))
+        if all(len(a) == 1 for a in arrays):  # also where there are no parameters: then one instance stands for all
+            arrays = [np.broadcast_to(a, (len(index), *a.shape[1:])) for a in arrays]
+        found = self.rest.evaluate(arrays, options=replace(options, check_domain=False))
         status = found.info.status.reshape(-1)
-        if len(status) != len(index):  # no parameters: one instance stands for all
-            index = index[: len(status)]
+        index = index[: len(status)]
         e = self.elimination
         x, y = (found.x[:, e.keep_x], found.y[:, e.keep_y]) if e.active else (found.x, found.y)
         ok = status == Status.SOLVED
@@ -214,6 +206,14 @@ class DenseProblem(CompiledProblem):
         none = np.zeros((len(x), 0))
         return Point(self.structure.cones, x, v, y, none, none, answer.norm)
 
+    def _calm(self, bound: Bound, point: Point, linear: DenseLinearization) -> tuple[Bound, Point, Any]:
+        """The same in equilibrated coordinates, where sizes can be compared."""
+        data, scaling = Equilibrator(self.structure)(bound.scaled)
+        if scaling is None:
+            return bound, point, linear
+        scaled = replace(point, x=point.x / scaling.x, v=point.v / scaling.y, y=point.y / scaling.y)
+        return replace(bound, scaled=data, scaling=scaling), scaled, _Scaled(linear, scaling)
+
     def _facts(self, answer: Answer, shape: tuple[int, ...], began: float) -> Info:
         solved = answer.status == Status.SOLVED
         return Info(
@@ -228,11 +228,30 @@ class DenseProblem(CompiledProblem):
         )
 
 
+@dataclass(frozen=True)
+class _Scaled:
+    """A linearization in scaled coordinates."""
+
+    linear: DenseLinearization
+    scaling: Scaling
+
+    def solve(self, r_x: np.ndarray, h: np.ndarray, refine: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `Linearization.solve`."""
+        k = self.scaling
+        u, t, residual = self.linear.solve(r_x / k.r_x, h / k.r_y, refine)
+        return u / k.x, t / k.y, residual
+
+
 def _answer(found: DenseSolution) -> Answer:
     engine = np.full(len(found.x), "dense_qp", dtype=object)
-    return Answer(
-        found.x, found.v, found.y, found.status, found.norm, found.margin, found.reach, found.iterations, engine, found.factors
-    )
+    return Answer(found.x, found.v, found.y, found.status, found.norm, found.margin, found.reach, found.iterations, engine, found.factors)
+
+
+def _nothing(n: int, m: int, count: int) -> Answer:
+    x, v = np.zeros((count, n)), np.zeros((count, m))
+    far, none = np.full(count, np.inf), np.zeros(count)
+    status, engine = np.full(count, Status.FAILED, np.int8), np.full(count, "", dtype=object)
+    return Answer(x, v, v.copy(), status, far, none, none.copy(), np.zeros(count, int), engine, None)
 
 
 def _sized(data: Data, count: int) -> Data:

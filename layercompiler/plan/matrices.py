@@ -121,14 +121,21 @@ class MatrixEvaluation(Evaluation):
     """A solved batch of programs written as matrices, every instance solved; what is beyond first order is made when it is asked for."""
 
     def __init__(
-        self, problem: DenseProblem, arrays: Sequence[np.ndarray], call: Call, found: DenseSolution, info: Info, threads: int
+        self,
+        problem: DenseProblem,
+        matrices: Matrices,
+        arrays: Sequence[np.ndarray],
+        call: Call,
+        found: DenseSolution,
+        info: Info,
+        threads: int,
     ) -> None:
         self.problem, self.info, self.batch, self.count = problem, info, call.batch, call.count
-        self._arrays, self._call, self._found, self._threads = arrays, call, found, threads
+        self._matrices, self._arrays, self._call, self._found, self._threads = matrices, arrays, call, found, threads
         self.bad = _NONE
         self.x, self.y = found.x, found.y
         self.z = np.concatenate([found.x, found.v], axis=1).reshape((*call.batch, -1))
-        p = problem.matrices.kernel.equalities
+        p = matrices.kernel.equalities
         parts = {"x": found.x, "y": found.y[:, :p], "z": found.y[:, p:]}
         self._flat = tuple(np.array(parts[o.name]) if o.name in parts else self._read(o) for o in problem.outputs)
         self.outputs = tuple(self._shaped(f, o.shape) for f, o in zip(self._flat, problem.outputs, strict=True))
@@ -152,7 +159,7 @@ class MatrixEvaluation(Evaluation):
 
     def vjp(self, cotangents: Sequence[Any]) -> tuple[np.ndarray, ...]:
         """See `Evaluation.vjp`."""
-        matrices, call, found = self.problem.matrices, self._call, self._found
+        matrices, call, found = self._matrices, self._call, self._found
         n, p, m = matrices.kernel.n, matrices.kernel.equalities, matrices.kernel.inequalities
         gx, gy = None, None
         for o, flat in zip(self.problem.outputs, self._cotangents(cotangents), strict=True):
@@ -175,7 +182,7 @@ class MatrixEvaluation(Evaluation):
         if not (residual <= ACCURATE).all():
             return super().vjp(cotangents)
         out = []
-        for place, lead, array in zip(matrices.place, call.leads, self._arrays, strict=True):
+        for place, array in zip(matrices.place, self._arrays, strict=True):
             g = gradients[place]
             if g is None:  # shared by the batch: the sum of outer products is one product of matrices
                 g = _summed(ORDER[place], u, t, found.x, found.y, p)

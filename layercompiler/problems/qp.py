@@ -61,7 +61,9 @@ class QP:
         for name, shape in self.shapes.items():
             a = arrays.setdefault(name, np.zeros(shape))
             if a.shape != shape or not np.isfinite(a).all():
-                raise ShapeError(f"{name} of the QP does not fit", where=name, expected=f"finite numbers of shape {shape}", got=f"{a.shape}")
+                raise ShapeError(
+                    f"{name} of the QP does not fit", where=name, expected=f"finite numbers of shape {shape}", got=f"{a.shape}"
+                )
         self.values = arrays
 
     @property

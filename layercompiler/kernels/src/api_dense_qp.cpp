@@ -76,6 +76,7 @@ DensePattern pattern(std::vector<int32_t>* keep, int64_t count, const int32_t* r
   for (int64_t e = 0; e < count; e++)
     if (row[e] < 0 || row[e] >= rows || col[e] < 0 || col[e] >= cols) throw std::invalid_argument("an index is out of range");
   keep[0].assign(row, row + count), keep[1].assign(col, col + count);
+  for (int i = 0; i < 2; i++) keep[i].reserve(1);  // not null: an empty pattern is one
   return {count, keep[0].data(), keep[1].data()};
 }
 

@@ -454,8 +454,8 @@ template <class V, class F, class Form> struct DensePack {
       take_largest(error_y, w * Ax[r]);
     }
     double a = error_x / (1 + top_x), c2 = error_y / (1 + top_y);
-    norm = !(a <= c2) ? a : c2;
-    if (!(norm < __builtin_inf())) norm = __builtin_inf();
+    bool finite_data = top_x < __builtin_inf() && top_y < __builtin_inf();  // an infinite size would hide every residual beside it
+    norm = finite_data && a == a && c2 == c2 ? (a > c2 ? a : c2) : __builtin_inf();
   }
 
   // Takes the points of the lanes `good` to rounding on the data as they were given, and writes the best; scale: x = D X x_unit, y = E Y y_unit.
@@ -546,9 +546,10 @@ template <class V, class F, class Form> struct DensePack {
           Ax[k] = f;
         }
         for (int j = 0; j < p.n; j++) take_largest(top_y, get(X[j], l));  // rows have unit size
+        take_largest(top_y, top_x);
         // A zero right-hand side has the zero solution.
         double a = top_x > 0 ? error_x / top_x : error_x, c = top_y > 0 ? error_y / top_y : error_y;
-        double found = !(a <= c) ? a : c;
+        double found = a == a && c == c ? (a > c ? a : c) : __builtin_inf();
         open[l] = found < best[l];
         if (!open[l]) continue;
         best[l] = found;
@@ -1020,14 +1021,14 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
       for (int j = 0; j < p.n; j++) out[j] = fma(l[j], vi, out[j]);
     }
   }
-  V build(const V* weight) {
+  V build(const V* weight, double shift = rho) {
     int np = p.np, m = this->rows();
     for (int I = 0; I < np; I += 4)
       for (int J = 0; J <= I; J += 4) {
         V t[4][4];
         load_tile(t, k.M + (int64_t)I * np + J, np);
         if (I == J)
-          for (int e = 0; e < 4; e++) t[e][e] = t[e][e] + num<V>(rho);
+          for (int e = 0; e < 4; e++) t[e][e] = t[e][e] + num<V>(shift);
         for (int r = 0; r < m; r++) {
           const V* l = row(r);
           V wr = weight[r], x[4] = {wr * l[I], wr * l[I + 1], wr * l[I + 2], wr * l[I + 3]}, y[4] = {l[J], l[J + 1], l[J + 2], l[J + 3]};
@@ -1230,7 +1231,10 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
         good = all_of<V>();
       }
     } else {
-      verdict = interior_point(job.round, &steps);
+      // A stationary point of an objective that is not convex is no solution.
+      for (int i = 0; i < this->rows(); i++) w[i] = V{};
+      V convex = build(w, 1e-6);
+      verdict = select<V>(convex > V{}, interior_point(job.round, &steps), num<V>(8));
       for (int l = 0; l < chunk.count; l++) certify(job, l, get(verdict, l));
       good = polish(job.round.tolerance > 1e-6 ? 4 : 8) & (verdict == V{});
     }
@@ -1249,7 +1253,7 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
   }
   // A certificate, brought to gain one: y of primal, x of dual infeasibility.
   void certify(const DenseJob& job, int l, double verdict) {
-    if (verdict == 0) return;
+    if (verdict != 1 && verdict != 2) return;
     int64_t i = this->instance[l];
     int m = this->rows();
     const double *c0 = job.data.c.of(i), *b0 = job.data.b.of(i), *h0 = job.data.h.of(i);
@@ -1267,10 +1271,13 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
     for (int i = 0; i < m; i++) g[i] = num<V>(i % 2 ? -0.7 - 0.13 * (i % 3) : 0.6 + 0.17 * (i % 7));
     solve_active(f, g, this->dX, this->dY);
     times_q(this->dX, Qx), times_ct(this->dY, Aty), times_c(this->dX, Cx);
-    V worst = V{};
-    for (int j = 0; j < p.n; j++) worst = vmax(vabs(Qx[j] + Aty[j] + f[j]), worst);
+    V worst = V{}, top = num<V>(1);
+    for (int j = 0; j < p.n; j++) {
+      worst = vmax(vabs(Qx[j] + Aty[j] + f[j]), worst);
+      top = vmax(vmax(vabs(Qx[j]), vabs(Aty[j])), top);  // null vectors add nothing to these
+    }
     for (int i = 0; i < m; i++) worst = vmax(i < p.p ? vabs(Cx[i] + g[i]) : vabs(Cx[i] + g[i]) * act[i - p.p], worst);
-    for (int l = 0; l < chunk.count; l++) job.reach[this->instance[l]] = get(worst, l);
+    for (int l = 0; l < chunk.count; l++) job.reach[this->instance[l]] = get(worst, l) / get(top, l);
   }
   void differentiate(const DenseAdjoint& job, Chunk chunk) {
     this->place(job.index, chunk);
