@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
+PARTS := kernels cone discrete
 EXTRAS := torch,jax,tensorflow,ecos,diffcp,plot,test
 KERNELS := $(wildcard layercompiler/kernels/src/*)
 WORKERS ?= 2
@@ -44,12 +45,12 @@ format: $(VENV)/.installed
 # The peers live in an environment of their own: their pins clash with ours.
 $(BENCH)/.installed: pyproject.toml setup.py constraints.txt $(KERNELS)
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/pip install --quiet --constraint constraints.txt --editable ".[torch,ecos,bench]"
+	$(BENCH)/bin/pip install --quiet --constraint constraints.txt --editable ".[torch,jax,ecos,plot,bench]"
+	$(BENCH)/bin/pip install --quiet --no-deps qpth==0.0.18  # it asks for numpy 1, and runs on numpy 2
 	touch $@
 
 bench: $(BENCH)/.installed
-	$(BENCH)/bin/python -m benchmarks.kernels
-	$(BENCH)/bin/python -m benchmarks.cone
+	for part in $(PARTS); do $(BENCH)/bin/python -m benchmarks.$$part || exit 1; done
 
 docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"

@@ -70,7 +70,7 @@ _ORIGIN = {
     "export": "export",
     "load": "export",
 }
-_MODULES = ("errors", "inspect", "jax", "tensorflow", "torch")
+_MODULES = ("errors", "functions", "inspect", "jax", "tensorflow", "torch")
 _ALIASES = {"losses": "derivatives.perturbation.losses", "noise": "derivatives.perturbation.noise", "oracles": "solvers.oracles"}
 
 

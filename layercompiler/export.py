@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layercompiler.errors import MissingDependencyError, NotAProblemError, OptionError, StoreError
+from layercompiler import frameworks
+from layercompiler.errors import NotAProblemError, OptionError, StoreError
 from layercompiler.plan import CompiledProblem, compile_program
-from layercompiler.problems.qp import QP, compile_qp
 from layercompiler.programs.blackbox import BlackBox
 from layercompiler.programs.store import load as read
 from layercompiler.solvers import Options, engine
 
-FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
+# What compiles a problem of one of our own classes: a function of the problem and a `Request`, "module:function" in this package.
+_COMPILERS: dict[str, str] = {
+    "layercompiler.programs.blackbox.BlackBox": "export:_compile_discrete",
+    "layercompiler.problems.qp.QP": "export:_compile_qp",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `compile`, checked.
+
+    Attributes:
+        parameters: As in `compile`; likewise the others.
+    """
+
+    parameters: Sequence[Any] | None
+    variables: Sequence[Any] | None
+    solver: str
+    on_error: str
+    gp: bool | None
+    options: Options
+    estimator: Any
 
 
 def compile(
@@ -53,26 +74,8 @@ def compile(
     """
     if on_error not in ("raise", "flag"):
         raise OptionError("unknown value of on_error", expected="'raise' or 'flag'", got=repr(on_error))
-    checked = Options.of(options)
-    if estimator is not None or isinstance(problem, BlackBox):
-        return _compile_discrete(problem, parameters, variables, solver, on_error, checked, estimator)
-    if solver is None or not isinstance(solver, str):
-        raise OptionError("the solver is given by name", expected="a string such as 'auto'", got=repr(solver))
-    if solver.lower() != "auto":
-        engine(solver)
-    if isinstance(problem, QP):
-        return compile_program(compile_qp(problem, parameters, variables), solver, on_error, checked)
-    if type(problem).__module__.split(".")[0] != "cvxpy":
-        raise NotAProblemError(
-            "only a cvxpy.Problem or a layercompiler.QP can be compiled here",
-            expected="a cvxpy.Problem or a layercompiler.QP",
-            got=type(problem).__name__,
-            mend="write the problem as cvxpy.Problem(objective, constraints)",
-        )
-    from layercompiler.problems.convex import compile_convex
-
-    program = compile_convex(problem, parameters, variables, gp)
-    return compile_program(program, solver, on_error, checked)
+    request = Request(parameters, variables, solver, on_error, gp, Options.of(options), estimator)
+    return _compiler(problem, request)(problem, request)
 
 
 def export(
@@ -106,10 +109,8 @@ def export(
     Raises:
         MissingDependencyError: The framework is not installed.
     """
-    kind = layer_class(framework)
-    if isinstance(problem, CompiledProblem):
-        return kind(problem)
-    if not hasattr(problem, "estimator"):
+    frameworks.checked(framework)
+    if not hasattr(problem, "layer_kind"):
         problem = compile(
             problem,
             parameters=parameters,
@@ -120,25 +121,70 @@ def export(
             options=options,
             estimator=estimator,
         )
-    return layer_class(framework, "DiscreteLayer")(problem) if hasattr(problem, "estimator") else kind(problem)
+    return frameworks.layer(problem, framework)
 
 
-def _compile_discrete(problem: Any, parameters: Any, variables: Any, solver: str, on_error: str, options: Options, estimator: Any) -> Any:
+def _compiler(problem: Any, request: Request) -> Callable[[Any, Request], Any]:
+    if request.estimator is not None:
+        return _compile_discrete
+    for kind in type(problem).__mro__:
+        name = _COMPILERS.get(f"{kind.__module__}.{kind.__qualname__}")
+        if name is not None:
+            module, _, function = name.partition(":")
+            return getattr(importlib.import_module(f"layercompiler.{module}"), function)
+    return _compile_convex
+
+
+def _check_solver(solver: Any) -> None:
+    if solver is None or not isinstance(solver, str):
+        raise OptionError("the solver is given by name", expected="a string such as 'auto'", got=repr(solver))
+    if solver.lower() != "auto":
+        engine(solver)
+
+
+def _compile_qp(problem: Any, request: Request) -> CompiledProblem:
+    from layercompiler.problems.qp import compile_qp
+
+    _check_solver(request.solver)
+    program = compile_qp(problem, request.parameters, request.variables)
+    return compile_program(program, request.solver, request.on_error, request.options)
+
+
+def _compile_convex(problem: Any, request: Request) -> CompiledProblem:
+    _check_solver(request.solver)
+    if not _of_cvxpy(problem):
+        raise NotAProblemError(
+            "only a cvxpy.Problem can be compiled here",
+            expected="a cvxpy.Problem",
+            got=type(problem).__name__,
+            mend="write the problem as cvxpy.Problem(objective, constraints)",
+        )
+    from layercompiler.problems.convex import compile_convex
+
+    program = compile_convex(problem, request.parameters, request.variables, request.gp)
+    return compile_program(program, request.solver, request.on_error, request.options)
+
+
+def _compile_discrete(problem: Any, request: Request) -> Any:
     from layercompiler.plan.discrete import CompiledDiscrete
 
-    if type(problem).__module__.split(".")[0] == "cvxpy":
+    if _of_cvxpy(problem):
         from layercompiler.problems.discrete import compile_discrete
 
-        problem = compile_discrete(problem, parameters, variables)
+        problem = compile_discrete(problem, request.parameters, request.variables)
     elif not isinstance(problem, BlackBox):
         problem = BlackBox(problem)
-    if estimator is None:
+    if request.estimator is None:
         raise OptionError("a black box needs an estimator of its gradient", mend="pass estimator=layercompiler.IMLE(), or another one")
-    return CompiledDiscrete(problem, estimator, solver, on_error, options)
+    return CompiledDiscrete(problem, request.estimator, request.solver, request.on_error, request.options)
+
+
+def _of_cvxpy(problem: Any) -> bool:
+    return type(problem).__module__.split(".")[0] == "cvxpy"
 
 
 def load(path: str | Path, framework: str | None = None) -> Any:
-    """Read a compiled problem that `CompiledProblem.save` wrote; with a framework, its layer.
+    """Read a compiled problem that its `save` wrote; with a framework, its layer.
 
     Raises:
         StoreError: The file is damaged, unsafe or of another format.
@@ -152,17 +198,11 @@ def load(path: str | Path, framework: str | None = None) -> Any:
             raise ValueError(f"on_error {on_error!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError("the settings of the saved layer are malformed", where=str(path), got=str(error)) from error
-    compiled = compile_program(program, solver, on_error, options)
-    return compiled if framework is None else layer_class(framework)(compiled)
+    if program is None or "discrete" in settings:
+        from layercompiler.plan.discrete import CompiledDiscrete
+        from layercompiler.plan.discrete_store import restore
 
-
-def layer_class(framework: str, kind: str = "Layer") -> Any:
-    """The layer class of a framework: "Layer", or "DiscreteLayer" for discrete problems."""
-    name = str(framework).lower()
-    if name not in FRAMEWORKS:
-        raise OptionError("unknown framework", expected=f"one of {list(FRAMEWORKS)}", got=repr(framework))
-    if name == "numpy":
-        return getattr(importlib.import_module(f"layercompiler.plan.{'layer' if kind == 'Layer' else 'discrete'}"), kind)
-    if importlib.util.find_spec(name) is None:
-        raise MissingDependencyError(f"framework '{name}' is not installed", mend=f"pip install 'layercompiler[{name}]'")
-    return getattr(importlib.import_module(f"layercompiler.{name}" + (".discrete" if kind != "Layer" else "")), kind)
+        compiled: Any = CompiledDiscrete(*restore(path, program, settings.get("discrete")), solver, on_error, options)
+    else:
+        compiled = compile_program(program, solver, on_error, options)
+    return compiled if framework is None else frameworks.layer(compiled, framework)

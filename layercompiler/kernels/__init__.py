@@ -6,6 +6,7 @@ from layercompiler.kernels.layout import cone_list
 from layercompiler.kernels.ldl import LDL, Factor
 from layercompiler.kernels.library import available, instruction_set
 from layercompiler.kernels.newton import Linearization, Newton, Refined
+from layercompiler.kernels.simplex import Simplex
 
 __all__ = [
     "LDL",
@@ -18,6 +19,7 @@ __all__ = [
     "Linearization",
     "Newton",
     "Refined",
+    "Simplex",
     "available",
     "cone_list",
     "instruction_set",

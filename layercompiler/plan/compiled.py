@@ -7,7 +7,6 @@ state travels in an `Evaluation`.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import re
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from layercompiler.derivatives.lanes import residual_map
+from layercompiler.frameworks import layer
 from layercompiler.plan.ambiguity import ambiguity
 from layercompiler.plan.arguments import Arguments
 from layercompiler.plan.evaluation import Bound, Evaluation
@@ -39,6 +39,8 @@ class CompiledProblem:
         on_error: "raise" (after all instances are solved) or "flag" (NaN outputs, zero derivatives).
         options: Default options of every call.
     """
+
+    layer_kind = "layer.Layer"
 
     def __init__(self, program: ConeProgram, solver: str = "auto", on_error: str = "raise", options: Options | None = None) -> None:
         self.program = program
@@ -202,7 +204,7 @@ class CompiledProblem:
 
     def to(self, framework: str) -> Any:
         """The same compiled problem as a layer of a framework, without compiling again."""
-        return importlib.import_module("layercompiler.export").export(self, framework)  # the door stands above the plan
+        return layer(self, framework)
 
 
 def _restored_info(status: np.ndarray) -> Info:

@@ -1,0 +1,187 @@
+"""What every framework brings: the array API standard by name, and the transformations that derivative rules are made of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+Function = Callable[..., Any]
+
+
+class Implicit(Protocol):
+    """A function y(args) that solves residual(y, *args) = 0: what `Arrays.implicit` needs to know of it."""
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """Indices of args that have the batch dimensions of y, and gain one where others are mapped."""
+        ...
+
+    def value(self, xp: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        """The result, on numbers; it is not differentiated."""
+        ...
+
+    def residual(self, y: Any, *args: Any) -> Any:
+        """Zero at the result; differentiable."""
+        ...
+
+    def solve(self, xp: Any, y: Any, args: tuple[Any, ...], b: Any, transposed: bool) -> Any:
+        """J^-1 b or J'^-1 b, for J the derivative of the residual by y; a differentiable function of all."""
+        ...
+
+    def mapped(self, xp: Any, axes: tuple[int | None, ...]) -> Implicit:
+        """The rule with one more leading batch dimension, on y and on the args whose axis is 0."""
+        ...
+
+
+class Arrays(ABC):
+    """Array functions of one framework.
+
+    Names that are not listed here are those of the array API standard (2023.12), taken from the framework: `xp.exp`, `xp.where`,
+    `xp.matmul`, `xp.linalg.solve`, `xp.take_along_axis`, ...; `einsum`, `logsumexp` and `softplus` besides. Creation functions that know
+    no tensor (`zeros`, `eye`) give float64 on the default device; in numeric code prefer `new`, `zeros_like`, `eye_like`.
+
+    The transformations take functions of one or more arrays that return one array, and nest in any order; numpy has none of them but
+    `vmap`.
+
+    Source: https://data-apis.org/array-api/2023.12/
+    """
+
+    name: str
+
+    def __init__(self, namespace: Any) -> None:
+        self._namespace = namespace
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._namespace, name)
+
+    def __repr__(self) -> str:
+        return f"<array functions of {self.name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from layercompiler import arrays
+
+        return arrays.get, (self.name,)
+
+    # Values --------------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def new(self, value: Any, like: Any = None) -> Any:
+        """An array of a host value (numpy array, list, number), in dtype and device of `like`; float64 without it.
+
+        Integer and boolean arrays keep their kind.
+        """
+
+    @abstractmethod
+    def numpy(self, value: Any) -> np.ndarray:
+        """The numbers on the host, detached.
+
+        Raises:
+            UnsupportedTransformError: The value is being traced and has no numbers.
+        """
+
+    @abstractmethod
+    def traced(self, *values: Any) -> bool:
+        """Whether any value is being traced or transformed, so that it has no numbers to branch on."""
+
+    def eye_like(self, x: Any, n: int) -> Any:
+        """Identity (n, n) in dtype and device of x."""
+        return self.new(np.eye(n), x)
+
+    @abstractmethod
+    def stop_gradient(self, x: Any) -> Any:
+        """X as a constant."""
+
+    @abstractmethod
+    def segment_sum(self, values: Any, index: np.ndarray, count: int) -> Any:
+        """(count, ...): sums of the rows of values (k, ...) that share an index (k,)."""
+
+    @abstractmethod
+    def softplus(self, x: Any) -> Any:
+        """log(1 + exp(x)) without overflow."""
+
+    @abstractmethod
+    def ndtr(self, x: Any) -> Any:
+        """The normal distribution function."""
+
+    @abstractmethod
+    def logsumexp(self, x: Any, axis: int | tuple[int, ...], keepdims: bool = False) -> Any:
+        """log(sum(exp(x))) without overflow."""
+
+    @abstractmethod
+    def solve_triangular(self, L: Any, b: Any, *, lower: bool = True, transposed: bool = False) -> Any:
+        """Solve L x = b, or L'x = b, for L (..., n, n) and b (..., n, k)."""
+
+    @abstractmethod
+    def lu_factor(self, A: Any) -> tuple[Any, Any]:
+        """Packed LU of (..., n, n) and its pivots, in the framework's own form, for `lu_solve`."""
+
+    @abstractmethod
+    def lu_solve(self, LU: Any, pivots: Any, b: Any, *, transposed: bool = False) -> Any:
+        """Solve A x = b, or A'x = b, for b (..., n, k), given `lu_factor(A)`."""
+
+    # Transformations -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def vjp(self, f: Function, *args: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+        """f(*args), and the function that pulls a cotangent of its value back to one cotangent per argument (zeros, never None)."""
+
+    @abstractmethod
+    def jvp(self, f: Function, args: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+        """f(*args) and its derivative along the tangents."""
+
+    @abstractmethod
+    def vmap(self, f: Function, in_axes: Any = 0) -> Function:
+        """F over a leading batch dimension; `in_axes` is one for all arguments, or a tuple of 0 and None."""
+
+    def grad(self, f: Function) -> Function:
+        """Gradient of a scalar function with respect to its first argument."""
+
+        def gradient(x: Any, *rest: Any) -> Any:
+            value, pull = self.vjp(lambda v: f(v, *rest), x)
+            return pull(self.ones_like(value))[0]
+
+        return gradient
+
+    @abstractmethod
+    def jacobian(self, f: Function, x: Any) -> Any:
+        """(m, n) dense Jacobian of f: (n,) -> (m,) at x."""
+
+    def linearize(self, f: Function, x: Any) -> tuple[Any, Function]:
+        """f(x), and v -> its derivative along v, with f evaluated once."""
+        value, pull = self.vjp(f, x)
+        _, push = self.vjp(lambda c: pull(c)[0], self.zeros_like(value))  # a pullback is linear: its own pullback is the derivative
+        return value, lambda v: push(v)[0]
+
+    @abstractmethod
+    def implicit(self, rule: Implicit, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        """The array `rule.value(known, args)` as a differentiable function of `args`: it solves `rule.residual(y, *args) = 0`.
+
+        Differentiable forwards, backwards and mapped, to any order: the derivative is evaluated at the result itself, not at a constant.
+        """
+
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...]]:
+        """(g, c) with g(*args, *c) = f(*args): c are the tensors beyond its arguments that f uses and derivatives may be asked of.
+
+        Where a framework differentiates such tensors by itself, c is empty and g is f.
+        """
+        return f, ()
+
+    def opaque(self, f: Callable[..., tuple[Any, ...]], mapped: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
+        """Arrays f(*args) as constants, computed on numbers wherever the framework has them, under its transformations too.
+
+        `mapped(axes)` is f with one more leading batch dimension on the arguments whose axis is 0 and on every result.
+        """
+        return tuple(self.stop_gradient(v) for v in f(*(self.stop_gradient(a) for a in args)))
+
+    @abstractmethod
+    def while_loop(self, condition: Function, body: Function, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Iterate body while condition holds; traced where the framework traces. Not differentiated through by contract."""
+
+    @abstractmethod
+    def compile(self, f: Function) -> Function:
+        """F compiled for repeated calls of one shape where the framework has a compiler that pays on this machine, else f itself."""

@@ -1,0 +1,96 @@
+"""Array functions of jax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg
+import jax.scipy.special
+import numpy as np
+
+from layercompiler.arrays import jax_implicit
+from layercompiler.arrays.base import Arrays, Function
+from layercompiler.errors import UnsupportedTransformError
+
+
+class Jax(Arrays):
+    """Array functions of jax."""
+
+    name = "jax"
+
+    def new(self, value: Any, like: Any = None) -> Any:
+        array = np.asarray(value)
+        return jnp.asarray(array) if array.dtype.kind in "biu" else jnp.asarray(array, jnp.float64 if like is None else like.dtype)
+
+    def numpy(self, value: Any) -> np.ndarray:
+        if self.traced(value):
+            raise UnsupportedTransformError("a traced value has no numbers", mend="call this outside of jit, vmap and grad")
+        return np.asarray(value)
+
+    def traced(self, *values: Any) -> bool:
+        return any(isinstance(v, jax.core.Tracer) for v in values)
+
+    def stop_gradient(self, x: Any) -> Any:
+        return jax.lax.stop_gradient(x)
+
+    def segment_sum(self, values: Any, index: Any, count: int) -> Any:
+        return jax.ops.segment_sum(values, index, count)
+
+    def softplus(self, x: Any) -> Any:
+        return jax.nn.softplus(x)
+
+    def ndtr(self, x: Any) -> Any:
+        return jax.scipy.special.ndtr(x)
+
+    def logsumexp(self, x: Any, axis: int | tuple[int, ...], keepdims: bool = False) -> Any:
+        return jax.scipy.special.logsumexp(x, axis=axis, keepdims=keepdims)
+
+    def solve_triangular(self, L: Any, b: Any, *, lower: bool = True, transposed: bool = False) -> Any:
+        return jax.scipy.linalg.solve_triangular(L, b, lower=lower, trans=1 if transposed else 0)
+
+    def lu_factor(self, A: Any) -> tuple[Any, Any]:
+        return jax.scipy.linalg.lu_factor(A)
+
+    def lu_solve(self, LU: Any, pivots: Any, b: Any, *, transposed: bool = False) -> Any:
+        def one(f: Any, p: Any, r: Any) -> Any:
+            return jax.scipy.linalg.lu_solve((f, p), r, trans=int(transposed))
+
+        for _ in range(LU.ndim - 2):
+            one = jax.vmap(one)
+        return one(LU, pivots, b)
+
+    def linearize(self, f: Function, x: Any) -> tuple[Any, Function]:
+        return jax.linearize(f, x)
+
+    def implicit(self, rule: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        return jax_implicit.implicit(self, rule, known, args)
+
+    def linear_solve(self, matvec: Function, b: Any, solve: Function) -> Any:
+        return jax_implicit.linear_solve(matvec, b, solve)
+
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...]]:
+        return jax_implicit.captures(f, args)
+
+    def vjp(self, f: Function, *args: Any) -> Any:
+        return jax.vjp(f, *args)
+
+    def jvp(self, f: Function, args: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        return jax.jvp(f, tuple(args), tuple(tangents))
+
+    def vmap(self, f: Function, in_axes: Any = 0) -> Function:
+        return jax.vmap(f, in_axes)
+
+    def jacobian(self, f: Function, x: Any) -> Any:
+        return jax.jacfwd(f)(x)
+
+    def while_loop(self, condition: Function, body: Function, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        return jax.lax.while_loop(lambda s: condition(*s), lambda s: tuple(body(*s)), tuple(state))
+
+    def compile(self, f: Function) -> Function:
+        return jax.jit(f)
+
+
+ARRAYS = Jax(jnp)

@@ -1,0 +1,97 @@
+"""Array functions of torch: names of the array API by array-api-compat, transformations by torch.func."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import array_api_compat.torch as namespace
+import numpy as np
+import torch
+from torch._C import _functorch
+
+from layercompiler.arrays import torch_implicit
+from layercompiler.arrays.base import Arrays, Function
+from layercompiler.errors import UnsupportedTransformError
+
+
+class Torch(Arrays):
+    """Array functions of torch."""
+
+    name = "torch"
+
+    def new(self, value: Any, like: Any = None) -> torch.Tensor:
+        array = np.ascontiguousarray(value).reshape(np.shape(value))  # ascontiguousarray makes scalars (1,)
+        device = None if like is None else like.device
+        kind = None if array.dtype.kind in "biu" else torch.float64 if like is None else like.dtype
+        return torch.tensor(array, dtype=kind, device=device)
+
+    def numpy(self, value: Any) -> np.ndarray:
+        if self.traced(value):
+            raise UnsupportedTransformError("a transformed tensor has no numbers", mend="call this outside of torch.func transforms")
+        return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+    def traced(self, *values: Any) -> bool:
+        return torch.compiler.is_compiling() or any(
+            isinstance(v, torch.Tensor) and _functorch.is_functorch_wrapped_tensor(v) for v in values
+        )
+
+    def eye_like(self, x: torch.Tensor, n: int) -> torch.Tensor:
+        return torch.eye(n, dtype=x.dtype, device=x.device)
+
+    def stop_gradient(self, x: torch.Tensor) -> torch.Tensor:
+        return x.detach()
+
+    def segment_sum(self, values: torch.Tensor, index: Any, count: int) -> torch.Tensor:
+        at = torch.as_tensor(index, device=values.device, dtype=torch.int64)
+        return torch.zeros((count, *values.shape[1:]), dtype=values.dtype, device=values.device).index_add(0, at, values)
+
+    def softplus(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.logaddexp(x, torch.zeros((), dtype=x.dtype, device=x.device))  # nn.functional.softplus is cut off at 20
+
+    def ndtr(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.ndtr(x)
+
+    def logsumexp(self, x: torch.Tensor, axis: int | tuple[int, ...], keepdims: bool = False) -> torch.Tensor:
+        return torch.logsumexp(x, axis, keepdim=keepdims)
+
+    def solve_triangular(self, L: torch.Tensor, b: torch.Tensor, *, lower: bool = True, transposed: bool = False) -> torch.Tensor:
+        return torch.linalg.solve_triangular(L.mT, b, upper=lower) if transposed else torch.linalg.solve_triangular(L, b, upper=not lower)
+
+    def lu_factor(self, A: torch.Tensor) -> tuple[Any, Any]:
+        return torch.linalg.lu_factor(A)
+
+    def lu_solve(self, LU: Any, pivots: Any, b: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
+        return torch.linalg.lu_solve(LU, pivots, b, adjoint=transposed)
+
+    def implicit(self, rule: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> torch.Tensor:
+        return torch_implicit.implicit(self, rule, known, args)
+
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...]]:
+        return torch_implicit.captures(f, args)
+
+    def opaque(self, f: Any, mapped: Any, *args: Any) -> tuple[Any, ...]:
+        return torch_implicit.opaque(f, mapped, args)
+
+    def vjp(self, f: Function, *args: Any) -> Any:
+        return torch.func.vjp(f, *args)
+
+    def jvp(self, f: Function, args: Sequence[Any], tangents: Sequence[Any]) -> Any:
+        return torch.func.jvp(f, tuple(args), tuple(tangents))
+
+    def vmap(self, f: Function, in_axes: Any = 0) -> Function:
+        return torch.func.vmap(f, in_axes)
+
+    def jacobian(self, f: Function, x: torch.Tensor) -> torch.Tensor:
+        return torch.func.jacrev(f)(x)
+
+    def while_loop(self, condition: Function, body: Function, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        while condition(*state):
+            state = body(*state)
+        return state
+
+    def compile(self, f: Function) -> Function:
+        return f
+
+
+ARRAYS = Torch(namespace)
