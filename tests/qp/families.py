@@ -35,10 +35,17 @@ def clarabel_answer(Q, p, G, h, A, b, tolerance=1e-10):
     options = clarabel.DefaultSettings()
     options.verbose = False
     options.tol_gap_abs = options.tol_gap_rel = options.tol_feas = tolerance
+    G, h, A, b = *_unit(G, h), *_unit(A, b)  # its tolerances are absolute
     cones = [clarabel.ZeroConeT(len(b)), clarabel.NonnegativeConeT(len(h))]
     rows = sp.csc_matrix(np.vstack([A, G])) if len(A) + len(G) else sp.csc_matrix((0, len(p)))
     found = clarabel.DefaultSolver(sp.csc_matrix(np.triu((Q + Q.T) / 2)), p, rows, np.r_[b, h], cones, options).solve()
     return str(found.status), np.array(found.x), found.obj_val
+
+
+def _unit(M, v):
+    size = np.abs(M).max(axis=1, initial=0.0)
+    size = np.where(size > 0, size, 1.0)
+    return M / size[:, None], v / size
 
 
 def active_gradients(Q, p, G, h, A, b, x, z, v):
