@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     )
     from layercompiler.export import compile, export, load
     from layercompiler.plan import CompiledProblem
+    from layercompiler.problems.factors import SE2, SE3, SO2, SO3, Diagonal, Euclidean, Full, LeastSquares, Scale, factor
     from layercompiler.problems.qp import QP
     from layercompiler.programs.blackbox import BlackBox
+    from layercompiler.programs.robust import Cauchy, GemanMcClure, Huber, PseudoHuber, Welsch
     from layercompiler.solvers import Options
+    from layercompiler.solvers.least_squares import LeastSquaresOptions
     from layercompiler.status import Info, Solution, Status
 
 __version__ = "0.1.0"
@@ -37,29 +40,50 @@ __all__ = [
     "DBB",
     "IMLE",
     "QP",
+    "SE2",
+    "SE3",
+    "SO2",
+    "SO3",
     "AdaptiveIMLE",
     "BlackBox",
+    "Cauchy",
     "CompiledProblem",
+    "Diagonal",
+    "Euclidean",
+    "Full",
+    "GemanMcClure",
+    "Huber",
     "Identity",
     "Info",
+    "LeastSquares",
+    "LeastSquaresOptions",
     "Options",
     "Perturbed",
+    "PseudoHuber",
+    "Scale",
     "ScoreFunction",
     "Solution",
     "Status",
     "StraightThrough",
+    "Welsch",
     "compile",
     "errors",
     "export",
+    "factor",
     "imle",
     "load",
 ]
 
 _ESTIMATORS = ("AdaptiveIMLE", "DBB", "IMLE", "Identity", "Perturbed", "ScoreFunction", "StraightThrough")
+_LEAST_SQUARES = ("SE2", "SE3", "SO2", "SO3", "Diagonal", "Euclidean", "Full", "LeastSquares", "Scale", "factor")
+_ROBUST = ("Cauchy", "GemanMcClure", "Huber", "PseudoHuber", "Welsch")
 _ORIGIN = {
     **dict.fromkeys(_ESTIMATORS, "derivatives.perturbation.estimators"),
     "BlackBox": "programs.blackbox",
     "QP": "problems.qp",
+    **dict.fromkeys(_LEAST_SQUARES, "problems.factors"),
+    **dict.fromkeys(_ROBUST, "programs.robust"),
+    "LeastSquaresOptions": "solvers.least_squares",
     "imle": "decorator",
     "CompiledProblem": "plan",
     "Info": "status",
@@ -70,7 +94,7 @@ _ORIGIN = {
     "export": "export",
     "load": "export",
 }
-_MODULES = ("errors", "functions", "inspect", "jax", "tensorflow", "torch")
+_MODULES = ("errors", "functions", "inspect", "jax", "manifolds", "tensorflow", "torch")
 _ALIASES = {"losses": "derivatives.perturbation.losses", "noise": "derivatives.perturbation.noise", "oracles": "solvers.oracles"}
 
 

@@ -19,15 +19,17 @@ from layercompiler.solvers import Options, engine
 _COMPILERS: dict[str, str] = {
     "layercompiler.programs.blackbox.BlackBox": "export:_compile_discrete",
     "layercompiler.problems.qp.QP": "export:_compile_qp",
+    "layercompiler.problems.factors.LeastSquares": "plan.least_squares:compile_least_squares",
+    "layercompiler.programs.least_squares.LeastSquaresProgram": "plan.least_squares:compile_least_squares",
 }
 
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `compile`, checked.
+    """The arguments of `compile`.
 
     Attributes:
-        parameters: As in `compile`; likewise the others.
+        parameters: As in `compile`; likewise the others. `options` are as given: each kind of problem has its own.
     """
 
     parameters: Sequence[Any] | None
@@ -35,7 +37,7 @@ class Request:
     solver: str
     on_error: str
     gp: bool | None
-    options: Options
+    options: Any
     estimator: Any
 
 
@@ -47,21 +49,21 @@ def compile(
     solver: str = "auto",
     on_error: str = "raise",
     gp: bool | None = None,
-    options: Options | dict[str, Any] | None = None,
+    options: Any = None,
     estimator: Any = None,
 ) -> Any:
     """Compile a problem once, free of any framework: numpy in, numpy out.
 
     Args:
-        problem: A `cvxpy.Problem`, DCP or DGP, and DPP in its parameters; or a `layercompiler.QP`, whose parameters and outputs are
-            given by name.
+        problem: A `cvxpy.Problem`, DCP or DGP, and DPP in its parameters; or a `LeastSquares`; or a `QP`, whose parameters and
+            outputs are given by name.
         parameters: Parameters in call order; None for all, in order of appearance. Others are constants with their `.value`.
         variables: Outputs: variables, dual variables (`constraint.dual_variables[i]`), affine expressions, or
             `problem.objective` for the optimal value; None for all variables.
         solver: "auto" or the name of an engine ("lanes", "dense_qp", "clarabel", "scs", ...).
         on_error: "raise", or "flag" for NaN outputs and zero derivatives of failed instances.
         gp: True for a geometric program, False for a convex one, None to detect.
-        options: `Options`, or a dict of its fields.
+        options: `Options` (for least squares `LeastSquaresOptions`), or a dict of its fields.
         estimator: How to estimate gradients of a discrete problem, such as `layercompiler.IMLE()`. Needed for problems with boolean
             or integer variables and for a `BlackBox` (or a named oracle), which `problem` may also be.
 
@@ -74,7 +76,7 @@ def compile(
     """
     if on_error not in ("raise", "flag"):
         raise OptionError("unknown value of on_error", expected="'raise' or 'flag'", got=repr(on_error))
-    request = Request(parameters, variables, solver, on_error, gp, Options.of(options), estimator)
+    request = Request(parameters, variables, solver, on_error, gp, options, estimator)
     return _compiler(problem, request)(problem, request)
 
 
@@ -87,7 +89,7 @@ def export(
     solver: str = "auto",
     on_error: str = "raise",
     gp: bool | None = None,
-    options: Options | dict[str, Any] | None = None,
+    options: Any = None,
     estimator: Any = None,
 ) -> Any:
     """Compile a problem into a batched, differentiable layer of a framework.
@@ -147,11 +149,12 @@ def _compile_qp(problem: Any, request: Request) -> CompiledProblem:
 
     _check_solver(request.solver)
     program = compile_qp(problem, request.parameters, request.variables)
-    return compile_program(program, request.solver, request.on_error, request.options)
+    return compile_program(program, request.solver, request.on_error, Options.of(request.options))
 
 
 def _compile_convex(problem: Any, request: Request) -> CompiledProblem:
     _check_solver(request.solver)
+    options = Options.of(request.options)
     if not _of_cvxpy(problem):
         raise NotAProblemError(
             "only a cvxpy.Problem can be compiled here",
@@ -162,12 +165,13 @@ def _compile_convex(problem: Any, request: Request) -> CompiledProblem:
     from layercompiler.problems.convex import compile_convex
 
     program = compile_convex(problem, request.parameters, request.variables, request.gp)
-    return compile_program(program, request.solver, request.on_error, request.options)
+    return compile_program(program, request.solver, request.on_error, options)
 
 
 def _compile_discrete(problem: Any, request: Request) -> Any:
     from layercompiler.plan.discrete import CompiledDiscrete
 
+    options = Options.of(request.options)
     if _of_cvxpy(problem):
         from layercompiler.problems.discrete import compile_discrete
 
@@ -176,7 +180,7 @@ def _compile_discrete(problem: Any, request: Request) -> Any:
         problem = BlackBox(problem)
     if request.estimator is None:
         raise OptionError("a black box needs an estimator of its gradient", mend="pass estimator=layercompiler.IMLE(), or another one")
-    return CompiledDiscrete(problem, request.estimator, request.solver, request.on_error, request.options)
+    return CompiledDiscrete(problem, request.estimator, request.solver, request.on_error, options)
 
 
 def _of_cvxpy(problem: Any) -> bool:

@@ -185,3 +185,10 @@ class Arrays(ABC):
     @abstractmethod
     def compile(self, f: Function) -> Function:
         """F compiled for repeated calls of one shape where the framework has a compiler that pays on this machine, else f itself."""
+
+    def trace(self, f: Function) -> Function:
+        """F, freed of the cost of Python for repeated calls with arrays of one shape; no gradient passes through it.
+
+        f must not look at numbers. What it closes over becomes constant.
+        """
+        return self.compile(f)

@@ -93,5 +93,10 @@ class Torch(Arrays):
     def compile(self, f: Function) -> Function:
         return f
 
+    def trace(self, f: Function) -> Function:
+        from layercompiler.arrays.torch_trace import Traced
+
+        return Traced(f)
+
 
 ARRAYS = Torch(namespace)

@@ -4,7 +4,7 @@ from layercompiler.kernels.conic import Conic, ConicSolution
 from layercompiler.kernels.dense_qp import DenseFactors, DenseQP, DenseSolution, operations
 from layercompiler.kernels.layout import cone_list
 from layercompiler.kernels.ldl import LDL, Factor
-from layercompiler.kernels.library import available, instruction_set
+from layercompiler.kernels.library import available, instruction_set, peak_rate
 from layercompiler.kernels.newton import Linearization, Newton, Refined
 from layercompiler.kernels.simplex import Simplex
 
@@ -24,4 +24,5 @@ __all__ = [
     "cone_list",
     "instruction_set",
     "operations",
+    "peak_rate",
 ]

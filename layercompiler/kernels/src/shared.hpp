@@ -123,8 +123,7 @@ struct ConicJob {
   int8_t* status;
   int32_t* iterations;
   double* quality;  // three per instance: relative primal and dual residual, relative gap
-  double* profile;  // null, or (one thread only) seconds: load and start, residuals, scaling, factors, solves, cones and steps, write; then counts:
-                    // factorisations and triangular solves of instances, iterations of instances and of lanes
+  double* profile;  // null, or (one thread only) the seconds and counts that `Part` in conic.hpp names
   int64_t batch;
   int64_t (*next)(void*);  // index of the next pack, negative when there is none; any thread may call it
   void* context;
@@ -220,6 +219,7 @@ struct SimplexJob {
 struct Target {
   const char* name;
   int32_t lanes;
+  double (*multiply_adds)(int64_t rounds, int64_t* operations);  // keeps the multiply-add units busy; what it returns only has to be used
   size_t (*factor_scratch)(const Schedule&);
   void (*factor)(const FactorJob&, Chunk, void* scratch);
   size_t (*solve_scratch)(const Schedule&);
