@@ -2,9 +2,9 @@
 
     python -m benchmarks.qp [--sizes 10,50,100] [--batches 1,16,128,512] [--seconds 2] [--out benchmarks/RESULTS.md]
 
-m = n inequalities, n/4 equalities, float64, every instance its own matrices. Layers do one forward and one backward call in turns, so that
-what the machine does meanwhile falls on all of them alike; reported are the fastest rounds. Gradient errors are relative, the largest of the
-six matrices and of four instances, beside the exact active set refined in long double (tests/qp/families.py).
+m = n inequalities, n/4 equalities, float64, every instance its own matrices. Layers take turns, one forward and one backward call each,
+so that what the machine does meanwhile falls on all of them alike; reported are the fastest rounds. Gradient errors are relative, the
+largest of the six matrices and of four instances, beside the exact active set refined in long double (tests/qp/families.py).
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ def page(found, errors, batches, peak, machine):
         machine,
         "",
         "Milliseconds per batch, forward + backward together (forward / backward in brackets), the fastest round of each layer; m = n, n/4",
-        "equalities, float64, one core. The jax layer runs forward and backward under one jit. The floor is the arithmetic of our method at",
-        f"the rate of a large matrix product here ({peak / 1e9:.0f} GF/s).",
+        "equalities, float64, one core. The jax layer runs forward and backward under one jit. The floor is the arithmetic of",
+        f"our method at the rate of a large matrix product here ({peak / 1e9:.0f} GF/s).",
     ]
     for kind in KINDS:
         if not any(k == kind for k, _, _ in found):
