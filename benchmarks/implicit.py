@@ -2,9 +2,10 @@
 
     python -m benchmarks.implicit [--repeats 15] [--out benchmarks/RESULTS.md]
 
-Two problems. Logistic regression with one penalty per feature (bilevel hyper-gradient), all by the same dense Newton iteration to |g| < 1e-10:
-forward, and forward + gradient, are timed in rounds, each layer once a round, and the minimum is kept; the VJP is their difference.
-An equilibrium layer z = tanh(W z + U x), batch 32, d = 200. Errors are relative to a dense solve, and to autograd through 300 iterations.
+Two problems. Logistic regression with one penalty per feature (bilevel hyper-gradient), all by the same dense Newton iteration to
+|g| < 1e-10: forward, and forward + gradient, are timed in rounds, each layer once a round, and the minimum is kept; the VJP is their
+difference. An equilibrium layer z = tanh(W z + U x), batch 32, d = 200. Errors are relative to a dense solve, and to autograd through 300
+iterations.
 """
 
 from __future__ import annotations
@@ -198,11 +199,11 @@ def hypergradients(n, p, repeats):
         import optimistix as optx
 
         for name, adjoint in {"optimistix Newton, implicit (default)": optx.ImplicitAdjoint()}.items():
-            root = lambda t, a=adjoint: (
-                optx.root_find(
-                    lambda w, t: jF(w, t), optx.Newton(rtol=1e-10, atol=1e-10), jnp.zeros(p), t, max_steps=50, adjoint=a
-                ).value
-            )
+
+            def root(t, adjoint=adjoint):
+                newton = optx.Newton(rtol=1e-10, atol=1e-10)
+                return optx.root_find(lambda w, t: jF(w, t), newton, jnp.zeros(p), t, max_steps=50, adjoint=adjoint).value
+
             value = jax.jit(jax.grad(lambda t, f=root: jouter(f(t))))
             both[name] = lambda value=value: value(jtheta).block_until_ready()
             found[name] = lambda value=value: np.asarray(value(jtheta))
