@@ -1,7 +1,8 @@
 """A network of endless depth reads digits, and its memory does not grow with its depth.
 
 One layer, z = tanh(W z + U x + b), is applied until nothing changes, and differentiated at that point. On scikit-learn's digits it
-is compared with the same weights unrolled; what either keeps for the backward pass is counted tensor by tensor. Bai, Kolter and Koltun 2019 make
+is compared with the same weights unrolled; what either keeps for the backward pass is counted tensor by tensor. Bai, Kolter and Koltun
+2019 make
 the claim that memory is constant in depth (deep equilibrium models). Takes some seconds and writes equilibrium_digits.png.
 """
 
@@ -42,7 +43,7 @@ class Equilibrium(torch.nn.Module):
 
         def iterate(z, W, u):
             with torch.no_grad():
-                for k in range(300):
+                for k in range(300):  # noqa: B007
                     after = step(z, W, u)
                     done = float((after - z).abs().max()) < tolerance
                     z = after
@@ -89,7 +90,9 @@ def main():
         model.eval()
         with torch.no_grad():
             curve.append(100 * float((model(X[1400:]).argmax(-1) == y[1400:]).double().mean()))
-    print(f"held-out digits right: {curve[-1]:.1f} % after {EPOCHS} epochs, {time.perf_counter() - began:.0f} s; {model.steps} steps to 1e-8")
+    print(
+        f"held-out digits right: {curve[-1]:.1f} % after {EPOCHS} epochs, {time.perf_counter() - began:.0f} s; {model.steps} steps to 1e-8"
+    )
     x, labels = X[:BATCH], y[:BATCH]
     depths = (10, 30, 100, 300)
     unrolled = [kept(model, x, labels, depth=d) / 1e6 for d in depths]

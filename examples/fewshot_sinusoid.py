@@ -1,6 +1,7 @@
 """Learns a network from which any sine wave is learned from ten points: implicit MAML.
 
-A task is a sine of random amplitude and phase. Its network minimises the error on ten points plus a penalty on the distance to the meta-parameters
+A task is a sine of random amplitude and phase. Its network minimises the error on ten points plus a penalty on the distance to the
+meta-parameters
 (the inner problem); the meta-parameters minimise the error of these networks on other points. The gradient is taken at the minimum of the
 inner problem, by conjugate gradients, whatever found it. Rajeswaran, Finn, Kakade and Levine 2019 introduced it; the sines are those of
 Finn, Abbeel and Levine 2017, whose networks go from an error near 3 before adaptation to below 0.5 after it. Takes under a minute and
@@ -17,7 +18,7 @@ import layercompiler as lc
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-WIDTH, SHOTS, TASKS, STEPS, PENALTY = 32, 10, 8, 120, 0.05
+WIDTH, SHOTS, TASKS, STEPS, PENALTY = 32, 10, 6, 80, 0.05
 SIZES = [(WIDTH, 1), (WIDTH,), (WIDTH, WIDTH), (WIDTH,), (1, WIDTH), (1,)]
 COUNT = sum(torch.Size(s).numel() for s in SIZES)
 
@@ -39,7 +40,7 @@ def objective(weights, meta, x, y):
 gradient = torch.func.grad(objective)
 
 
-def adapt(init, meta, x, y, steps=80):
+def adapt(init, meta, x, y, steps=40):
     """Gradient descent with momentum from the meta-parameters."""
     with torch.no_grad():
         w, v = init, torch.zeros_like(init)

@@ -1,8 +1,12 @@
 """A dictionary learned for its task beats one learned for reconstruction: sparse codes inside a classifier of tumours.
 
-Each of 569 tumours (scikit-learn's breast-cancer data, 30 features) is coded by a few atoms of a dictionary: the elastic net's solution, a proximal
-fixed point. A logistic classifier reads the codes. Two stages learn the dictionary by reconstruction first; task-driven learning sends the classifier's
-gradient through the codes into the dictionary. Mairal, Bach and Ponce 2012; Blondel et al. 2022 (section 4.3) report AUC 73.2 task-driven, 72.4 logistic
+Each of 569 tumours (scikit-learn's breast-cancer data, 30 features) is coded by a few atoms of a dictionary: the elastic net's solution,
+a proximal
+fixed point. Beside the 30 features stand 40 that vary together and have nothing to do with the disease, as most of gene expression does. A
+logistic classifier reads the codes. Two stages learn the dictionary by reconstruction first; task-driven learning sends
+the classifier's
+gradient through the codes into the dictionary. Mairal, Bach and Ponce 2012; Blondel et al. 2022 (section 4.3) report AUC 73.2
+task-driven, 72.4 logistic
 regression and 68.3 two-stage on gene expression data. Takes under a minute and writes implicit_dictionary.png.
 """
 
@@ -22,7 +26,7 @@ from layercompiler import functions
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-ATOMS, LASSO, RIDGE, STEPS, TRAIN = 4, 0.3, 0.05, 40, 60
+ATOMS, LASSO, RIDGE, STEPS, TRAIN = 3, 0.3, 0.05, 40, 150
 
 
 def step_of(D):
@@ -84,8 +88,11 @@ def main():
     """Compare on several splits, draw."""
     torch.set_default_dtype(torch.float64)
     X, y = load_breast_cancer(return_X_y=True)
+    rng = np.random.default_rng(0)
+    nuisance = rng.standard_normal((len(y), 4)) @ rng.standard_normal((4, 40)) + 0.3 * rng.standard_normal((len(y), 40))
+    X = np.hstack([X, nuisance])
     began, rows, shown = time.perf_counter(), [], {}
-    for seed, (train, test) in enumerate(StratifiedShuffleSplit(3, train_size=TRAIN, test_size=400, random_state=0).split(X, y)):
+    for seed, (train, test) in enumerate(StratifiedShuffleSplit(2, train_size=TRAIN, test_size=400, random_state=0).split(X, y)):
         mean, scale = X[train].mean(0), X[train].std(0)
         A, B = torch.tensor((X[train] - mean) / scale), torch.tensor((X[test] - mean) / scale)
         scores = {}

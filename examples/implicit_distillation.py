@@ -83,7 +83,7 @@ def main():
             found[name] = min(found.get(name, (np.inf, g)), (took, g), key=lambda pair: pair[0])
     (fast, g), (slow, h) = found["implicit"], found["unrolled"]
     off = float((g - h).norm() / g.norm())
-    print(f"a gradient: implicit {1e3 * fast:.0f} ms, unrolled {1e3 * slow:.0f} ms: {slow / fast:.1f} times (paper: 4); they differ by {off:.0e}")
+    print(f"gradient: implicit {1e3 * fast:.0f} ms, unrolled {1e3 * slow:.0f} ms: {slow / fast:.1f} times (paper: 4); off by {off:.0e}")
 
     optimizer = torch.optim.Adam([pictures], lr=0.1)
     began, curve = time.perf_counter(), []
@@ -95,7 +95,7 @@ def main():
         with torch.no_grad():
             W = implicit(init, pictures).reshape(64, 10)
             curve.append(100 * float(((X[test] @ W).argmax(-1) == y[test]).double().mean()))
-    print(f"held-out digits right by ten pictures: {curve[0]:.1f} % -> {curve[-1]:.1f} % in {STEPS} steps, {time.perf_counter() - began:.0f} s")
+    print(f"held-out digits right: {curve[0]:.1f} % -> {curve[-1]:.1f} % in {STEPS} steps, {time.perf_counter() - began:.0f} s")
     means = torch.stack([X[train][y[train] == d].mean(0) for d in range(10)])
     W = lbfgs(init, means).reshape(64, 10)
     print(f"(by the ten mean pictures: {100 * float(((X[test] @ W).argmax(-1) == y[test]).double().mean()):.1f} %)")

@@ -1,8 +1,11 @@
 """How do 128 packed soft spheres move when their diameters change? Forward-mode derivatives of an energy minimum.
 
-Two kinds of disks (diameters 1 and 0.6 of the larger) in a periodic box push each other apart; the FIRE method finds a minimum of the energy. The derivative of
-all positions along a change of the smaller diameter is one forward-mode product through the implicit rule. Differentiating the steps of FIRE
-instead does not converge, as Blondel et al. 2022 (section 4.4) found: the error is shown. Takes some seconds and writes implicit_spheres.png.
+Two kinds of disks (diameters 1 and 0.6 of the larger) in a periodic box push each other apart; the FIRE method finds a minimum of the
+energy. The derivative of
+all positions along a change of the smaller diameter is one forward-mode product through the implicit rule. Differentiating the steps of
+FIRE
+instead does not converge, as Blondel et al. 2022 (section 4.4) found: the error is shown. Takes some seconds and writes
+implicit_spheres.png.
 """
 
 import time
@@ -102,7 +105,9 @@ def main():
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2))
     x = np.mod(np.asarray(minimum).reshape(COUNT, 2), SIDE)
     for i, (a, b) in enumerate(x):
-        left.add_patch(plt.Circle((a, b), (LARGE if i < COUNT // 2 else SMALL) / 2, color="C0" if i < COUNT // 2 else "C1", alpha=0.5, lw=0))
+        left.add_patch(
+            plt.Circle((a, b), (LARGE if i < COUNT // 2 else SMALL) / 2, color="C0" if i < COUNT // 2 else "C1", alpha=0.5, lw=0)
+        )
     move = np.asarray(implicit).reshape(COUNT, 2)
     left.quiver(*x.T, *move.T, width=4e-3)
     left.set(xlim=(0, SIDE), ylim=(0, SIDE), title="motion as the small disks grow", xticks=[], yticks=[])

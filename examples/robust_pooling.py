@@ -1,7 +1,9 @@
 """Pooling that outliers cannot pull: a digit seen nine times, some of them as noise.
 
-A bag holds nine noisy pictures of a digit, some of which are replaced by loud noise. A small network turns each picture into features, which are
-pooled over the bag and classified. Every network is trained with one picture in ten lost and tested with up to half. Mean pooling is compared with
+A bag holds nine noisy pictures of a digit, some of which are replaced by loud noise. A small network turns each picture into features,
+which are
+pooled over the bag and classified. Every network is trained with one picture in ten lost and tested with up to half. Mean pooling is
+compared with
 pooling by the minimum of robust penalties, differentiated at the minimum. Gould, Hartley and Campbell 2021 (section 5) find for clouds of
 points (ModelNet40) that robust pooling keeps its accuracy where mean pooling loses it. Takes under a minute and writes robust_pooling.png.
 """
@@ -18,7 +20,7 @@ from layercompiler import functions
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-BAG, FEATURES, STEPS, BATCH = 9, 16, 120, 48
+BAG, FEATURES, STEPS, BATCH = 9, 16, 100, 48
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
@@ -55,7 +57,7 @@ def main():
     unseen = np.arange(len(digits[test]))
     truth = torch.tensor(digits)
     curves = {}
-    for penalty in ("quadratic", "maximum", "pseudo-huber", "huber", "welsch"):
+    for penalty in ("quadratic", "maximum", "huber", "welsch"):
         torch.manual_seed(0)
         rng = np.random.default_rng(1)
         model = Bag(penalty)
@@ -77,8 +79,8 @@ def main():
         print(f"{name:12s} right at outlier rates 0 to 50 %:", " ".join(f"{c:5.1f}" for c in curves[penalty]), end="")
         print(f"   {time.perf_counter() - began:.0f} s", flush=True)
     lost = {p: c[1] - c[-1] for p, c in curves.items()}
-    best = min(("pseudo-huber", "huber", "welsch"), key=lost.get)
-    print(f"from 10 to 50 % outliers the mean loses {lost['quadratic']:.0f} points, the maximum {lost['maximum']:.0f}, {best} {lost[best]:.0f}")
+    best = min(("huber", "welsch"), key=lost.get)
+    print(f"from 10 to 50 % the mean loses {lost['quadratic']:.0f} points, the maximum {lost['maximum']:.0f}, {best} {lost[best]:.0f}")
     for penalty, curve in curves.items():
         plt.plot([100 * r for r in RATES], curve, "o-", label={"quadratic": "mean"}.get(penalty, penalty))
     plt.xlabel("outliers, %")

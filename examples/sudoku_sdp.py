@@ -3,7 +3,8 @@
 SATNet (Wang, Donti, Wilder and Kolter 2019) relaxes a MAXSAT problem with learned clauses S to: minimise <S'S, V'V> over unit vectors, that
 is min <C, X> with X positive semidefinite and a unit diagonal. Here this program is written in CVXPY and exported as a layer; the
 given cells are fixed, so each puzzle's program has one row per unknown bit and one for the truth. Nothing tells the layer what rows,
-columns and blocks are. SATNet reaches 98.3 % of unseen 9 x 9 boards after hours on a GPU; the mark for 4 x 4 is 98 %. Takes under a minute and
+columns and blocks are. SATNet reaches 98.3 % of unseen 9 x 9 boards after hours on a GPU; the mark for 4 x 4 is 98 %. Takes under a
+minute and
 writes sudoku_sdp.png.
 """
 
@@ -40,7 +41,12 @@ def boards():
 def relaxation(order):
     """min <C, X>, X positive semidefinite with unit diagonal; output is the row of the truth."""
     C, X = cp.Parameter((order, order), symmetric=True, name="C"), cp.Variable((order, order), PSD=True, name="X")
-    return lc.export(cp.Problem(cp.Minimize(cp.trace(C @ X) + 0.5 * SMOOTH * cp.sum_squares(X)), [cp.diag(X) == 1]), "torch", parameters=[C], variables=[X])
+    return lc.export(
+        cp.Problem(cp.Minimize(cp.trace(C @ X) + 0.5 * SMOOTH * cp.sum_squares(X)), [cp.diag(X) == 1]),
+        "torch",
+        parameters=[C],
+        variables=[X],
+    )
 
 
 def puzzles(boards, count, rng):
@@ -100,7 +106,10 @@ def main():
         optimizer.step()
         curve.append((loss.item(), float((p.argmax(-1) == target.argmax(-1)).double().mean())))
         if step % 10 == 9:
-            print(f"step {step + 1}: loss {curve[-1][0]:.3f}, cells right {100 * curve[-1][1]:.0f} %, {time.perf_counter() - began:.0f} s", flush=True)
+            print(
+                f"step {step + 1}: loss {curve[-1][0]:.3f}, cells right {100 * curve[-1][1]:.0f} %, {time.perf_counter() - began:.0f} s",
+                flush=True,
+            )
     share = 100 * right(board_t, hidden_t)
     print(f"unseen boards solved, {UNKNOWN} of 16 cells unknown: {share:.0f} % (mark: 98 %), {time.perf_counter() - began:.0f} s")
     figure, (left, right_) = plt.subplots(1, 2, figsize=(9, 3.6))
