@@ -1,7 +1,7 @@
 """Inverse kinematics of an arm of five joints, with the posture it prefers learned from demonstrations.
 
-The joints reach for a target and, weakly, for a posture of rest; a redundant arm reaches every target in many ways, and the posture decides.
-It is learned from postures that a demonstrator took. Takes under a minute and writes least_squares_kinematics.png.
+The joints reach for a target and, weakly, for a posture of rest; a redundant arm reaches every target in many ways, and the posture
+decides. It is learned from postures that a demonstrator took. Takes under a minute and writes least_squares_kinematics.png.
 """
 
 import matplotlib

@@ -1,8 +1,8 @@
 """Motion planning around obstacles, with the weights of the costs learned from one demonstration.
 
-A path of 16 places in the plane minimises weighted squares: of its accelerations, and of how far it enters the neighbourhood of obstacles.
-The weights and the width of that neighbourhood are learned so that planned paths are like a demonstrated one. Takes under a minute and writes
-least_squares_motion.png.
+A path of 16 places in the plane minimises weighted squares: of its accelerations, and of how far it enters the neighbourhood of
+obstacles. The weights and the width of that neighbourhood are learned so that planned paths are like a demonstrated one. Takes under a
+minute and writes least_squares_motion.png.
 """
 
 import matplotlib

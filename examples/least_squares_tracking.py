@@ -1,7 +1,7 @@
 """State estimation from GPS and odometry, with the accuracies of the two sensors learned.
 
-A vehicle's poses in the plane are estimated from positions and from relative motions; how much to trust each is learned from drives whose truth
-is known, through the exact derivative of the estimate. Takes under a minute and writes least_squares_tracking.png.
+A vehicle's poses in the plane are estimated from positions and from relative motions; how much to trust each is learned from drives
+whose truth is known, through the exact derivative of the estimate. Takes under a minute and writes least_squares_tracking.png.
 """
 
 import matplotlib

@@ -46,9 +46,7 @@ def main():
         optimizer.step()
         losses.append(loss.item())
         seen.append(states.detach())
-    print(
-        f"distance from the driver's paths: {losses[0]:.4f} at first, {min(losses):.4f} learned, prices {logs.detach().exp().numpy().round(3)}"
-    )
+    print(f"distance from the driver's paths: {losses[0]:.4f} at first, {min(losses):.4f} learned")
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     for k in range(BATCH):
