@@ -220,14 +220,16 @@ class Embedded:
     iterations: Any
 
 
-def solve(given: Program, idle: Any, every: int) -> Embedded:
+def solve(given: Program, idle: Any, every: int, limit: int | None = None) -> Embedded:
     """Solve in the homogeneous embedding.
 
     Args:
         given: Numbers of a batch.
         idle: (B,) instances to leave alone.
         every: See `dual.Complementarity.iterate`.
+        limit: Most iterations.
     """
+    limit = limit or _LIMIT
     scaling = Equilibrated.of(given)
     program = scaling.program
     xp, cone, m = program.xp, program.cone, given.cone.m
@@ -284,8 +286,8 @@ def solve(given: Program, idle: Any, every: int) -> Embedded:
     def goes_on(x: Any, y: Any, z: Any, s: Any, tau: Any, kappa: Any, code: Any, iterations: Any, turn: Any) -> Any:
         active = code == -1.0
         if isinstance(turn, int):
-            return turn < _LIMIT and (turn % every != 0 or bool(xp.any(active)))
-        return (turn < _LIMIT) & xp.any(active)
+            return turn < limit and (turn % every != 0 or bool(xp.any(active)))
+        return (turn < limit) & xp.any(active)
 
     def step(x: Any, y: Any, z: Any, s: Any, tau: Any, kappa: Any, code: Any, iterations: Any, turn: Any) -> tuple[Any, ...]:
         active = code == -1.0

@@ -27,12 +27,14 @@ class Settings:
         compact: See `dual.solve`.
         every: See `dual.Complementarity.iterate`.
         tolerance: Relative residual up to which an instance counts as solved.
+        limit: Most iterations; where it is given, the primal form alone is used.
     """
 
     definite: bool = True
     compact: bool = True
     every: int = 1
     tolerance: float = 1e-8
+    limit: int | None = None
 
     @classmethod
     def of(cls, xp: Any, like: Any, definite: bool, tolerance: float) -> Settings:
@@ -72,10 +74,10 @@ def solve(program: Program, settings: Settings) -> Solved:
     xp, B = program.xp, program.batch
     n, m = program.Q.shape[1], program.cone.m
     finite = _finite(program)
-    if not pays(n, m, settings.definite):
+    if settings.limit is not None or not pays(n, m, settings.definite):
         zero = xp.zeros_like(program.p[:, 0]) if program.p.shape[0] == B else xp.broadcast_to(xp.zeros_like(program.p[:, 0]), (B,))
         never = xp.astype(zero, xp.bool)
-        fresh = _embed(program, ~finite, settings)
+        fresh = _embed(program, xp.broadcast_to(~finite, (B,)), settings)
         return Solved(Point(*fresh[:4]), _nonfinite(xp, finite, fresh[4]), fresh[5], never, ())
     found, at, iterations = dual.solve(program, settings.compact, settings.every)
     by_dual = found.residual <= _POOR
@@ -101,7 +103,7 @@ def solve(program: Program, settings: Settings) -> Solved:
 def _embed(program: Program, idle: Any, settings: Settings) -> tuple[Any, ...]:
     """(x, y, v, residual, status, iterations) by the primal form and Newton steps."""
     xp = program.xp
-    end = primal.solve(program, idle, settings.every)
+    end = primal.solve(program, idle, settings.every, settings.limit)
     solvable = (end.status != Status.PRIMAL_INFEASIBLE) & (end.status != Status.DUAL_INFEASIBLE)
     def goes_on(x: Any, y: Any, v: Any, residual: Any, turn: Any) -> Any:
         more = xp.any(solvable & ~(residual <= dual.EXACT))

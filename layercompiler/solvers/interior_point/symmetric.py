@@ -153,7 +153,7 @@ class Symmetric:
     def project(self, xp: Any, v: Any) -> Any:
         """Projection of v (B, m)."""
         if not self.groups:
-            return xp.clip(v, 0.0, None)
+            return xp.where(v > 0, v, xp.zeros_like(v))  # whose derivative at zero is that of `derivative`
         linear, parts = self.split(v)
         out = []
         for p in parts:
@@ -162,7 +162,7 @@ class Symmetric:
             unit = u / xp.where(length > 0, length, xp.ones_like(length))
             high, low = xp.clip(t + length, 0.0, None), xp.clip(t - length, 0.0, None)
             out.append(0.5 * xp.concat([high + low, (high - low) * unit], axis=-1))
-        return self.join(xp, xp.clip(linear, 0.0, None), out)
+        return self.join(xp, xp.where(linear > 0, linear, xp.zeros_like(linear)), out)
 
     def derivative(self, xp: Any, v: Any) -> Spectral:
         """Derivative of the projection at v (B, m); at a kink, the one from inside."""
