@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from benchmarks import results
 from layercompiler.kernels import LDL, Conic, instruction_set
-from layercompiler.kernels.conic import PARTS
+from layercompiler.kernels.conic import COUNTS, PARTS
 
 
 def mpc(rng, horizon=20, states=6, inputs=3):
@@ -202,9 +202,10 @@ def main(names):
         rng = np.random.default_rng(0)
         instances = [PROBLEMS[name](rng) for _ in range(64)]
         n, _, P, A, data = stack(instances)
-        profile = np.zeros(len(PARTS))
+        profile = np.zeros(len(PARTS) + len(COUNTS))
         Conic(n, P, A, instances[0][4]).solve(*data, profile=profile)
-        say(_row(name, PARTS, [f"{100 * t:.0f}" for t in profile / profile.sum()]))
+        times = profile[: len(PARTS)]
+        say(_row(name, PARTS, [f"{100 * t:.0f}" for t in times / times.sum()]))
     heads = ("order", "flops", "factor us", "solve us", "qdldl us", "ratio", "GFLOP/s")
     say("\n" + _row("KKT matrix of", heads, heads))
     for name in names or PROBLEMS:

@@ -89,6 +89,26 @@ class UnsupportedConeError(BuildError, NotImplementedError):
     code = "LC-BUILD-CONE"
 
 
+class UnsupportedExpressionError(BuildError, NotImplementedError):
+    """A nonlinear expression holds something that cannot be compiled; the error names the subexpression.
+
+    Example:
+        `cp.sum_squares(cp.ceil(x))` fails, because the atom is constant almost everywhere; use a smooth approximation.
+    """
+
+    code = "LC-BUILD-EXPRESSION"
+
+
+class NotLeastSquaresError(BuildError):
+    """A nonconvex problem is not a nonlinear least-squares problem; the error names the term.
+
+    Example:
+        `cp.Minimize(cp.sum(cp.nlp.sin(x)))` fails, because the term has no square; `cp.sum_squares(cp.nlp.sin(x))` is one.
+    """
+
+    code = "LC-BUILD-LEAST-SQUARES"
+
+
 class InputError(LayerCompilerError, ValueError):
     """An argument of a call is wrong."""
 

@@ -4,11 +4,36 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 Function = Callable[..., Any]
+
+
+class Implicit(Protocol):
+    """A function y(args) that solves residual(y, *args) = 0: what `Arrays.implicit` needs to know of it."""
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """Indices of args that have the batch dimensions of y, and gain one where others are mapped."""
+        ...
+
+    def value(self, xp: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        """The result, on numbers; it is not differentiated."""
+        ...
+
+    def residual(self, y: Any, *args: Any) -> Any:
+        """Zero at the result; differentiable."""
+        ...
+
+    def solve(self, xp: Any, y: Any, args: tuple[Any, ...], b: Any, transposed: bool) -> Any:
+        """J^-1 b or J'^-1 b, for J the derivative of the residual by y; a differentiable function of all."""
+        ...
+
+    def mapped(self, xp: Any, axes: tuple[int | None, ...]) -> Implicit:
+        """The rule with one more leading batch dimension, on y and on the args whose axis is 0."""
+        ...
 
 
 class Arrays(ABC):
@@ -80,6 +105,10 @@ class Arrays(ABC):
         """log(1 + exp(x)) without overflow."""
 
     @abstractmethod
+    def ndtr(self, x: Any) -> Any:
+        """The normal distribution function."""
+
+    @abstractmethod
     def logsumexp(self, x: Any, axis: int | tuple[int, ...], keepdims: bool = False) -> Any:
         """log(sum(exp(x))) without overflow."""
 
@@ -98,6 +127,14 @@ class Arrays(ABC):
     def add_diagonal(self, A: Any, d: Any) -> Any:
         """A + diag(d) for A (..., n, n) and d (..., n)."""
         return A + d[..., None] * self.eye_like(A, A.shape[-1])
+
+    @abstractmethod
+    def lu_factor(self, A: Any) -> tuple[Any, Any]:
+        """Packed LU of (..., n, n) and its pivots, in the framework's own form, for `lu_solve`."""
+
+    @abstractmethod
+    def lu_solve(self, LU: Any, pivots: Any, b: Any, *, transposed: bool = False) -> Any:
+        """Solve A x = b, or A'x = b, for b (..., n, k), given `lu_factor(A)`."""
 
     # Transformations -----------------------------------------------------------------------------------------------------
 
@@ -125,6 +162,33 @@ class Arrays(ABC):
     @abstractmethod
     def jacobian(self, f: Function, x: Any) -> Any:
         """(m, n) dense Jacobian of f: (n,) -> (m,) at x."""
+
+    def linearize(self, f: Function, x: Any) -> tuple[Any, Function]:
+        """f(x), and v -> its derivative along v, with f evaluated once."""
+        value, pull = self.vjp(f, x)
+        _, push = self.vjp(lambda c: pull(c)[0], self.zeros_like(value))  # a pullback is linear: its own pullback is the derivative
+        return value, lambda v: push(v)[0]
+
+    @abstractmethod
+    def implicit(self, rule: Implicit, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        """The array `rule.value(known, args)` as a differentiable function of `args`: it solves `rule.residual(y, *args) = 0`.
+
+        Differentiable forwards, backwards and mapped, to any order: the derivative is evaluated at the result itself, not at a constant.
+        """
+
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...]]:
+        """(g, c) with g(*args, *c) = f(*args): c are the tensors beyond its arguments that f uses and derivatives may be asked of.
+
+        Where a framework differentiates such tensors by itself, c is empty and g is f.
+        """
+        return f, ()
+
+    def opaque(self, f: Callable[..., tuple[Any, ...]], mapped: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
+        """Arrays f(*args) as constants, computed on numbers wherever the framework has them, under its transformations too.
+
+        `mapped(axes)` is f with one more leading batch dimension on the arguments whose axis is 0 and on every result.
+        """
+        return tuple(self.stop_gradient(v) for v in f(*(self.stop_gradient(a) for a in args)))
 
     @abstractmethod
     def while_loop(self, condition: Function, body: Function, state: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ import jax.scipy.linalg
 import jax.scipy.special
 import numpy as np
 
+from layercompiler.arrays import jax_implicit
 from layercompiler.arrays.base import Arrays, Function
 from layercompiler.errors import UnsupportedTransformError
 
@@ -41,6 +42,9 @@ class Jax(Arrays):
     def softplus(self, x: Any) -> Any:
         return jax.nn.softplus(x)
 
+    def ndtr(self, x: Any) -> Any:
+        return jax.scipy.special.ndtr(x)
+
     def logsumexp(self, x: Any, axis: int | tuple[int, ...], keepdims: bool = False) -> Any:
         return jax.scipy.special.logsumexp(x, axis=axis, keepdims=keepdims)
 
@@ -50,6 +54,29 @@ class Jax(Arrays):
     def cholesky(self, A: Any) -> tuple[Any, Any]:
         L = jnp.linalg.cholesky(A)
         return L, jnp.all(jnp.isfinite(jnp.diagonal(L, axis1=-2, axis2=-1)), axis=-1)
+
+    def lu_factor(self, A: Any) -> tuple[Any, Any]:
+        return jax.scipy.linalg.lu_factor(A)
+
+    def lu_solve(self, LU: Any, pivots: Any, b: Any, *, transposed: bool = False) -> Any:
+        def one(f: Any, p: Any, r: Any) -> Any:
+            return jax.scipy.linalg.lu_solve((f, p), r, trans=int(transposed))
+
+        for _ in range(LU.ndim - 2):
+            one = jax.vmap(one)
+        return one(LU, pivots, b)
+
+    def linearize(self, f: Function, x: Any) -> tuple[Any, Function]:
+        return jax.linearize(f, x)
+
+    def implicit(self, rule: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        return jax_implicit.implicit(self, rule, known, args)
+
+    def linear_solve(self, matvec: Function, b: Any, solve: Function) -> Any:
+        return jax_implicit.linear_solve(matvec, b, solve)
+
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...]]:
+        return jax_implicit.captures(f, args)
 
     def vjp(self, f: Function, *args: Any) -> Any:
         return jax.vjp(f, *args)

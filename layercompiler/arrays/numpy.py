@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+import scipy.special
 
 from layercompiler.arrays.base import Arrays, Function
 from layercompiler.errors import UnsupportedTransformError
@@ -39,6 +40,9 @@ class Numpy(Arrays):
     def softplus(self, x: Any) -> np.ndarray:
         return np.logaddexp(0.0, x)
 
+    def ndtr(self, x: Any) -> np.ndarray:
+        return scipy.special.ndtr(x)
+
     def logsumexp(self, x: Any, axis: int | tuple[int, ...], keepdims: bool = False) -> np.ndarray:
         top = np.max(x, axis=axis, keepdims=True)
         top = np.where(np.isfinite(top), top, 0.0)
@@ -62,6 +66,19 @@ class Numpy(Arrays):
                     L[i] = np.linalg.cholesky(A[i])
                     ok[i] = np.isfinite(L[i]).all()
             return L, ok
+
+    def lu_factor(self, A: Any) -> tuple[Any, Any]:
+        flat = A.reshape(-1, *A.shape[-2:])
+        found = [scipy.linalg.lu_factor(a) for a in flat]
+        LU = np.array([f[0] for f in found]).reshape(A.shape)
+        return LU, np.array([f[1] for f in found], dtype=np.int32).reshape(A.shape[:-1])
+
+    def lu_solve(self, LU: Any, pivots: Any, b: Any, *, transposed: bool = False) -> np.ndarray:
+        flat = zip(LU.reshape(-1, *LU.shape[-2:]), pivots.reshape(-1, LU.shape[-1]), b.reshape(-1, *b.shape[-2:]), strict=True)
+        return np.array([scipy.linalg.lu_solve((f, p), r, trans=int(transposed)) for f, p, r in flat]).reshape(b.shape)
+
+    def implicit(self, rule: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        return rule.value(self, known, args)
 
     def vjp(self, f: Function, *args: Any) -> Any:
         raise _no_derivatives()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from layercompiler.arrays import tensorflow_implicit
 from layercompiler.arrays.base import Arrays, Function
 from layercompiler.arrays.tensorflow_names import Names
 from layercompiler.errors import UnsupportedTransformError
@@ -39,6 +40,9 @@ class TensorFlow(Arrays):
     def softplus(self, x: Any) -> Any:
         return tf.math.softplus(x)
 
+    def ndtr(self, x: Any) -> Any:
+        return 0.5 * tf.math.erfc(x * -(0.5**0.5))
+
     def logsumexp(self, x: Any, axis: int | tuple[int, ...], keepdims: bool = False) -> Any:
         return tf.reduce_logsumexp(x, axis, keepdims)
 
@@ -48,6 +52,19 @@ class TensorFlow(Arrays):
     def cholesky(self, A: Any) -> tuple[Any, Any]:
         L = tf.linalg.cholesky(A)  # on the CPU TensorFlow raises where A is not positive definite
         return L, tf.reduce_all(tf.math.is_finite(tf.linalg.diag_part(L)), -1)
+
+    def lu_factor(self, A: Any) -> tuple[Any, Any]:
+        return tuple(tf.linalg.lu(A))
+
+    def lu_solve(self, LU: Any, pivots: Any, b: Any, *, transposed: bool = False) -> Any:
+        if not transposed:
+            return tf.linalg.lu_solve(LU, pivots, b)
+        lower = tf.linalg.set_diag(LU, tf.ones_like(LU[..., 0]))
+        x = tf.linalg.triangular_solve(lower, tf.linalg.triangular_solve(LU, b, lower=False, adjoint=True), adjoint=True)
+        return tf.gather(x, tf.argsort(pivots, axis=-1), axis=-2, batch_dims=len(LU.shape) - 2)
+
+    def implicit(self, rule: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        return tensorflow_implicit.implicit(self, rule, known, args)
 
     def vjp(self, f: Function, *args: Any) -> Any:
         args = tuple(tf.identity(a) for a in args)  # an argument passed twice counts twice

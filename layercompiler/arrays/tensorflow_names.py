@@ -36,6 +36,14 @@ class _Linalg:
         return tf.linalg.eigh(A)
 
     @staticmethod
+    def slogdet(A: Any) -> tuple[Any, Any]:
+        return tf.linalg.slogdet(A)
+
+    @staticmethod
+    def svdvals(A: Any) -> Any:
+        return tf.linalg.svd(A, compute_uv=False)
+
+    @staticmethod
     def qr(A: Any) -> tuple[Any, Any]:
         return tf.linalg.qr(A)
 

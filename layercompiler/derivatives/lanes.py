@@ -1,32 +1,53 @@
 """The residual map on SIMD lanes: evaluation, refinement and linearisation in one compiled pass per pack of instances.
 
-The kernel repeats what `residual_map` and `system` state in arrays, which serve where it was not built and for PSD cones.
+The kernel repeats what `residual_map` and `system` state in arrays, which serve where it was not built or a PSD system is too large.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from layercompiler import kernels
+from layercompiler.cones import Cone
+from layercompiler.derivatives import rotation
 from layercompiler.derivatives.products import Products
 from layercompiler.derivatives.residual_map import TARGET, Point, ResidualMap
 from layercompiler.derivatives.system import Linearization
+from layercompiler.errors import BuildError
 from layercompiler.programs.cone import Data, Structure
+
+_LARGEST_PSD = 60  # beyond it LAPACK's eigenvectors are worth leaving the lanes
 
 
 def residual_map(structure: Structure, samples: Data) -> ResidualMap:
-    """The residual map of a structure: compiled where the kernels were built and handle every cone."""
-    if kernels.available() and all(cone.name in _HANDLED for cone, _ in structure.cones.blocks):
-        return LanesMap(structure, samples)
+    """The residual map of a structure: compiled where the kernels were built, handle every cone, and the system is not too large."""
+    if kernels.available() and all(_handled(cone) for cone, _ in structure.cones.blocks):
+        with suppress(BuildError):
+            return LanesMap(structure, samples)
     plain = ResidualMap(structure, samples)
     plain.prepare()
     return plain
 
 
-_HANDLED = ("zero", "nonnegative", "second_order", "exponential", "power")
+def _handled(cone: Cone) -> bool:
+    if cone.name == "psd":
+        return cone.order <= _LARGEST_PSD
+    return cone.name in ("zero", "nonnegative", "second_order", "exponential", "power")
+
+
+def _turns(structure: Structure, samples: Data) -> list[int]:
+    """Indices, among the PSD cones, of those whose variables turn."""
+    groups = {block.group for block in rotation.turning(structure, samples)}
+    out, at = [], 0
+    for g, (cone, count) in enumerate(structure.cones.blocks):
+        if cone.name == "psd":
+            out += range(at, at + count) if g in groups else ()
+            at += count
+    return out
 
 
 class LanesMap(ResidualMap):
@@ -35,7 +56,12 @@ class LanesMap(ResidualMap):
     def __init__(self, structure: Structure, samples: Data) -> None:
         super().__init__(structure, samples)
         cones = kernels.cone_list(structure.cones.blocks)
-        self.newton = kernels.Newton(structure.n, (structure.P_rows, structure.P_cols), (structure.A_rows, structure.A_cols), cones)
+        P, A = (structure.P_rows, structure.P_cols), (structure.A_rows, structure.A_cols)
+        self.newton = kernels.Newton(structure.n, P, A, cones, turns=_turns(structure, samples))
+        if self.newton.turned > rotation.LARGEST:
+            raise BuildError(
+                "the system in the coordinates of the eigenvectors is too large", where="LanesMap", got=str(self.newton.turned)
+            )
 
     @property
     def order(self) -> int:
@@ -49,8 +75,10 @@ class LanesMap(ResidualMap):
 
     @property
     def describe(self) -> str:
-        """Name of the linear solve."""
-        return f"lanes factorization ({self.newton.factor_nnz} entries, {self.newton.flops} flops), fused with the refinement"
+        """Name of the linear solve, and the blocks treated in their eigenbasis."""
+        groups = sum(cone.name == "psd" for cone, _ in self.structure.cones.blocks)
+        turned = f", {groups} PSD groups in their eigenbasis" if groups else ""
+        return f"lanes factorization ({self.newton.factor_nnz} entries, {self.newton.flops} flops{turned}), fused with the refinement"
 
     def linearize(self, data: Data, point: Point, threads: int = 1) -> Any:
         """Factor the linear system at a point."""
@@ -64,7 +92,7 @@ class LanesMap(ResidualMap):
 
     def _run(self, data: Data, x: np.ndarray, v: np.ndarray, steps: int, threads: int) -> tuple[Point, np.ndarray, Any]:
         found = self.newton.refine(data.P, data.q, data.A, data.b, x, v, steps=steps, target=TARGET, threads=threads)
-        point = Point(self.structure.cones, found.x, found.v, found.y, found.F_x, found.F_y, found.norm)
+        point = Point(self.structure.cones, found.x, found.v, found.y, found.F_x, found.F_y, found.norm, found.suspect)
         return point, found.taken, LanesLinearization(self, data, point, found.linear, threads)
 
 

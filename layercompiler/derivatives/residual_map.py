@@ -37,6 +37,7 @@ class Point:
         y: (B, m), the projection of v onto K*.
         F_x: (B, n) stationarity residual; `F_y` (B, m) feasibility residual.
         norm: (B,) relative residual: the larger of both, each over one plus the size of its terms.
+        suspect: (B,) bool, where the projection may have a kink; None where that is not known.
     """
 
     cones: Product
@@ -46,6 +47,7 @@ class Point:
     F_x: np.ndarray
     F_y: np.ndarray
     norm: np.ndarray
+    suspect: np.ndarray | None = None
 
     @cached_property
     def projection(self) -> ProductProjection:
@@ -55,7 +57,7 @@ class Point:
 
     def take(self, index: np.ndarray) -> Point:
         """The instances `index`."""
-        return Point(self.cones, *(a[index] for a in self._arrays))
+        return Point(self.cones, *(a[index] for a in self._arrays), suspect=None if self.suspect is None else self.suspect[index])
 
     def put(self, index: np.ndarray, other: Point) -> Point:
         """This batch with the instances `index` replaced by those of `other`."""
@@ -65,7 +67,11 @@ class Point:
         for mine, theirs in zip(self._arrays, other._arrays, strict=True):
             mixed.append(mine.copy())
             mixed[-1][index] = theirs
-        return Point(self.cones, *mixed)
+        suspect = None
+        if self.suspect is not None and other.suspect is not None:
+            suspect = self.suspect.copy()
+            suspect[index] = other.suspect
+        return Point(self.cones, *mixed, suspect=suspect)
 
     @property
     def _arrays(self) -> tuple[np.ndarray, ...]:
@@ -73,6 +79,11 @@ class Point:
 
     def smooth(self) -> np.ndarray:
         """(B,) bool: the projection is differentiable here."""
+        if self.suspect is not None:
+            out, index = ~self.suspect, np.flatnonzero(self.suspect)
+            if len(index):
+                out[index] = Point(self.cones, *(a[index] for a in self._arrays)).smooth()
+            return out
         if "projection" in self.__dict__:
             return self.projection.smooth
         out = np.ones(len(self.x), bool)

@@ -21,6 +21,23 @@ from layercompiler.programs.cone import Data, Structure
 
 
 @dataclass(frozen=True)
+class Turning:
+    """A group of `count` equal PSD cones whose variables turn.
+
+    Attributes:
+        group: Index of the cone block.
+        rows: (count, dim) rows of A, `cols` the variables they hold, `own` their entries of A.
+        P_entries: Diagonal entries of P on these variables, aligned with `cols`, or None.
+    """
+
+    group: int
+    rows: np.ndarray
+    cols: np.ndarray
+    own: np.ndarray
+    P_entries: np.ndarray | None
+
+
+@dataclass(frozen=True)
 class _Turn:
     """One rotated group of `count` equal PSD cones.
 
@@ -99,54 +116,36 @@ class Rotation:
         Raises:
             DerivativeError: The rotated pattern would have more than `LARGEST` entries.
         """
-        found: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]] = []
+        found = turning(structure, samples)
         touch: list[list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]] = []
-        start = 0
-        per_row = np.diff(structure.A_indptr)
-        coupled = np.zeros(structure.n, bool)
-        coupled[structure.P_rows[structure.P_off]] = coupled[structure.P_cols[structure.P_off]] = True
-        taken = np.zeros(structure.n, bool)
         dropped = np.zeros(len(structure.A_rows), bool)
         filled = 0
-        for g, (cone, count) in enumerate(structure.cones.blocks):
-            rows = start + np.arange(count * cone.dim).reshape(count, cone.dim)
-            start += count * cone.dim
-            if cone.name != "psd" or cone.dim < 2 or np.any(per_row[rows] != 1):
-                continue
-            own = structure.A_indptr[rows]
-            cols = structure.A_cols[own]
-            if np.any(coupled[cols]) or np.any(taken[cols]) or len(np.unique(cols)) != cols.size:
-                continue
-            usable, P_entries = _isotropic(structure, samples, own, cols)
-            if not usable:
-                continue
-            taken[cols] = True
-            found.append((g, rows, cols, own, P_entries))
+        for block in found:
             touch.append([])
-            for c in range(count):
+            for rows, cols in zip(block.rows, block.cols, strict=True):
                 position = np.full(structure.n, -1)
-                position[cols[c]] = np.arange(cone.dim)
+                position[cols] = np.arange(len(cols))
                 here = position[structure.A_cols]
-                entries = np.flatnonzero((here >= 0) & (structure.A_rows != rows[c][here]))
+                entries = np.flatnonzero((here >= 0) & (structure.A_rows != rows[here]))
                 row_ids, row_position = np.unique(structure.A_rows[entries], return_inverse=True)
                 touch[-1].append((entries, row_ids, row_position, here[entries]))
                 dropped[entries] = True
-                filled += len(row_ids) * cone.dim
+                filled += len(row_ids) * len(cols)
                 _refuse_above(filled)
         kept = np.flatnonzero(~dropped)
         where = np.full(len(dropped), -1)
         where[kept] = np.arange(len(kept))
         A_rows, A_cols, at = [structure.A_rows[kept]], [structure.A_cols[kept]], len(kept)
         turns = []
-        for (g, rows, cols, own, P_entries), others in zip(found, touch, strict=True):
-            slots = []
+        for block, others in zip(found, touch, strict=True):
+            cols, slots = block.cols, []
             for c, (_, row_ids, _, _) in enumerate(others):
                 A_rows.append(np.repeat(row_ids, cols.shape[1]))
                 A_cols.append(np.tile(cols[c], len(row_ids)))
                 slots.append(np.arange(at, at + len(A_rows[-1])))
                 at += len(A_rows[-1])
             per_cone = tuple((entries, len(ids), row_position, position) for entries, ids, row_position, position in others)
-            turns.append(_Turn(g, rows, cols, own, per_cone, where[own], tuple(slots), P_entries))
+            turns.append(_Turn(block.group, block.rows, cols, block.own, per_cone, where[block.own], tuple(slots), block.P_entries))
         return cls._with_rows(structure, np.concatenate(A_rows), np.concatenate(A_cols), kept, tuple(turns))
 
     @classmethod
@@ -257,6 +256,29 @@ class Rotation:
                 u[:, turn.cols] = congruence(back, u[:, turn.cols]) * scale
             t[:, turn.rows] = congruence(back, t[:, turn.rows])
         return u, t
+
+
+def turning(structure: Structure, samples: Data) -> list[Turning]:
+    """The PSD groups whose rows each hold one constant entry, in columns of their own on which P is isotropic."""
+    found: list[Turning] = []
+    start = 0
+    per_row = np.diff(structure.A_indptr)
+    coupled, taken = np.zeros(structure.n, bool), np.zeros(structure.n, bool)
+    coupled[structure.P_rows[structure.P_off]] = coupled[structure.P_cols[structure.P_off]] = True
+    for g, (cone, count) in enumerate(structure.cones.blocks):
+        rows = start + np.arange(count * cone.dim).reshape(count, cone.dim)
+        start += count * cone.dim
+        if cone.name != "psd" or cone.dim < 2 or np.any(per_row[rows] != 1):
+            continue
+        own = structure.A_indptr[rows]
+        cols = structure.A_cols[own]
+        if np.any(coupled[cols]) or np.any(taken[cols]) or len(np.unique(cols)) != cols.size:
+            continue
+        usable, P_entries = _isotropic(structure, samples, own, cols)
+        if usable:
+            taken[cols] = True
+            found.append(Turning(g, rows, cols, own, P_entries))
+    return found
 
 
 def _refuse_above(entries: int) -> None:

@@ -14,7 +14,9 @@ from layercompiler.kernels import library
 from layercompiler.kernels.ldl import indices
 
 PARTS = ("load and start", "residuals", "scaling", "factors", "solves", "cones and steps", "write")
-_ORDER = {"zero": 0, "nonnegative": 1, "second_order": 2, "psd": 3, "exponential": 4, "power": 5}
+COUNTS = ("factorizations", "triangular solves", "iterations", "iterations of lanes")
+PSD = 3
+_ORDER = {"zero": 0, "nonnegative": 1, "second_order": 2, "psd": PSD, "exponential": 4, "power": 5}
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class Conic:
             time_limit: Seconds for each pack of instances, counted from the call.
             warm_start: x, y, s of an earlier, similar solve, (B, n), (B, m), (B, m); a useless one is ignored, instance by instance.
             threads: Threads that share the packs; results do not depend on it.
-            profile: float64 (7,) to which the seconds of each part are added, see `PARTS`; one thread then.
+            profile: float64 (11,) to which the seconds of each part are added, see `PARTS`, and then the counts of `COUNTS`,
+                summed over instances (the last one over lanes, idle or not); one thread then.
 
         Returns:
             The points and what became of each instance.
@@ -109,9 +112,14 @@ class Conic:
         Raises:
             ShapeError: An operand does not fit the structure.
         """
-        if profile is not None and (profile.shape != (len(PARTS),) or profile.dtype != np.float64 or not profile.flags.c_contiguous):
+        if profile is not None and (
+            profile.shape != (len(PARTS) + len(COUNTS),) or profile.dtype != np.float64 or not profile.flags.c_contiguous
+        ):
             raise ShapeError(
-                "wrong profile", where="profile", expected=f"a contiguous float64 array of shape ({len(PARTS)},)", got=str(profile.shape)
+                "wrong profile",
+                where="profile",
+                expected=f"a contiguous float64 array of shape ({len(PARTS) + len(COUNTS)},)",
+                got=str(profile.shape),
             )
         if not (tol > 0 and max_iter >= 0 and time_limit >= 0):
             raise OptionError(

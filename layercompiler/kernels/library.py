@@ -11,7 +11,7 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 
-ABI = 4
+ABI = 5
 _POINTER, _LONG, _INT, _REAL, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_char_p
 _PROTOTYPES = {
     "lc_abi": (_INT, []),
@@ -26,10 +26,10 @@ _PROTOTYPES = {
     "lc_conic_free": (None, [_POINTER]),
     "lc_conic_facts": (None, [_POINTER, _POINTER]),
     "lc_conic_solve": (_INT, [_POINTER, _LONG] + [_POINTER, _LONG] * 4 + [_POINTER] * 9 + [_REAL] * 3 + [_INT, _REAL, _INT, _POINTER]),
-    "lc_newton_new": (_POINTER, [_LONG] * 3 + [_POINTER] * 2 + [_LONG] + [_POINTER] * 2 + [_LONG] * 3 + [_POINTER] * 3 + [_TEXT]),
+    "lc_newton_new": (_POINTER, [_LONG] * 3 + [_POINTER] * 2 + [_LONG] + [_POINTER] * 2 + [_LONG] * 3 + [_POINTER] * 4 + [_TEXT]),
     "lc_newton_free": (None, [_POINTER]),
     "lc_newton_facts": (None, [_POINTER, _POINTER]),
-    "lc_newton_refine": (_POINTER, [_POINTER, _LONG] + [_POINTER, _LONG] * 4 + [_POINTER] * 9 + [_INT, _REAL, _REAL, _INT]),
+    "lc_newton_refine": (_POINTER, [_POINTER, _LONG] + [_POINTER, _LONG] * 4 + [_POINTER] * 10 + [_INT, _REAL, _REAL, _INT]),
     "lc_linearization_free": (None, [_POINTER]),
     "lc_linearization_solve": (_INT, [_POINTER] * 6 + [_INT, _REAL, _INT]),
     "lc_factor_solve": (_INT, [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _INT, _REAL, _INT]),

@@ -10,7 +10,7 @@ import numpy as np
 
 from layercompiler.errors import BuildError, ShapeError
 from layercompiler.kernels import library
-from layercompiler.kernels.conic import checked
+from layercompiler.kernels.conic import PSD, checked
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Refined:
         F_x: (B, n); `F_y` (B, m).
         norm: (B,) relative residual: the larger of both, each over one plus the size of its terms; infinite where it is NaN.
         taken: (B,) steps taken, int32.
+        suspect: (B,) bool, whether a projection may be at a kink there (within 1e-9, relative; 1e-8 for exponential and power cones).
         linear: The linearisation at these points.
     """
 
@@ -34,6 +35,7 @@ class Refined:
     F_y: np.ndarray
     norm: np.ndarray
     taken: np.ndarray
+    suspect: np.ndarray
     linear: Linearization
 
 
@@ -44,7 +46,10 @@ class Newton:
         n: Variables.
         P: Row and column of each entry of the upper triangle of P.
         A: Row and column of each entry of A.
-        cones: As in `Conic`; without PSD cones.
+        cones: As in `Conic`. PSD cones are treated in the coordinates of their eigenvectors, so their columns of A fill in.
+        turns: Indices among the PSD cones of those whose variables turn with the eigenvectors too, which spares the fill: each
+            row of such a cone holds one entry of A, in a column of its own, and P is a multiple of the identity in the svec
+            coordinates of these columns, for every instance.
         isa: Instruction set; the best one of the machine by default.
 
     The projections are those of `layercompiler.cones`, to full precision. Immutable and thread safe; pickling rebuilds it.
@@ -53,17 +58,32 @@ class Newton:
     """
 
     def __init__(
-        self, n: int, P: tuple[Any, Any], A: tuple[Any, Any], cones: Sequence[tuple[str, float]], *, isa: str | None = None
+        self,
+        n: int,
+        P: tuple[Any, Any],
+        A: tuple[Any, Any],
+        cones: Sequence[tuple[str, float]],
+        *,
+        turns: Sequence[int] = (),
+        isa: str | None = None,
     ) -> None:
         self._handle = None
         self.n, self.P, self.A, self.cones, self.m, self.isa, arguments = checked(n, P, A, cones, isa)
+        self.turns = tuple(int(t) for t in turns)
         self._library, at = library.require(), library.address
+        kinds = arguments[-4]
+        which = np.flatnonzero(kinds == PSD)
+        flags = np.zeros(len(kinds) + 1, np.int8)
+        if any(not 0 <= t < len(which) for t in self.turns):
+            raise BuildError("no such PSD cone", where="turns", expected=f"indices below {len(which)}", got=repr(self.turns))
+        flags[which[list(self.turns)]] = 1
+        arguments = (*arguments[:-1], flags, arguments[-1])
         self._handle = self._library.lc_newton_new(*(at(v) if isinstance(v, np.ndarray) else v for v in arguments))
         if not self._handle:
             raise BuildError("the structure is malformed", where="Newton", got=library.reason())
-        facts = np.zeros(4, np.int64)
+        facts = np.zeros(5, np.int64)
         self._library.lc_newton_facts(self._handle, at(facts))
-        self.factor_nnz, self.flops, self.order, self.lanes = facts.tolist()
+        self.factor_nnz, self.flops, self.order, self.lanes, self.turned = facts.tolist()
 
     def refine(
         self,
@@ -102,20 +122,21 @@ class Newton:
                 raise ShapeError("wrong shape", where=name, expected=f"({batch}, {width})", got=str(k.shape))
         y, F_x, F_y = np.empty_like(v), np.empty_like(x), np.empty_like(v)
         norm, taken, pivots, reach = np.empty(batch), np.zeros(batch, np.int32), np.empty(batch), np.empty(batch)
+        suspect = np.zeros(batch, np.bool_)
         handle = None
         if batch:
             at = library.address
             operands = [part for k in data for part in (at(k), k.shape[1] if k.shape[0] > 1 else 0)]
             handle = self._library.lc_newton_refine(
-                *(self._handle, batch, *operands, *(at(k) for k in (x, v, y, F_x, F_y, norm, taken, pivots, reach))),
+                *(self._handle, batch, *operands, *(at(k) for k in (x, v, y, F_x, F_y, norm, taken, pivots, reach, suspect))),
                 *(int(steps), float(target), float(eps), int(threads)),
             )
             if not handle:
                 raise MemoryError(library.reason())
-        return Refined(x, v, y, F_x, F_y, norm, taken, Linearization(self, handle, batch, pivots, reach))
+        return Refined(x, v, y, F_x, F_y, norm, taken, suspect, Linearization(self, handle, batch, pivots, reach))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Newton, (self.n, self.P, self.A, self.cones)
+        return _rebuild, (self.n, self.P, self.A, self.cones, self.turns)
 
     def __repr__(self) -> str:
         return f"Newton(n={self.n}, m={self.m}, order={self.order}, factor={self.factor_nnz}, flops={self.flops}, isa={self.isa!r})"
@@ -124,6 +145,10 @@ class Newton:
         if getattr(self, "_handle", None):
             self._library.lc_newton_free(self._handle)
             self._handle = None
+
+
+def _rebuild(n: int, P: Any, A: Any, cones: Any, turns: Any) -> Newton:
+    return Newton(n, P, A, cones, turns=turns)
 
 
 class Linearization:

@@ -47,16 +47,17 @@ def compile_convex(
             got=type(problem).__name__,
             mend="write the problem as cvxpy.Problem(objective, constraints)",
         )
-    listed = _listed_parameters(problem, parameters)
+    listed = listed_parameters(problem, parameters)
     wanted = list(problem.variables()) if outputs is None else list(outputs)
-    fixed, constants = _fix(problem, listed)
+    fixed, constants = fix(problem, listed)
     gp = discipline.check(fixed, gp)
     extended, leaves = _extend(problem, fixed, constants, wanted)
     canonical = canonicalize(extended, gp)
     return _program(canonical, extended, listed, wanted, leaves)
 
 
-def _listed_parameters(problem: cp.Problem, parameters: Sequence[cp.Parameter] | None) -> list[cp.Parameter]:
+def listed_parameters(problem: cp.Problem, parameters: Sequence[cp.Parameter] | None) -> list[cp.Parameter]:
+    """The parameters in call order: those that are listed, or all."""
     present = problem.parameters()
     if parameters is None:
         return present
@@ -87,7 +88,7 @@ def _listed_parameters(problem: cp.Problem, parameters: Sequence[cp.Parameter] |
     return listed
 
 
-def _fix(problem: cp.Problem, listed: Sequence[cp.Parameter]) -> tuple[cp.Problem, dict[int, Any]]:
+def fix(problem: cp.Problem, listed: Sequence[cp.Parameter]) -> tuple[cp.Problem, dict[int, Any]]:
     """Put the values of parameters that are not listed in their place, so that they may enter in any way.
 
     Returns:
@@ -176,7 +177,7 @@ def _program(
         d=affine(canonical.d),
         A=affine(canonical.A),
         b=affine(canonical.b),
-        parameters=tuple(_parameter_spec(p) for p in listed),
+        parameters=tuple(parameter_spec(p) for p in listed),
         channels=tuple(channels),
         outputs=tuple(_output(canonical, item, leaves[i], value) for i, item in enumerate(wanted)),
         value=value,
@@ -184,7 +185,8 @@ def _program(
     )
 
 
-def _parameter_spec(parameter: cp.Parameter) -> ParameterSpec:
+def parameter_spec(parameter: cp.Parameter) -> ParameterSpec:
+    """What the program keeps of a parameter."""
     return ParameterSpec(parameter.name(), tuple(parameter.shape), tuple(a for a in _DECLARED if parameter.attributes.get(a)))
 
 

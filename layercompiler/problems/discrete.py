@@ -31,9 +31,9 @@ def compile_discrete(
     """
     if not isinstance(problem, cp.Problem):
         raise NotAProblemError("only a cvxpy.Problem can be compiled here", expected="a cvxpy.Problem", got=type(problem).__name__)
-    listed = convex._listed_parameters(problem, parameters)
+    listed = convex.listed_parameters(problem, parameters)
     wanted = list(problem.variables()) if outputs is None else list(outputs)
-    fixed, constants = convex._fix(problem, listed)
+    fixed, constants = convex.fix(problem, listed)
     discipline.check(fixed, gp=False, whole=True)
     extended, leaves = convex._extend(problem, wanted=wanted, fixed=fixed, constants=constants)
     for place, leaf in leaves.items():

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from layercompiler.arrays import tensorflow_recording as recording
+from layercompiler.arrays.tensorflow_recording import Tensors
 from layercompiler.errors import UnsupportedTransformError
 from layercompiler.memory import Memory
-from layercompiler.tensorflow import recording
-from layercompiler.tensorflow.recording import Tensors
 
 UNKNOWN = tf.TensorShape(None)  # pyright: ignore[reportArgumentType]
 Arguments = Sequence[Tensors]  # lists of tangents (one per parameter) or cotangents (one per output)

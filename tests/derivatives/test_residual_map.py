@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from layercompiler import kernels
+from layercompiler.derivatives import rotation
 from layercompiler.derivatives.lanes import LanesMap, residual_map
 from layercompiler.derivatives.products import Products
 from layercompiler.derivatives.residual_map import TARGET, ResidualMap
@@ -12,7 +13,6 @@ from tests.derivatives import programs
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason="kernels not built")
 MAPS = [ResidualMap, pytest.param(LanesMap, marks=needs_kernels)]
-CURVED = [c for c in programs.CONES if c not in ("psd", "all")]
 
 
 def solved(name, batch=5, seed=0):
@@ -32,8 +32,6 @@ def solved(name, batch=5, seed=0):
 @pytest.mark.parametrize("name", programs.CONES)
 def test_newton_reaches_rounding_quadratically_and_never_rises(kind, name):
     """From 1e-3 away: within six steps, each residual at most a constant times the square of the last, up to rounding."""
-    if kind is LanesMap and name not in CURVED:
-        pytest.skip("numpy's")
     s, d, x, v, rng = solved(name)
     start = x + 1e-3 * rng.standard_normal(x.shape), v + 1e-3 * rng.standard_normal(v.shape)
     norms = []
@@ -53,8 +51,6 @@ def test_newton_reaches_rounding_quadratically_and_never_rises(kind, name):
 @pytest.mark.parametrize("name", programs.CONES)
 def test_instances_are_refined_on_their_own(kind, name):
     """The same bits alone, in a batch, and beside one that is not finite; what is solved is left as it is."""
-    if kind is LanesMap and name not in CURVED:
-        pytest.skip("numpy's")
     s, d, x, v, rng = solved(name)
     away = 10.0 ** np.array([-16.0, -2, -4, -1, -3])[:, None]
     start = x + away * rng.standard_normal(x.shape), v + away * rng.standard_normal(v.shape)
@@ -93,7 +89,7 @@ def test_f_is_the_optimality_conditions(name):
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", CURVED)
+@pytest.mark.parametrize("name", programs.CONES)
 def test_the_compiled_map_is_the_numpy_one(name):
     s, d, x, v, rng = solved(name)
     ours, theirs = LanesMap(s, d), ResidualMap(s, d)
@@ -110,8 +106,11 @@ def test_the_compiled_map_is_the_numpy_one(name):
     assert not linear.singular().any() and not theirs.linearize(d, two).singular().any()
 
 
-def test_programs_with_psd_cones_stay_in_numpy():
+@needs_kernels
+def test_systems_of_psd_cones_that_would_be_too_large_stay_in_numpy(monkeypatch):
     s, d, *_ = solved("psd")
+    assert type(residual_map(s, d)) is LanesMap
+    monkeypatch.setattr(rotation, "LARGEST", 30)
     assert type(residual_map(s, d)) is ResidualMap
 
 

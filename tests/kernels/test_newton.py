@@ -15,7 +15,7 @@ from layercompiler.programs.cone import Data, Structure
 from tests.kernels.random_programs import programs, structure
 
 pytestmark = pytest.mark.skipif(not available(), reason="the kernels are not built")
-KINDS = ["l", "zl", "q", "zlq", "e", "p", "zlqep"]
+KINDS = ["l", "zl", "q", "zlq", "s", "zs", "e", "p", "zlqep", "zlqsep"]
 
 
 def blocks(cones):
@@ -24,6 +24,7 @@ def blocks(cones):
         "zero": lambda k: (C.Zero(), k),
         "nonnegative": lambda k: (C.Nonnegative(), k),
         "second_order": lambda k: (C.SecondOrder(k), 1),
+        "psd": lambda k: (C.PSD(k), 1),
         "exponential": lambda k: (C.Exponential(), k),
         "power": lambda k: (C.Power(k), 1),
     }
@@ -69,7 +70,66 @@ def test_same_points_and_derivatives_as_the_array_version(kinds, seed):
         np.testing.assert_allclose(mine[good], theirs[good], rtol=1e-7, atol=1e-8 * (1 + np.abs(theirs[good]).max(initial=0)))
 
 
-@pytest.mark.parametrize("kinds", ["zl", "zlqep"])
+@pytest.mark.parametrize("quadratic", [False, True])
+def test_turned_variables_give_what_turned_rows_give(quadratic):
+    """Two matrix variables, coupled by equalities and by a third cone whose rows hold entries of the first."""
+    rng = np.random.default_rng(11)
+    orders, batch = (3, 5), 9
+    sizes = [k * (k + 1) // 2 for k in orders]
+    n, equal = sum(sizes), 4
+    cones = [("zero", equal), ("psd", 2), ("psd", 3), ("psd", 5)]
+    dense = rng.random((equal + 3, n)) < 0.6
+    rows, cols = np.nonzero(dense)
+    own = rng.uniform(0.5, 2, n)
+    A = (np.r_[rows, equal + 3 + np.arange(n)], np.r_[cols, np.arange(n)])
+    P = (np.arange(n), np.arange(n)) if quadratic else (np.zeros(0, int), np.zeros(0, int))
+    weight = np.repeat([0.7, 0.0], sizes) * own**2
+    data = (
+        np.tile(weight, (batch, 1)) if quadratic else np.zeros((batch, 0)),
+        rng.normal(size=(batch, n)),
+        np.concatenate([rng.normal(size=(batch, len(rows))), np.tile(-own, (batch, 1))], axis=1),
+        rng.normal(size=(batch, equal + 3 + n)),
+    )
+    x, v = rng.normal(size=(batch, n)), rng.normal(size=(batch, equal + 3 + n))
+    sides = rng.normal(size=x.shape), rng.normal(size=v.shape)
+    plain, turned = Newton(n, P, A, cones), Newton(n, P, A, cones, turns=[1, 2])
+    assert turned.factor_nnz < plain.factor_nnz
+    want, got = (k.refine(*data, x, v, steps=0).linear.solve(*sides) for k in (plain, turned))
+    good = (want[2] < 1e-11) & (got[2] < 1e-11)
+    assert good.sum() >= 6  # at some random points the system is singular
+    for a, b in zip(got[:2], want[:2], strict=True):
+        np.testing.assert_allclose(a[good], b[good], rtol=1e-7, atol=1e-8 * np.abs(b[good]).max())
+
+
+@pytest.mark.parametrize("order", [1, 2, 4, 10, 31])
+def test_matrices_of_all_kinds_are_projected_as_by_lapack(order):
+    """Repeated, vanishing, opposite and far apart eigenvalues, and points of the cone, which stay exactly as they are."""
+    rng = np.random.default_rng(order)
+    spectra = [
+        rng.normal(size=order),
+        np.ones(order),
+        -np.ones(order),
+        np.zeros(order),
+        np.sign(rng.normal(size=order)),
+        rng.normal(size=order) * 10.0 ** rng.uniform(-12, 3, order),
+        np.r_[1.0, np.zeros(order - 1)],
+        np.abs(rng.normal(size=order)),
+    ]
+    bases = [np.linalg.qr(rng.normal(size=(order, order)))[0] for _ in spectra]
+    i, j = np.triu_indices(order)
+    v = np.array([((Q * w) @ Q.T)[j, i] * np.where(i == j, 1.0, np.sqrt(2.0)) for w, Q in zip(spectra, bases, strict=True)])
+    B, m = v.shape
+    newton = Newton(1, ([], []), ([0], [0]), [("psd", order)])
+    found = newton.refine(np.zeros((1, 0)), np.zeros((B, 1)), np.ones((1, 1)), np.zeros((B, m)), np.zeros((B, 1)), v, steps=0)
+    want = blocks([("psd", order)]).project_dual(v)
+    error = np.abs(found.y - want.y).max(axis=1)
+    assert (error <= 1e-14 * np.sqrt(order) * np.linalg.norm(v, axis=1)).all()
+    np.testing.assert_array_equal(found.y[7], v[7])
+    assert (found.suspect | want.smooth).all()
+    assert not found.suspect[0]
+
+
+@pytest.mark.parametrize("kinds", ["zl", "zlqep", "zlqsep"])
 def test_same_bits_alone_in_a_pack_and_on_threads(kinds):
     n, P, A, cones, data, x, v = case(kinds, 5)
     newton = Newton(n, P, A, cones)
@@ -86,7 +146,7 @@ def test_same_bits_alone_in_a_pack_and_on_threads(kinds):
             np.testing.assert_array_equal(got, want[at])
 
 
-@pytest.mark.parametrize("kinds", ["zl", "zlqep"])
+@pytest.mark.parametrize("kinds", ["zl", "zlqep", "zlqsep"])
 def test_nan_touches_no_other(kinds):
     n, P, A, cones, data, x, v = case(kinds, 6)
     newton = Newton(n, P, A, cones)
@@ -124,8 +184,19 @@ def test_copies_and_refusals():
     newton = Newton(n, P, A, cones)
     for other in (pickle.loads(pickle.dumps(newton)), copy.deepcopy(newton)):
         np.testing.assert_array_equal(other.refine(*data, x, v).x, newton.refine(*data, x, v).x)
-    with pytest.raises(BuildError):
-        Newton(2, ([], []), ([0], [1]), [("psd", 2)])
+    for turns in ([1], [-1]):
+        with pytest.raises(BuildError):
+            Newton(3, ([], []), ([0, 1, 2], [0, 1, 2]), [("psd", 2)], turns=turns)
+    # variables turn only where each row has one entry, in a column of its own, and P neither couples nor splits these columns
+    for P, A in (
+        (([], []), ([0, 1], [0, 1])),
+        (([], []), ([0, 1, 2], [0, 1, 1])),
+        (([], []), ([0, 1, 1, 2], [0, 1, 2, 3])),
+        (([0], [1]), ([0, 1, 2], [0, 1, 2])),
+        (([0, 1], [0, 1]), ([0, 1, 2], [0, 1, 2])),
+    ):
+        with pytest.raises(BuildError):
+            Newton(4, P, A, [("psd", 2)], turns=[0])
     with pytest.raises(BuildError):
         Newton(2, ([], []), ([7], [1]), [("nonnegative", 2)])
     with pytest.raises(ShapeError):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import tensorflow as tf
 
-from layercompiler.tensorflow import recording
+from layercompiler.arrays import tensorflow_recording as recording
 from tests.tensorflow.test_transforms import reverse
 
 

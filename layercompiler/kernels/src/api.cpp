@@ -1,4 +1,6 @@
 // The C interface that Python loads with ctypes. No exception leaves it: functions return 0, or -1 with the reason in lc_error().
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -92,7 +94,7 @@ struct Factor {
 
 }  // namespace
 
-LC_API int lc_abi() { return 4; }
+LC_API int lc_abi() { return 5; }
 
 LC_API const char* lc_error() { return last_error.c_str(); }
 
@@ -198,9 +200,21 @@ LC_API int lc_conic_solve(const void* program, int64_t batch, const double* p, i
     const Target& t = *c.target();
     bool timed = std::isfinite(time_limit);
     ConicOptions options{gap, feasibility, infeasibility, limit, 6, timed ? seconds() + time_limit : INFINITY, timed || profile ? seconds : nullptr};
-    ConicJob job{&c.view(), options, p, q, a, b, p_stride, q_stride, a_stride, b_stride, warm_x, warm_y, warm_s, x, y, s, status, iterations, quality, profile};
+    const int64_t packs = chunk_count(t.lanes, batch);
+    struct Packs {
+      std::atomic<int64_t> next{0};
+      int64_t count;
+    } left;
+    left.count = packs;
+    auto next = [](void* context) -> int64_t {
+      Packs& k = *static_cast<Packs*>(context);
+      int64_t i = k.next.fetch_add(1);
+      return i < k.count ? i : -1;
+    };
+    ConicJob job{&c.view(), options, p, q, a, b, p_stride, q_stride, a_stride, b_stride, warm_x, warm_y, warm_s, x, y, s, status, iterations, quality, profile,
+                 batch, next, &left};
     size_t need = t.conic_scratch(c.view());
-    parallel(chunk_count(t.lanes, batch), threads, [&](int64_t i) { t.conic(job, chunk_at(t.lanes, batch, i), scratch(need)); });
+    parallel(std::min<int64_t>(std::max(threads, 1), packs), threads, [&](int64_t) { t.conic(job, scratch(need)); });
   });
 }
 
@@ -222,13 +236,13 @@ struct Linearization {
 
 LC_API void* lc_newton_new(int64_t n, int64_t m, int64_t p_count, const int64_t* p_rows, const int64_t* p_cols, int64_t a_count, const int64_t* a_rows,
                            const int64_t* a_cols, int64_t zero, int64_t nonnegative, int64_t cones, const int32_t* kinds, const int64_t* sizes,
-                           const double* alphas, const char* target) {
+                           const double* alphas, const int8_t* turns, const char* target) {
   std::shared_ptr<Residual>* made = nullptr;
   guarded([&] {
     const Target* t = find_target(target);
     if (!t) throw std::invalid_argument("this machine or build has no such instruction set");
     ConicPattern pattern{n, m, p_count, p_rows, p_cols, a_count, a_rows, a_cols, zero, nonnegative, cones, kinds, sizes, alphas};
-    made = new std::shared_ptr<Residual>(new Residual{ResidualProgram(pattern, t), {}});
+    made = new std::shared_ptr<Residual>(new Residual{ResidualProgram(pattern, turns, t), {}});
   });
   return made;
 }
@@ -241,12 +255,13 @@ LC_API void lc_newton_facts(const void* newton, int64_t* facts) {
   facts[1] = r.symbolic().flops();
   facts[2] = r.view().schedule->n;
   facts[3] = r.target()->lanes;
+  facts[4] = r.view().turned;
 }
 
 // x and v are refined in place; returns the linearisation at the final points.
 LC_API void* lc_newton_refine(void* newton, int64_t batch, const double* p, int64_t p_stride, const double* q, int64_t q_stride, const double* a,
                               int64_t a_stride, const double* b, int64_t b_stride, double* x, double* v, double* y, double* f_x, double* f_y, double* norm,
-                              int32_t* taken, double* pivots, double* reach, int32_t steps, double goal, double epsilon, int32_t threads) {
+                              int32_t* taken, double* pivots, double* reach, int8_t* suspect, int32_t steps, double goal, double epsilon, int32_t threads) {
   Linearization* made = nullptr;
   guarded([&] {
     const std::shared_ptr<Residual>& owner = *static_cast<std::shared_ptr<Residual>*>(newton);
@@ -255,7 +270,7 @@ LC_API void* lc_newton_refine(void* newton, int64_t batch, const double* p, int6
     int64_t footprint = newton_footprint(plan), lanes = t.lanes, padded = batch <= 2 ? batch : (batch + lanes - 1) / lanes * lanes;
     size_t bytes = sizeof(double) * static_cast<size_t>(footprint) * static_cast<size_t>(padded);
     std::unique_ptr<Linearization> linear(new Linearization{owner, batch, bytes, owner->recycler.take(bytes)});
-    NewtonJob job{&plan, p, q, a, b, p_stride, q_stride, a_stride, b_stride, x, v, y, f_x, f_y, norm, taken, steps, goal, epsilon, linear->storage.get(), pivots, reach};
+    NewtonJob job{&plan, p, q, a, b, p_stride, q_stride, a_stride, b_stride, x, v, y, f_x, f_y, norm, taken, steps, goal, epsilon, linear->storage.get(), pivots, reach, suspect};
     size_t need = t.newton_scratch(plan);
     parallel(chunk_count(t.lanes, batch), threads, [&](int64_t i) { t.newton(job, chunk_at(t.lanes, batch, i), scratch(need)); });
     made = linear.release();

@@ -6,6 +6,18 @@
 //   embedding:  Px + A'y + q t = 0,  Ax + s = b t,  x'Px/t + q'x + b'y = -k,  t, k >= 0
 //   a step solves  [P A'; A -H] (dx, dy) = rhs  twice per factorisation; ds = -(offset + H dy).
 
+// What one thread keeps while it works through the packs of a job. Instances that need more iterations than their neighbours wait in the stash until they
+// fill a pack of their own; no arithmetic of an instance depends on it.
+struct Worker {
+  void* memory;
+  double* stash;
+  int64_t count = 0;     // instances in the stash
+  int ready = 0;         // lanes of the pack whose memory holds the evened matrices that all instances share; 0: none
+  bool started = false;  // whether it also holds the factors of the starting point's matrix
+};
+// Numbers that one instance in the stash takes.
+static int64_t state_size(const Program& p) { return 5 + 8 + 4 * (int64_t)p.n + 6 * (int64_t)p.m + p.p_entries + p.a_entries; }
+
 template <class V> struct Conic {
   static constexpr int N = lanes_of<V>;
   static constexpr double near_infeasible = 1e-6;  // certificates of lanes that cannot go on
@@ -14,29 +26,38 @@ template <class V> struct Conic {
   const Schedule& g;
   V* free_;
 
-  V *P, *A, *q, *b, *D, *E, *x, *y, *s, *best_x, *best_y, *best_s;
+  V *even_p, *P, *A, *q, *b, *D, *E, *x, *y, *s, *best_x, *best_y, *best_s;
   V *dx, *dy, *ds, *x2, *y2, *Px, *Px2, *Aty, *Ax, *rx, *ry, *offset, *wdy, *work_m, *lambda, *w, *inverse_h, *diagonal;
-  V *entries, *panels, *pivots, *inverse, *factor_work, *kb, *kx, *kr, *kn, *cone_memory, *square;
-  V c, tau, kappa, best_tau, best_kappa, best_merit;
+  V *entries, *panels, *pivots, *inverse, *factor_work, *start_panels, *start_inverse, *kb, *kx, *kr, *kn, *cone_memory, *square;
+  V c, tau, kappa, best_tau, best_merit, norm_b, norm_q;
   Mask<V> active, dual_only;
+  int64_t instance[N];  // of each lane; -1: none
+  int32_t iterations[N];
+  int8_t status[N];
+  double quality[3 * N];
+  int left = 0;  // active lanes
+  double* profile;
   double since_ = 0;
 
   static inline __attribute__((always_inline)) V num(double a) { return splat<V>(a); }
   V* take(int64_t count) {
     V* r = free_;
-    free_ += count;
+    free_ += N == 1 ? (count + 7) / 8 * 8 : count;  // two right-hand sides of one instance are read as a pack
     return r;
   }
   static int64_t memory(const Program& p) {
     const Schedule& g = *p.schedule;
     int64_t k = p.largest_order;
-    return p.p_entries + p.a_entries + 16 * (int64_t)p.n + 20 * (int64_t)p.m + g.entries + g.panel + 2 * (int64_t)g.n + (int64_t)g.widest * g.tallest + 64 +
-           8 * (int64_t)p.size + p.cone_storage + 6 * k * k + 4 * k + 64;
+    int64_t start = p.p_entries ? 0 : g.panel + g.n;
+    return start + 2 * p.p_entries + p.a_entries + 16 * (int64_t)p.n + 20 * (int64_t)p.m + g.entries + g.panel + 2 * (int64_t)g.n + (int64_t)g.widest * g.tallest + 64 +
+           8 * (int64_t)p.size + p.cone_storage + 6 * k * k + 4 * k + 64 + 8 * 48;
   }
 
-  Conic(const ConicJob& job, void* scratch) : p(*job.program), o(job.options), g(*job.program->schedule), free_(static_cast<V*>(scratch)) {
+  Conic(const ConicJob& job, void* scratch) : p(*job.program), o(job.options), g(*job.program->schedule), free_(static_cast<V*>(scratch)), profile(job.profile) {
     int64_t n = p.n, m = p.m, k = p.largest_order;
-    P = take(p.p_entries), A = take(p.a_entries);
+    even_p = take(p.p_entries), P = take(p.p_entries), A = take(p.a_entries);
+    start_panels = start_inverse = nullptr;
+    if (!p.p_entries) start_panels = take(g.panel), start_inverse = take(g.n);
     {
       V** list[] = {&q, &D, &x, &best_x, &dx, &x2, &Px, &Px2, &Aty, &rx, &diagonal};
       for (V** v : list) *v = take(n);
@@ -85,22 +106,22 @@ template <class V> struct Conic {
   }
 
   // ---- equilibration (Ruiz); one factor for all rows of a cone that is not a product of rays ------------------------------------------------------------
-  void equilibrate_data() {
+  void column_norms_p(V* cn) const {
+    for (int64_t k = 0; k < p.p_entries; k++) {
+      V a = vabs(even_p[k]);
+      cn[p.p_row[k]] = vmax(a, cn[p.p_row[k]]);
+      cn[p.p_col[k]] = vmax(a, cn[p.p_col[k]]);
+    }
+  }
+  void equilibrate_matrices() {
     V *cn = rx, *rn = ry;
     for (int j = 0; j < p.n; j++) D[j] = num(1);
     for (int i = 0; i < p.m; i++) E[i] = num(1);
-    auto column_norms_p = [&] {
-      for (int64_t k = 0; k < p.p_entries; k++) {
-        V a = vabs(P[k]);
-        cn[p.p_row[k]] = vmax(a, cn[p.p_row[k]]);
-        cn[p.p_col[k]] = vmax(a, cn[p.p_col[k]]);
-      }
-    };
     auto factor_of = [&](V a) { return num(1) / root(select<V>(a > num(1e-4), vmin(a, num(1e4)), select<V>(a > V{}, num(1e-4), num(1)))); };
     for (int sweep = 0; sweep < 10; sweep++) {
       for (int j = 0; j < p.n; j++) cn[j] = V{};
       for (int i = 0; i < p.m; i++) rn[i] = V{};
-      column_norms_p();
+      column_norms_p(cn);
       for (int64_t k = 0; k < p.a_entries; k++) {
         V a = vabs(A[k]);
         cn[p.a_col[k]] = vmax(a, cn[p.a_col[k]]);
@@ -122,26 +143,35 @@ template <class V> struct Conic {
         mean = select<V>(uneven, mean, num(1));
         for (int i = 0; i < k.dim; i++) rn[k.row + i] = mean;
       }
-      for (int64_t k = 0; k < p.p_entries; k++) P[k] *= cn[p.p_row[k]] * cn[p.p_col[k]];
+      for (int64_t k = 0; k < p.p_entries; k++) even_p[k] *= cn[p.p_row[k]] * cn[p.p_col[k]];
       for (int64_t k = 0; k < p.a_entries; k++) A[k] *= cn[p.a_col[k]] * rn[p.a_row[k]];
       for (int j = 0; j < p.n; j++) D[j] *= cn[j];
       for (int i = 0; i < p.m; i++) E[i] *= rn[i];
     }
-    V top_q = V{}, mean_p = V{};
+  }
+  void equilibrate_vectors() {
+    V *cn = rx, top_q = V{}, mean_p = V{};
     for (int j = 0; j < p.n; j++) q[j] *= D[j], top_q = vmax(vabs(q[j]), top_q);
     for (int i = 0; i < p.m; i++) b[i] *= E[i];
     if (p.p_entries) {
       for (int j = 0; j < p.n; j++) cn[j] = V{};
-      column_norms_p();
+      column_norms_p(cn);
       for (int j = 0; j < p.n; j++) mean_p += cn[j];
       mean_p = mean_p * num(1.0 / p.n);
     }
     V top = vmax(mean_p, top_q);
     c = num(1) / select<V>(top > num(1e-8), vmin(top, num(1e8)), select<V>(top > V{}, num(1e-8), num(1)));
-    for (int j = 0; j < p.n; j++) q[j] *= c, diagonal[j] = V{};
+    for (int j = 0; j < p.n; j++) q[j] *= c;
+    norm_b = norm_q = V{};
+    for (int i = 0; i < p.m; i++) norm_b = vmax(vabs(b[i] / E[i]), norm_b);
+    for (int j = 0; j < p.n; j++) norm_q = vmax(vabs(q[j] / (D[j] * c)), norm_q);
+  }
+  // The parts of the KKT matrix that no iteration changes.
+  void fill_entries() {
+    for (int j = 0; j < p.n; j++) diagonal[j] = V{};
     for (int64_t k = 0; k < g.entries; k++) entries[k] = V{};
     for (int64_t k = 0; k < p.p_entries; k++) {
-      P[k] *= c;
+      P[k] = even_p[k] * c;
       entries[p.p_slot[k]] = P[k];
       if (p.p_row[k] == p.p_col[k]) diagonal[p.p_row[k]] = P[k];
     }
@@ -153,6 +183,54 @@ template <class V> struct Conic {
   // Numbers a cone keeps. second order: eta, lambda'J lambda; PSD: R, R^-1, lambda (k); three: H split, gradient, Hessian.
   V* memory_of(const Cone& k) const { return cone_memory + k.storage; }
   V* matrix(int which) const { return square + (int64_t)which * p.largest_order * p.largest_order; }
+
+  // Equal three-dimensional cones of one instance that is alone in its pack take the lanes themselves; in a pack each cone is worked on for itself.
+  // `load` and `store` move `size` numbers of each cone, `stride` apart.
+  static constexpr bool grouped = N == 1 && lanes_of<Wide> > 1;
+  template <class X> struct Run {
+    X one;  // names the type
+    int count;
+    void load(const V* from, int stride, int size, X* to) const {
+      if constexpr (lanes_of<X> == N) {
+        for (int i = 0; i < size; i++) to[i] = from[i];
+      } else {
+        for (int l = 0; l < lanes_of<X>; l++)
+          for (int i = 0; i < size; i++) put(to[i], l, from[(l < count ? l : 0) * stride + i]);
+      }
+    }
+    void store(const X* from, int stride, int size, V* to) const {
+      if constexpr (lanes_of<X> == N) {
+        for (int i = 0; i < size; i++) to[i] = from[i];
+      } else {
+        for (int l = 0; l < count; l++)
+          for (int i = 0; i < size; i++) to[l * stride + i] = get(from[i], l);
+      }
+    }
+    static X spread(V a) {
+      if constexpr (lanes_of<X> == N) return a;
+      else return splat<X>(a);
+    }
+    static Mask<X> spread_mask(Mask<V> m) {
+      if constexpr (lanes_of<X> == N) return m;
+      else return m ? all_of<X>() : none_of<X>();
+    }
+    static Mask<V> every(Mask<X> m) {
+      if constexpr (lanes_of<X> == N) return m;
+      else return !any<X>(!m);
+    }
+  };
+  // Whether cone t is the first of those that are worked on together.
+  bool starts_run(int t) const { return !grouped || p.cone[t].run_place % lanes_of<Wide> == 0; }
+  template <class Work> void together(int t, Work&& work) const {
+    if constexpr (grouped) {
+      int left_in_run = p.cone[t].run_length - p.cone[t].run_place;
+      if (left_in_run > 1) {
+        work(Run<Wide>{Wide{}, left_in_run < lanes_of<Wide> ? left_in_run : lanes_of<Wide>});
+        return;
+      }
+    }
+    work(Run<V>{V{}, 1});
+  }
 
   static V soc_margin(const V* u, int k) {  // u0^2 - |u1|^2 without cancellation of squares
     V a = V{};
@@ -205,8 +283,16 @@ template <class V> struct Conic {
       if (k.kind == second_order) scale_second_order(k);
       else if (k.kind == positive_semidefinite) scale_psd(k);
       else {
+        if (starts_run(t))
+          together(t, [&](auto run) {
+            using X = decltype(run.one);
+            X S[3], Y[3], keep[18];
+            run.load(s + k.row, 3, 3, S);
+            run.load(y + k.row, 3, 3, Y);
+            scale_three<X>(S, Y, k.alpha, run.spread(mu), run.spread_mask(dual_only), *reinterpret_cast<Split<X>*>(keep), keep + 9, keep + 12);
+            run.store(keep, 18, 18, memory_of(k));
+          });
         Split<V>& h = *reinterpret_cast<Split<V>*>(memory_of(k));
-        scale_three<V>(s + k.row, y + k.row, k.alpha, mu, dual_only, h, memory_of(k) + 9, memory_of(k) + 12);
         const int64_t* at = p.slots + k.slot;  // 11 12 22 13 23 33 by columns of the upper triangle, coupling, diagonal of the extra unknown
         static constexpr int order[6] = {0, 1, 3, 2, 4, 5};
         for (int i = 0; i < 6; i++) entries[at[i]] = -h.rest[order[i]];
@@ -367,9 +453,19 @@ template <class V> struct Conic {
         congruence<V, false>(memory_of(k), M, d, G, T);
         pack(G, d, out);
       } else {
-        const V* keep = memory_of(k);
-        V eta[3];
-        correct_three<V>(y + k.row, k.alpha, keep + 12, ds + k.row, dy + k.row, eta);
+        const V *keep = memory_of(k), *eta = work_m + k.row;
+        if (starts_run(t))
+          together(t, [&](auto run) {
+            using X = decltype(run.one);
+            X Y[3], S[3], dS[3], H[6];
+            run.load(y + k.row, 3, 3, Y);
+            run.load(ds + k.row, 3, 3, S);
+            run.load(dy + k.row, 3, 3, dS);
+            run.load(keep + 12, 18, 6, H);
+            X found[3];
+            correct_three<X>(Y, k.alpha, H, S, dS, found);
+            run.store(found, 3, 3, work_m + k.row);
+          });
         for (int i = 0; i < 3; i++) out[i] = s[k.row + i] + target * keep[9 + i] + eta[i];
       }
     }
@@ -440,13 +536,19 @@ template <class V> struct Conic {
       Mask<V> out = none_of<V>();
       for (int t = 0; t < p.cones; t++) {
         const Cone& k = p.cone[t];
-        if (k.kind != exponential && k.kind != power) continue;
-        V u[3], v[3];
-        for (int i = 0; i < 3; i++) {
-          u[i] = fma(a, ds[k.row + i], s[k.row + i]);
-          v[i] = fma(a, dy[k.row + i], y[k.row + i]);
-        }
-        out = out | !(primal_margin(u, k.alpha) > V{}) | !(dual_margin(v, k.alpha) > V{});
+        if ((k.kind != exponential && k.kind != power) || !starts_run(t)) continue;
+        together(t, [&](auto run) {
+          using X = decltype(run.one);
+          X u[3], v[3], from[3], along = run.spread(a);
+          run.load(s + k.row, 3, 3, from);
+          run.load(ds + k.row, 3, 3, u);
+          for (int i = 0; i < 3; i++) u[i] = fma(along, u[i], from[i]);
+          run.load(y + k.row, 3, 3, from);
+          run.load(dy + k.row, 3, 3, v);
+          for (int i = 0; i < 3; i++) v[i] = fma(along, v[i], from[i]);
+          Mask<X> holds = (primal_margin(u, k.alpha) > X{}) & (dual_margin(v, k.alpha) > X{});
+          out = out | !run.every(holds);
+        });
       }
       out = out & who;
       if (!any<V>(out)) break;
@@ -494,6 +596,23 @@ template <class V> struct Conic {
     for (int i = p.zero; i < p.zero + p.nonnegative; i++) total -= vlog(fma(a, ds[i], s[i]) * fma(a, dy[i], y[i]));
     for (int c_ = 0; c_ < p.cones; c_++) {
       const Cone& k = p.cone[c_];
+      if (k.kind == exponential || k.kind == power) {
+        if (starts_run(c_))
+          together(c_, [&](auto run) {
+            using X = decltype(run.one);
+            X u[3], v[3], from[3], along = run.spread(a);
+            run.load(s + k.row, 3, 3, from);
+            run.load(ds + k.row, 3, 3, u);
+            for (int i = 0; i < 3; i++) u[i] = fma(along, u[i], from[i]);
+            run.load(y + k.row, 3, 3, from);
+            run.load(dy + k.row, 3, 3, v);
+            for (int i = 0; i < 3; i++) v[i] = fma(along, v[i], from[i]);
+            X both = primal_barrier<X>(u, k.alpha) + dual_barrier<X>(v, k.alpha);
+            run.store(&both, 3, 1, work_m + k.row);
+          });
+        total += work_m[k.row];
+        continue;
+      }
       V *u = matrix(3), *v = u + (k.dim > 3 ? k.dim : 3);
       V small[6];
       if (k.dim <= 3) u = small, v = small + 3;
@@ -511,8 +630,6 @@ template <class V> struct Conic {
           cholesky(U, k.order);
           for (int i = 0; i < k.order; i++) total -= num(2) * vlog(U[i * k.order + i]);
         }
-      } else {
-        total += primal_barrier<V>(u, k.alpha) + dual_barrier<V>(v, k.alpha);
       }
     }
     return total;
@@ -561,69 +678,82 @@ template <class V> struct Conic {
   }
   // kx = K^-1 kb with refinement; every decision per lane. Returns the largest residual relative to 1 + |kb|.
   template <int NR> V solve_kkt() {
+    if constexpr (NR == 2 && grouped) {
+      d2 off = solve_columns<double, d2, 1>(reinterpret_cast<d2*>(kb), reinterpret_cast<d2*>(kx), reinterpret_cast<d2*>(kr), reinterpret_cast<d2*>(kn),
+                                            active ? all_of<d2>() : none_of<d2>());
+      return vmax<double>(off[0], off[1]);
+    } else {
+      return solve_columns<V, V, NR>(kb, kx, kr, kn, active);
+    }
+  }
+  // Right-hand sides of type R with factors of type F.
+  template <class F, class R, int NR> R solve_columns(R* kb, R* kx, R* kr, R* kn, Mask<R> who) {
+    const F *panels = this->panels, *inverse = this->inverse, *entries = this->entries;
+    auto num = [](double a) { return splat<R>(a); };
     int64_t size = (int64_t)g.n * NR;
-    V norm[NR], goal[NR], next[NR];
-    Mask<V> more[NR];
-    for (int t = 0; t < NR; t++) goal[t] = V{};
+    R norm[NR], goal[NR], next[NR];
+    Mask<R> more[NR];
+    for (int t = 0; t < NR; t++) goal[t] = R{};
     for (int64_t i = 0; i < size; i += NR)
       for (int t = 0; t < NR; t++) {
         kx[i + t] = kb[i + t];
         goal[t] = vmax(vabs(kb[i + t]), goal[t]);
       }
-    substitute<V, V, NR>(g, panels, inverse, kx);
-    residual<V, V, NR>(g, entries, kb, kx, kr, norm);
+    if (profile) profile[8] += NR * left * lanes_of<R> / N;
+    substitute<F, R, NR>(g, panels, inverse, kx);
+    residual<F, R, NR>(g, entries, kb, kx, kr, norm);
     for (int t = 0; t < NR; t++) {
       goal[t] = fma(num(1e-12), goal[t], num(1e-12));
-      more[t] = (norm[t] > goal[t]) & active;
+      more[t] = (norm[t] > goal[t]) & who;
     }
     for (int step = 0; step < o.refine; step++) {
       bool again = false;
-      for (int t = 0; t < NR; t++) again = again || any<V>(more[t]);
+      for (int t = 0; t < NR; t++) again = again || any<R>(more[t]);
       if (!again) break;
-      substitute<V, V, NR>(g, panels, inverse, kr);
+      if (profile) profile[8] += NR * left * lanes_of<R> / N;
+      substitute<F, R, NR>(g, panels, inverse, kr);
       for (int64_t i = 0; i < size; i++) kn[i] = kx[i] + kr[i];
-      residual<V, V, NR>(g, entries, kb, kn, kr, next);
+      residual<F, R, NR>(g, entries, kb, kn, kr, next);
       for (int t = 0; t < NR; t++) more[t] = more[t] & (next[t] < norm[t]);
       for (int64_t i = 0; i < size; i += NR)
-        for (int t = 0; t < NR; t++) kx[i + t] = select<V>(more[t], kn[i + t], kx[i + t]);
+        for (int t = 0; t < NR; t++) kx[i + t] = select<R>(more[t], kn[i + t], kx[i + t]);
       for (int t = 0; t < NR; t++) {
-        Mask<V> accepted = more[t];
+        Mask<R> accepted = more[t];
         more[t] = more[t] & (next[t] > goal[t]) & (next[t] * num(5) < norm[t]);
-        norm[t] = select<V>(accepted, next[t], norm[t]);
+        norm[t] = select<R>(accepted, next[t], norm[t]);
       }
     }
-    V worst = V{};
+    R worst = R{};
     for (int t = 0; t < NR; t++) worst = vmax(worst, norm[t] / (num(1) + goal[t] * num(1e12)));
     return worst;
   }
 
   // Adds the time since the last call to a part of the profile.
-  void lap(const ConicJob& job, int part) {
-    if (!job.profile) return;
+  void lap(int part) {
+    if (!profile) return;
     double now = o.clock();
-    if (part >= 0) job.profile[part] += now - since_;
+    if (part >= 0) profile[part] += now - since_;
     since_ = now;
   }
 
   // ---- the iteration ------------------------------------------------------------------------------------------------------------------------------------
-  void load(const ConicJob& job, Chunk chunk) {
-    auto read = [&](V* to, const double* from, int64_t stride, int64_t count, const int64_t* order) {
-      const double* at[N];
-      for (int l = 0; l < N; l++) at[l] = from + (chunk.first + (l < chunk.count ? l : chunk.count - 1)) * stride;
-      for (int64_t i = 0; i < count; i++) {
-        int64_t k = order ? order[i] : i;
-        for (int l = 0; l < N; l++) put(to[i], l, at[l][k]);
-      }
-    };
-    read(P, job.p, job.p_stride, p.p_entries, p.p_from);
-    read(A, job.a, job.a_stride, p.a_entries, p.a_from);
-    read(q, job.q, job.q_stride, p.n, nullptr);
-    read(b, job.b, job.b_stride, p.m, nullptr);
-    if (job.warm_x) {
-      read(best_x, job.warm_x, p.n, p.n, nullptr);
-      read(best_y, job.warm_y, p.m, p.m, nullptr);
-      read(best_s, job.warm_s, p.m, p.m, nullptr);
+  void read(V* to, const double* from, int64_t stride, int64_t count, const int64_t* order) const {
+    const double* at[N];
+    for (int l = 0; l < N; l++) at[l] = from + (instance[l] >= 0 ? instance[l] : instance[0]) * stride;
+    for (int64_t i = 0; i < count; i++) {
+      int64_t k = order ? order[i] : i;
+      for (int l = 0; l < N; l++) put(to[i], l, at[l][k]);
     }
+  }
+  // P and A, evened out. Where all instances share them and this pack's memory holds them already, nothing is left to do.
+  void load_matrices(const ConicJob& job, Worker& worker) {
+    bool shared = job.p_stride == 0 && job.a_stride == 0;
+    if (shared && worker.ready == N) return;
+    read(even_p, job.p, job.p_stride, p.p_entries, p.p_from);
+    read(A, job.a, job.a_stride, p.a_entries, p.a_from);
+    equilibrate_matrices();
+    worker.ready = shared ? N : 0;
+    worker.started = false;
   }
   // The centre of the cone, scaled.
   void add_center(V* u, V scale) {
@@ -669,7 +799,7 @@ template <class V> struct Conic {
     V goal = vmax(num(1), num(0.1 / (p.degree > 0 ? p.degree : 1)) * positive);
     add_center(u, select<V>(least < goal, goal - least, V{}));
   }
-  void start() {
+  void start(Worker& worker) {
     tau = kappa = num(1);
     dual_only = none_of<V>();
     if (!p.symmetric) {
@@ -679,12 +809,18 @@ template <class V> struct Conic {
       add_center(y, num(1));
       return;
     }
+    // Without P this matrix is the same for all instances that share A.
+    bool kept = start_panels && worker.ready == N;
+    V *own_panels = panels, *own_inverse = inverse;
     set_identity_scaling();
-    factor_kkt(num(1));
+    if (kept) panels = start_panels, inverse = start_inverse;
+    if (!kept || !worker.started) factor_kkt(num(1));
+    worker.started = kept;
     for (int j = 0; j < p.n; j++) rx[j] = -q[j];
     load_rhs(nullptr, b, 2, 0);
     load_rhs(rx, nullptr, 2, 1);
     solve_kkt<2>();
+    panels = own_panels, inverse = own_inverse;
     store_solution(x, s, b, 2, 0);
     store_solution(x2, y, nullptr, 2, 1);
     if (p.p_entries) {
@@ -728,45 +864,125 @@ template <class V> struct Conic {
     kappa = select<V>(good, mu, kappa);
   }
 
-  void solve(const ConicJob& job, Chunk chunk) {
-    lap(job, -1);
-    load(job, chunk);
-    int8_t status[N];
-    int32_t iterations[N];
-    double quality[3 * N];
-    V poison = V{};
-    for (int64_t k = 0; k < p.p_entries; k++) poison = fma(P[k], V{}, poison);
+  // Runs until all lanes are done, or until no more than `few` of them are left: these go to the worker's stash.
+  void solve(const ConicJob& job, Chunk chunk, Worker& worker, int few) {
+    lap(-1);
+    V lane_number = V{}, poison = V{};
+    dual_only = none_of<V>();
+    left = chunk.count;
+    for (int l = 0; l < N; l++) {
+      instance[l] = l < chunk.count ? chunk.first + l : -1;
+      put(lane_number, l, l < chunk.count ? 1.0 : 0.0);
+    }
+    load_matrices(job, worker);
+    read(q, job.q, job.q_stride, p.n, nullptr);
+    read(b, job.b, job.b_stride, p.m, nullptr);
+    for (int64_t k = 0; k < p.p_entries; k++) poison = fma(even_p[k], V{}, poison);
     for (int64_t k = 0; k < p.a_entries; k++) poison = fma(A[k], V{}, poison);
     for (int j = 0; j < p.n; j++) poison = fma(q[j], V{}, poison);
     for (int i = 0; i < p.m; i++) poison = fma(b[i], V{}, poison);
-    V lane_number = V{};
     for (int l = 0; l < N; l++) {
-      put(lane_number, l, l < chunk.count ? 1.0 : 0.0);
       status[l] = get(poison, l) == 0.0 ? 5 : 6;
       iterations[l] = 0;
       for (int t = 0; t < 3; t++) quality[3 * l + t] = __builtin_nan("");
     }
     active = (lane_number > V{}) & (poison == V{});
-    if (any<V>(active)) run(job, status, iterations, quality);
-    write(job, chunk, status, iterations, quality);
-    lap(job, 6);
+    if (any<V>(active)) {
+      equilibrate_vectors();
+      fill_entries();
+      if (job.warm_x) {
+        read(best_x, job.warm_x, p.n, p.n, nullptr);
+        read(best_y, job.warm_y, p.m, p.m, nullptr);
+        read(best_s, job.warm_s, p.m, p.m, nullptr);
+      }
+      start(worker);
+      if (job.warm_x) warm_start();
+      for (int j = 0; j < p.n; j++) best_x[j] = x[j];
+      for (int i = 0; i < p.m; i++) best_y[i] = y[i], best_s[i] = s[i];
+      best_merit = num(__builtin_inf());
+      best_tau = num(1);
+      lap(0);
+      run(few);
+    }
+    finish(job, worker);
+  }
+  // Goes on with the last `count` instances of the stash.
+  void resume(const ConicJob& job, int count, Worker& worker, int few) {
+    lap(-1);
+    worker.count -= count;
+    double* slot[N];
+    for (int l = 0; l < N; l++) slot[l] = worker.stash + (worker.count + (l < count ? l : 0)) * state_size(p);
+    V here = V{};
+    for (int l = 0; l < N; l++) {
+      const double* meta = slot[l];
+      instance[l] = l < count ? (int64_t)meta[0] : -1;
+      iterations[l] = (int32_t)meta[1];
+      status[l] = 5;
+      for (int t = 0; t < 3; t++) quality[3 * l + t] = meta[2 + t];
+      put(here, l, l < count ? 1.0 : 0.0);
+    }
+    active = here > V{};
+    int64_t at = 5;
+    auto back = [&](V* to, int64_t size) {
+      for (int64_t i = 0; i < size; i++)
+        for (int l = 0; l < N; l++) put(to[i], l, slot[l][at + i]);
+      at += size;
+    };
+    V mark;
+    each_state(back, mark);
+    dual_only = mark > V{};
+    if (job.p_stride == 0 && job.a_stride == 0) {
+      load_matrices(job, worker);
+    } else {
+      worker.ready = 0;
+      back(even_p, p.p_entries);
+      back(A, p.a_entries);
+    }
+    fill_entries();
+    lap(0);
+    run(few);
+    finish(job, worker);
+  }
+  template <class Move> void each_state(Move&& move, V& mark) {
+    V** of_n[] = {&q, &x, &best_x};
+    V** of_m[] = {&b, &y, &s, &best_y, &best_s};
+    V* single[] = {&c, &tau, &kappa, &best_tau, &best_merit, &norm_b, &norm_q, &mark};
+    for (V** v : of_n) move(*v, p.n);
+    for (V** v : of_m) move(*v, p.m);
+    for (V* v : single) move(v, 1);
+    move(D, p.n);
+    move(E, p.m);
+  }
+  // Writes the lanes that are done and stashes the others.
+  void finish(const ConicJob& job, Worker& worker) {
+    V mark = select<V>(dual_only, num(1), V{});
+    for (int l = 0; l < N; l++) {
+      if (instance[l] < 0) continue;
+      if (!test<V>(active, l)) {
+        write(job, l);
+        continue;
+      }
+      double* slot = worker.stash + worker.count++ * state_size(p);
+      slot[0] = (double)instance[l];
+      slot[1] = (double)iterations[l];
+      for (int t = 0; t < 3; t++) slot[2 + t] = quality[3 * l + t];
+      int64_t at = 5;
+      auto away = [&](const V* from, int64_t size) {
+        for (int64_t i = 0; i < size; i++) slot[at + i] = get(from[i], l);
+        at += size;
+      };
+      each_state(away, mark);
+      if (job.p_stride == 0 && job.a_stride == 0) continue;
+      away(even_p, p.p_entries);
+      away(A, p.a_entries);
+    }
+    lap(6);
   }
 
-  void run(const ConicJob& job, int8_t* status, int32_t* iterations, double* quality) {
+  void run(int few) {
     const int n = p.n, m = p.m;
     const V one = num(1);
-    equilibrate_data();
-    start();
-    if (job.warm_x) warm_start();
-    V norm_b = V{}, norm_q = V{};
-    for (int i = 0; i < m; i++) norm_b = vmax(vabs(b[i] / E[i]), norm_b);
-    for (int j = 0; j < n; j++) norm_q = vmax(vabs(q[j] / (D[j] * c)), norm_q);
-    for (int j = 0; j < n; j++) best_x[j] = x[j];
-    for (int i = 0; i < m; i++) best_y[i] = y[i], best_s[i] = s[i];
-    best_merit = num(__builtin_inf());
-    best_tau = best_kappa = one;
-    lap(job, 0);
-    for (int it = 0;; it++) {
+    for (;;) {
       // residuals and norms in the caller's units
       multiply_p(x, Px);
       multiply_a(x, y, Ax, Aty);
@@ -815,23 +1031,24 @@ template <class V> struct Conic {
       auto ended = [&](int otherwise, int l) -> int8_t { return (int8_t)(test<V>(near_primal, l) ? 1 : test<V>(near_dual, l) ? 2 : otherwise); };
       bool late = o.clock && o.clock() > o.deadline;
       V live = V{};
+      left = 0;
       for (int l = 0; l < N; l++) {
         if (!test<V>(active, l)) continue;
-        iterations[l] = it;
         if (test<V>(solved, l)) status[l] = 0;
         else if (test<V>(no_primal, l)) status[l] = 1;
         else if (test<V>(no_dual, l)) status[l] = 2;
         else if (test<V>(broken, l)) status[l] = 5;
-        else if (it >= o.iterations) status[l] = ended(3, l);
+        else if (iterations[l] >= o.iterations) status[l] = ended(3, l);
         else if (late) status[l] = 4;
-        else put(live, l, 1.0);
+        else put(live, l, 1.0), left++;
       }
       active = active & (live > V{});
-      if (!any<V>(active)) break;
+      if (left <= few) break;
+      if (profile) profile[9] += left, profile[10] += N;
 
-      lap(job, 1);
+      lap(1);
       update_scaling(mu);
-      lap(job, 2);
+      lap(2);
       // constant direction (x2, y2) and affine direction in one call
       for (int i = 0; i < m; i++) work_m[i] = s[i] - ry[i];
       for (int j = 0; j < n; j++) dx[j] = -q[j], x2[j] = -rx[j];
@@ -839,19 +1056,20 @@ template <class V> struct Conic {
       load_rhs(x2, work_m, 2, 1);
       V boost = one;
       for (int tries = 0; tries < 3; tries++) {
-        lap(job, 4);
+        lap(4);
         factor_kkt(boost);
-        lap(job, 3);
-        V left = solve_kkt<2>();
-        lap(job, 4);
-        Mask<V> useless = active & !(left < num(1e-5));
+        if (profile) profile[7] += left;
+        lap(3);
+        V off = solve_kkt<2>();
+        lap(4);
+        Mask<V> useless = active & !(off < num(1e-5));
         if (!any<V>(useless)) break;
         boost = select<V>(useless, boost * num(100), boost);
       }
       store_solution(dx, dy, work_m, 2, 1);
       store_solution(x2, y2, b, 2, 0);
       multiply_p(x2, Px2);
-      lap(job, 4);
+      lap(4);
       V rt = kappa + qx + by + xPx * it_tau;
       // (xi - x2)'P(xi - x2) - x2'P x2 with xi = x / tau
       V cross = dot(x, Px2, n) * it_tau, den = kappa * it_tau + xPx * it_tau * it_tau - num(2) * cross - dot(q, x2, n) - dot(b, y2, m);
@@ -878,12 +1096,12 @@ template <class V> struct Conic {
       for (int j = 0; j < n; j++) dx[j] = -keep * rx[j];
       for (int i = 0; i < m; i++) dy[i] = offset[i] - keep * ry[i];
       V corrected_kappa = kappa * tau + dk * dt - target;
-      lap(job, 5);
+      lap(5);
       load_rhs(dx, dy, 1, 0);
       for (int i = 0; i < m; i++) work_m[i] = dy[i];
       solve_kkt<1>();
       store_solution(dx, dy, work_m, 1, 0);
-      lap(job, 4);
+      lap(4);
       dt = finish(keep * rt, corrected_kappa);
       dk = -(corrected_kappa + kappa * dt) * it_tau;
       apply_h(dy, wdy, ds);
@@ -914,7 +1132,7 @@ template <class V> struct Conic {
         V on = V{};
         for (int l = 0; l < N; l++) {
           if (test<V>(active, l) && !test<V>(stuck, l)) put(on, l, 1.0);
-          if (test<V>(stuck, l)) status[l] = ended(5, l), iterations[l] = it;
+          if (test<V>(stuck, l)) status[l] = ended(5, l);
         }
         active = on > V{};
         if (!any<V>(active)) break;
@@ -927,44 +1145,42 @@ template <class V> struct Conic {
       }
       tau = select<V>(move, fma(a, dt, tau), tau);
       kappa = select<V>(move, fma(a, dk, kappa), kappa);
-      lap(job, 5);
+      for (int l = 0; l < N; l++) iterations[l] += test<V>(active, l);
+      lap(5);
     }
   }
 
-  // Solutions divided by tau; certificates scaled to b'y = -1 or q'x = -1; the best point of lanes that failed; NaN for data that are not finite.
-  void write(const ConicJob& job, Chunk chunk, const int8_t* status, const int32_t* iterations, const double* quality) {
-    for (int l = 0; l < chunk.count; l++) {
-      int64_t e = chunk.first + l;
-      int state = status[l];
-      bool use_best = state >= 3 && state <= 5, ray = state == 1 || state == 2;
-      const V *fx = use_best ? best_x : x, *fy = use_best ? best_y : y, *fs = use_best ? best_s : s;
-      double scale, cost = 0;
-      if (state == 6) scale = __builtin_nan("");
-      else if (!ray) scale = 1.0 / get(use_best ? best_tau : tau, l);
-      else {
-        double total = 0;
-        if (state == 1) for (int i = 0; i < p.m; i++) total += get(b[i], l) * get(y[i], l);
-        else for (int j = 0; j < p.n; j++) total += get(q[j], l) * get(x[j], l);
-        scale = -get(c, l) / total;
-      }
-      cost = state == 6 ? 1.0 : 1.0 / get(c, l);
-      if (state == 6) {
-        for (int j = 0; j < p.n; j++) job.x[e * p.n + j] = scale;
-        for (int i = 0; i < p.m; i++) job.y[e * p.m + i] = job.s[e * p.m + i] = scale;
-      } else {
-        for (int j = 0; j < p.n; j++) job.x[e * p.n + j] = get(fx[j], l) * get(D[j], l) * scale;
-        for (int i = 0; i < p.m; i++) {
-          job.y[e * p.m + i] = get(fy[i], l) * get(E[i], l) * scale * cost;
-          job.s[e * p.m + i] = get(fs[i], l) / get(E[i], l) * scale;
-        }
-      }
-      job.status[e] = (int8_t)state;
-      job.iterations[e] = iterations[l];
-      for (int t = 0; t < 3; t++) job.quality[3 * e + t] = quality[3 * l + t];
+  // The solution divided by tau; a certificate scaled to b'y = -1 or q'x = -1; the best point of a lane that failed; NaN for data that are not finite.
+  void write(const ConicJob& job, int l) const {
+    int64_t e = instance[l];
+    int state = status[l];
+    bool use_best = state >= 3 && state <= 5;
+    const V *fx = use_best ? best_x : x, *fy = use_best ? best_y : y, *fs = use_best ? best_s : s;
+    double scale = 1.0 / get(use_best ? best_tau : tau, l);
+    if (state == 1 || state == 2) {
+      double total = 0;
+      if (state == 1) for (int i = 0; i < p.m; i++) total += get(b[i], l) * get(y[i], l);
+      else for (int j = 0; j < p.n; j++) total += get(q[j], l) * get(x[j], l);
+      scale = -get(c, l) / total;
     }
+    double cost = 1.0 / get(c, l), nothing = __builtin_nan("");
+    for (int j = 0; j < p.n; j++) job.x[e * p.n + j] = state == 6 ? nothing : get(fx[j], l) * get(D[j], l) * scale;
+    for (int i = 0; i < p.m; i++) {
+      job.y[e * p.m + i] = state == 6 ? nothing : get(fy[i], l) * get(E[i], l) * scale * cost;
+      job.s[e * p.m + i] = state == 6 ? nothing : get(fs[i], l) / get(E[i], l) * scale;
+    }
+    job.status[e] = (int8_t)state;
+    job.iterations[e] = iterations[l];
+    for (int t = 0; t < 3; t++) job.quality[3 * e + t] = quality[3 * l + t];
   }
 };
 
-template <class V> static void conic_chunk(const ConicJob& job, Chunk chunk, void* scratch) { Conic<V>(job, scratch).solve(job, chunk); }
+template <class V> static void conic_fresh(const ConicJob& job, Chunk chunk, Worker& worker, int few) {
+  Conic<V>(job, worker.memory).solve(job, chunk, worker, few);
+}
+template <class V> static void conic_resume(const ConicJob& job, int count, Worker& worker, int few) {
+  Conic<V>(job, worker.memory).resume(job, count, worker, few);
+}
 
-static size_t conic_scratch(const Program& p) { return sizeof(d8) * (size_t)(Conic<double>::memory(p) + 64); }
+static size_t conic_memory(const Program& p) { return sizeof(d8) * (size_t)(Conic<double>::memory(p) + 64); }
+static size_t conic_scratch(const Program& p) { return conic_memory(p) + 2 * sizeof(d8) * (size_t)state_size(p); }

@@ -129,57 +129,104 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
   return smallest + poison;
 }
 
+// W columns of a supernode stay in registers while the rows go by: an unknown that is read and written in memory once a row costs ten cycles each time.
+template <class F, class V, int NR, int W> struct Columns {
+  LC_INLINE void forward_row(const V* own, const F* l, V* y) {
+    V sum[NR];
+    for (int r = 0; r < NR; r++) sum[r] = y[r];
+#pragma GCC unroll 8
+    for (int k = 0; k < W; k++) {
+      V lk = spread<V>(l[k]);
+      for (int r = 0; r < NR; r++) sum[r] = fnma(lk, own[k * NR + r], sum[r]);
+    }
+    for (int r = 0; r < NR; r++) y[r] = sum[r];
+  }
+  LC_INLINE void backward_row(V* own, const F* l, const V* y) {
+    V value[NR];
+    for (int r = 0; r < NR; r++) value[r] = y[r];
+#pragma GCC unroll 8
+    for (int k = 0; k < W; k++) {
+      V lk = spread<V>(l[k]);
+      for (int r = 0; r < NR; r++) own[k * NR + r] = fnma(lk, value[r], own[k * NR + r]);
+    }
+  }
+  // `corner`: the columns' own triangle, then `later` rows of the supernode's later columns; `low`: `below` rows beneath it, at `rows` of x. Without
+  // coupling (separable supernodes) the triangle is empty and nothing is later.
+  static void forward(const F* corner, const F* low, int width, int later, int below, const int32_t* rows, bool coupled, V* mine, V* x) {
+    V own[W * NR];
+    for (int k = 0; k < W * NR; k++) own[k] = mine[k];
+    if (coupled) {
+#pragma GCC unroll 8
+      for (int c = 1; c < W; c++)
+#pragma GCC unroll 8
+        for (int k = 0; k < c; k++) {
+          V l = spread<V>(corner[(int64_t)c * width + k]);
+          for (int r = 0; r < NR; r++) own[c * NR + r] = fnma(l, own[k * NR + r], own[c * NR + r]);
+        }
+      for (int k = 0; k < W * NR; k++) mine[k] = own[k];
+      for (int i = W; i < W + later; i++) forward_row(own, corner + (int64_t)i * width, mine + (int64_t)i * NR);
+    }
+    for (int i = 0; i < below; i++, low += width) forward_row(own, low, x + (int64_t)rows[i] * NR);
+  }
+  static void backward(const F* corner, const F* low, int width, int later, int below, const int32_t* rows, bool coupled, const F* inverse, V* mine,
+                       const V* x) {
+    V own[W * NR];
+    for (int k = 0; k < W; k++) {
+      V d = spread<V>(inverse[k]);
+      for (int r = 0; r < NR; r++) own[k * NR + r] = mine[k * NR + r] * d;
+    }
+    for (int i = 0; i < below; i++, low += width) backward_row(own, low, x + (int64_t)rows[i] * NR);
+    if (coupled) {
+      for (int i = W + later - 1; i >= W; i--) backward_row(own, corner + (int64_t)i * width, mine + (int64_t)i * NR);
+#pragma GCC unroll 8
+      for (int c = W - 1; c > 0; c--)
+#pragma GCC unroll 8
+        for (int k = 0; k < c; k++) {
+          V l = spread<V>(corner[(int64_t)c * width + k]);
+          for (int r = 0; r < NR; r++) own[k * NR + r] = fnma(l, own[c * NR + r], own[k * NR + r]);
+        }
+    }
+    for (int k = 0; k < W * NR; k++) mine[k] = own[k];
+  }
+};
+
 // x <- (L D L')^-1 x for NR interleaved right-hand sides, x[i * NR + r].
 template <class F, class V, int NR>
 static void substitute(const Schedule& s, const F* panels, const F* inverse, V* x) {
+  constexpr int W = NR > 2 ? 2 : 4;
   for (int node = 0; node < s.supernodes; node++) {
     int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
-    const F* t = panels + s.offset[node];
-    V* own = x + (int64_t)first * NR;
+    const F *t = panels + s.offset[node], *low = t + (int64_t)width * width;
     const int32_t* rows = s.rows + s.rowptr[node];
-    if (!s.separable[node])
-      for (int c = 1; c < width; c++)
-        for (int k = 0; k < c; k++) {
-          V l = spread<V>(t[(int64_t)c * width + k]);
-          for (int r = 0; r < NR; r++) own[c * NR + r] = fnma(l, own[k * NR + r], own[c * NR + r]);
-        }
-    t += (int64_t)width * width;
-    for (int i = 0; i < below; i++, t += width) {
-      V* y = x + (int64_t)rows[i] * NR;
-      V sum[NR];
-      for (int r = 0; r < NR; r++) sum[r] = y[r];
-      for (int k = 0; k < width; k++) {
-        V l = spread<V>(t[k]);
-        for (int r = 0; r < NR; r++) sum[r] = fnma(l, own[k * NR + r], sum[r]);
-      }
-      for (int r = 0; r < NR; r++) y[r] = sum[r];
+    const bool coupled = !s.separable[node];
+    V* own = x + (int64_t)first * NR;
+    for (int k = 0; k < width; k += W) {
+      const int here = width - k < W ? width - k : W, later = width - k - here;
+      auto go = [&](auto columns) {
+        decltype(columns)::forward(t + (int64_t)k * width + k, low + k, width, later, below, rows, coupled, own + (int64_t)k * NR, x);
+      };
+      if (here == 1) go(Columns<F, V, NR, 1>{});
+      else if (here == 2) go(Columns<F, V, NR, 2>{});
+      else if (W == 4 && here == 3) go(Columns<F, V, NR, W == 4 ? 3 : 2>{});
+      else go(Columns<F, V, NR, W>{});
     }
   }
   for (int node = s.supernodes - 1; node >= 0; node--) {
     int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
-    const F* t = panels + s.offset[node];
-    V* own = x + (int64_t)first * NR;
+    const F *t = panels + s.offset[node], *low = t + (int64_t)width * width;
     const int32_t* rows = s.rows + s.rowptr[node];
-    for (int c = 0; c < width; c++) {
-      V d = spread<V>(inverse[first + c]);
-      for (int r = 0; r < NR; r++) own[c * NR + r] *= d;
+    const bool coupled = !s.separable[node];
+    V* own = x + (int64_t)first * NR;
+    for (int k = (width - 1) / W * W; k >= 0; k -= W) {
+      const int here = width - k < W ? width - k : W, later = width - k - here;
+      auto go = [&](auto columns) {
+        decltype(columns)::backward(t + (int64_t)k * width + k, low + k, width, later, below, rows, coupled, inverse + first + k, own + (int64_t)k * NR, x);
+      };
+      if (here == 1) go(Columns<F, V, NR, 1>{});
+      else if (here == 2) go(Columns<F, V, NR, 2>{});
+      else if (W == 4 && here == 3) go(Columns<F, V, NR, W == 4 ? 3 : 2>{});
+      else go(Columns<F, V, NR, W>{});
     }
-    const F* low = t + (int64_t)width * width;
-    for (int i = 0; i < below; i++, low += width) {
-      const V* y = x + (int64_t)rows[i] * NR;
-      V value[NR];
-      for (int r = 0; r < NR; r++) value[r] = y[r];
-      for (int k = 0; k < width; k++) {
-        V l = spread<V>(low[k]);
-        for (int r = 0; r < NR; r++) own[k * NR + r] = fnma(l, value[r], own[k * NR + r]);
-      }
-    }
-    if (!s.separable[node])
-      for (int c = width - 1; c > 0; c--)
-        for (int k = 0; k < c; k++) {
-          V l = spread<V>(t[(int64_t)c * width + k]);
-          for (int r = 0; r < NR; r++) own[k * NR + r] = fnma(l, own[c * NR + r], own[k * NR + r]);
-        }
   }
 }
 

@@ -7,13 +7,16 @@ template <class V> struct Newton {
   static constexpr int N = lanes_of<V>;
   const NewtonPlan& p;
   const Schedule& g;
-  V *P, *A, *q, *b, *x, *v, *y, *fx, *fy, *tx, *tv, *ty, *tfx, *tfy, *dx, *dv, *Px, *Aty, *values, *pivots, *work, *group;
+  V *P, *A, *q, *b, *x, *v, *y, *fx, *fy, *tx, *tv, *ty, *tfx, *tfy, *dx, *dv, *Px, *Aty, *values, *pivots, *work, *group, *spectrum, *trial_spectrum, *trial_basis;
   V size_q, size_b;
 
   static int64_t memory(const NewtonPlan& p) {
     const Schedule& g = *p.schedule;
-    return p.p_entries + p.a_entries + 9 * (int64_t)p.n + 10 * (int64_t)p.m + p.n_entries + g.n + (int64_t)g.widest * g.tallest + 64 + 5 * (int64_t)g.n + 64;
+    return p.p_entries + p.a_entries + p.turned + 9 * (int64_t)p.n + 10 * (int64_t)p.m + p.n_entries + g.n + (int64_t)g.widest * g.tallest + 64 +
+           5 * (int64_t)g.n + solve_memory(p) + 2 * p.eigenvalues + p.basis_entries + 64;
   }
+  // Right-hand sides in the turned coordinates, and room for a congruence.
+  static int64_t solve_memory(const NewtonPlan& p) { return p.turns ? (int64_t)p.n + p.m + 4 * (int64_t)p.largest_order * p.largest_order : 0; }
   Newton(const NewtonPlan& plan, void* scratch) : p(plan), g(*plan.schedule) {
     V* at = static_cast<V*>(scratch);
     auto take = [&](int64_t k) {
@@ -21,14 +24,16 @@ template <class V> struct Newton {
       at += k;
       return r;
     };
-    P = take(p.p_entries), A = take(p.a_entries);
+    P = take(p.p_entries), A = take(p.a_entries + p.turned);
     V** of_n[] = {&q, &x, &fx, &tx, &tfx, &dx, &Px, &Aty};
     V** of_m[] = {&b, &v, &y, &fy, &tv, &ty, &tfy, &dv};
     for (V** k : of_n) *k = take(p.n);
     for (V** k : of_m) *k = take(p.m);
-    values = take(p.n_entries), pivots = take(g.n), work = take((int64_t)g.widest * g.tallest + 64), group = take(5 * (int64_t)g.n);
+    values = take(p.n_entries), pivots = take(g.n), work = take((int64_t)g.widest * g.tallest + 64), group = take(5 * (int64_t)g.n + solve_memory(p));
+    spectrum = take(p.eigenvalues), trial_spectrum = take(p.eigenvalues), trial_basis = take(p.basis_entries);
   }
 
+  // y at `at`; with T and N also the factors of the derivative, for PSD cones at the point whose spectrum is held.
   void project(const V* at, V* out, V* T, V* Nn) const {
     for (int c = 0; c < p.cones; c++) {
       const NewtonCone& k = p.cone[c];
@@ -52,11 +57,64 @@ template <class V> struct Newton {
           }
           break;
         case second_order: project_second_order<V>(u, k.dim, o, t, nn); break;
+        case positive_semidefinite:
+          if (t) psd_factors<V>(spectrum + k.values, k.order, t, nn);
+          else project_psd<V>(u, k.order, o, trial_spectrum + k.values, trial_basis + k.basis, congruence_room());
+          break;
         case exponential: project_exponential<V>(u, o, t, nn); break;
         default: project_power<V>(u, k.alpha, o, t, nn); break;
       }
     }
   }
+  V* congruence_room() const { return group + 5 * (int64_t)g.n + p.n + p.m; }
+
+  // Entries of A in the coordinates of the eigenvectors, behind those of A.
+  void turn_entries(V* basis) {
+    A[p.a_entries] = splat<V>(-1.0);
+    const int64_t size = (int64_t)p.largest_order * p.largest_order;
+    V *M = congruence_room(), *out = M + size, *room = out + size;
+    for (int t = 0; t < p.turns; t++) {
+      const Turn& turn = p.turn[t];
+      const NewtonCone& k = p.cone[turn.cone];
+      V *to = A + turn.out, *scale = basis + turn.scale;
+      for (int64_t i = 0; i < (int64_t)turn.vectors * k.dim; i++) to[i] = V{};
+      if (turn.variables)
+        for (int i = 0; i < k.dim; i++) scale[i] = splat<V>(-1.0) / A[p.own_entry[turn.own + i]];
+      for (int64_t e = turn.gather; e < turn.gather + turn.gathers; e++) {
+        V value = A[p.gather_from[e]];
+        if (turn.variables) value *= scale[p.gather_position[e]];
+        to[(int64_t)p.gather_vector[e] * k.dim + p.gather_position[e]] = value;
+      }
+      for (int i = 0; i < turn.vectors; i++, to += k.dim) {
+        unpack(to, k.order, M);
+        congruence<V, false>(basis + k.basis, M, k.order, out, room);
+        pack(out, k.order, to);
+      }
+    }
+  }
+  // r_x and h into the coordinates of the eigenvectors, or u and t back from them.
+  static void turn_sides(const NewtonPlan& p, const V* basis, V* of_x, V* of_rows, bool back, V* M) {
+    const int64_t size = (int64_t)p.largest_order * p.largest_order;
+    V *out = M + size, *room = out + size, *line = room + size;
+    for (int t = 0; t < p.turns; t++) {
+      const Turn& turn = p.turn[t];
+      const NewtonCone& k = p.cone[turn.cone];
+      const V *Q = basis + k.basis, *scale = basis + turn.scale;
+      auto apply = [&](V* side) {
+        unpack(side, k.order, M);
+        if (back) congruence<V, true>(Q, M, k.order, out, room);
+        else congruence<V, false>(Q, M, k.order, out, room);
+        pack(out, k.order, side);
+      };
+      apply(of_rows + k.row);
+      if (!turn.variables) continue;
+      const int32_t* col = p.own_col + turn.own;
+      for (int i = 0; i < k.dim; i++) line[i] = back ? of_x[col[i]] : of_x[col[i]] * scale[i];
+      apply(line);
+      for (int i = 0; i < k.dim; i++) of_x[col[i]] = back ? line[i] * scale[i] : line[i];
+    }
+  }
+
   // F at (px, pv): projections, both residuals, and their relative size; infinite where something is NaN.
   V evaluate(const V* px, const V* pv, V* py, V* rx, V* ry) const {
     project(pv, py, nullptr, nullptr);
@@ -98,8 +156,18 @@ template <class V> struct Newton {
 
   V linearize(const V* at, V* out, const Stored<V>& keep, V* T, double epsilon) {
     project(at, out, T, values);
+    V* basis = T + p.t_entries;
+    if (p.turns) turn_entries(basis);
     for (int64_t k = 0; k < g.entries; k++) keep.entries[k] = V{};
     for (int64_t k = 0; k < p.p_entries; k++) keep.entries[p.p_slot[k]] = P[k];
+    for (int t = 0; t < p.turns; t++) {
+      const Turn& turn = p.turn[t];
+      if (!turn.variables) continue;
+      for (int i = 0; i < p.cone[turn.cone].dim; i++) {
+        V f = basis[turn.scale + i];
+        if (p.own_p[turn.own + i] >= 0) keep.entries[p.p_slot[p.own_p[turn.own + i]]] *= f * f;
+      }
+    }
     for (int64_t k = 0; k < p.couplings; k++) {
       V& e = keep.entries[p.coupling_slot[k]];
       e = fma(A[p.coupling_a[k]], T[p.coupling_t[k]], e);
@@ -111,6 +179,14 @@ template <class V> struct Newton {
   // K (u, sigma) = (r_x, T'h); t = T sigma. Returns the relative residual.
   static V solve(const NewtonPlan& p, const Stored<V>& keep, const V* T, const V* r_x, const V* h, V sign, V* u, V* t, V* memory, double tolerance, int refine) {
     const Schedule& g = *p.schedule;
+    const V* basis = T + p.t_entries;
+    V *turned_x = memory + 5 * (int64_t)g.n, *turned_h = turned_x + p.n, *room = turned_h + p.m;
+    if (p.turns) {
+      for (int j = 0; j < p.n; j++) turned_x[j] = r_x[j];
+      for (int i = 0; i < p.m; i++) turned_h[i] = h[i];
+      turn_sides(p, basis, turned_x, turned_h, false, room);
+      r_x = turned_x, h = turned_h;
+    }
     for (int i = 0; i < g.n; i++) memory[i] = V{};
     for (int j = 0; j < p.n; j++) memory[p.x_place[j]] = sign * r_x[j];
     for (int64_t k = 0; k < p.t_entries; k++) {
@@ -122,7 +198,56 @@ template <class V> struct Newton {
     for (int j = 0; j < p.n; j++) u[j] = found[p.x_place[j]];
     for (int i = 0; i < p.m; i++) t[i] = V{};
     for (int64_t k = 0; k < p.t_entries; k++) t[p.t_row[k]] = fma(T[k], found[p.t_place[k]], t[p.t_row[k]]);
+    if (p.turns) turn_sides(p, basis, u, t, true, room);
     return relative[0];
+  }
+  void keep_spectrum(Mask<V> who, V* basis) {
+    for (int64_t i = 0; i < p.eigenvalues; i++) spectrum[i] = select<V>(who, trial_spectrum[i], spectrum[i]);
+    for (int c = 0; c < p.cones; c++) {
+      const NewtonCone& k = p.cone[c];
+      if (k.kind != positive_semidefinite) continue;
+      V *to = basis + k.basis, *from = trial_basis + k.basis;
+      for (int i = 0; i < k.order * k.order; i++) to[i] = select<V>(who, from[i], to[i]);
+    }
+  }
+  // Lanes with a projection within about 1e-10 of a kink (1e-8 for exponential and power cones): candidates, which the caller looks at closely.
+  Mask<V> suspects() const {
+    Mask<V> out = none_of<V>();
+    for (int c = 0; c < p.cones; c++) {
+      const NewtonCone& k = p.cone[c];
+      const V *u = v + k.row, *w = y + k.row;
+      const V tiny = splat<V>(2e-10);
+      if (k.kind == 1) {
+        for (int i = 0; i < k.dim; i++) out = out | !(vabs(u[i]) > tiny);
+      } else if (k.kind == second_order) {
+        V top = vabs(u[0]), sum = V{};
+        for (int i = 1; i < k.dim; i++) {
+          top = vmax(vabs(u[i]), top);
+          sum = fma(u[i], u[i], sum);
+        }
+        sum = root(sum);
+        V size = vmax(sum, top);
+        out = out | !(vabs(sum - vabs(u[0])) > splat<V>(1e-9) * size) | !(top > tiny);
+      } else if (k.kind == positive_semidefinite) {
+        V least = splat<V>(__builtin_inf()), top = V{};
+        for (int i = 0; i < k.order; i++) {
+          V a = vabs(spectrum[k.values + i]);
+          least = vmin(a, least);
+          top = vmax(a, top);
+        }
+        out = out | !(least > tiny * top) | !(top > tiny);
+      } else if (k.kind) {
+        V size = V{}, top_y = V{}, top_s = V{}, least = splat<V>(__builtin_inf());
+        for (int i = 0; i < 3; i++) {
+          size = vmax(vabs(u[i]), size);
+          least = vmin(vabs(u[i]), least);
+          top_y = vmax(vabs(w[i]), top_y);
+          top_s = vmax(vabs(w[i] - u[i]), top_s);
+        }
+        out = out | !(vmin(least, vmin(top_y, top_s)) > splat<V>(1.1e-8) * size) | !(size > tiny);
+      }
+    }
+    return out;
   }
 
   void run(const NewtonJob& job, Chunk chunk) {
@@ -146,7 +271,8 @@ template <class V> struct Newton {
     Stored<V> keep(g, job.storage + chunk.first * newton_footprint(p));
     V *T = keep.scale + g.n, taken = V{};
     const V one = splat<V>(1.0);
-    V norm = evaluate(x, v, y, fx, fy), pivot = splat<V>(__builtin_nan(""));
+    V norm = evaluate(x, v, y, fx, fy), pivot = splat<V>(__builtin_nan("")), *basis = T + p.t_entries;
+    if (p.turns) keep_spectrum(all_of<V>(), basis);
     Mask<V> active = (norm > splat<V>(job.target)) & (norm < splat<V>(__builtin_inf()));
     bool linear_here = false;  // whether the factors belong to the present points of all lanes
     for (int step = 0; step < job.steps && any<V>(active); step++) {
@@ -179,6 +305,7 @@ template <class V> struct Newton {
             y[i] = select<V>(falls, ty[i], y[i]);
             fy[i] = select<V>(falls, tfy[i], fy[i]);
           }
+          if (p.turns) keep_spectrum(falls, basis);
           norm = select<V>(falls, trial, norm);
           moved = moved | falls;
         }
@@ -198,8 +325,10 @@ template <class V> struct Newton {
     }
     V reach[1], *unused;
     solve_group<V, V, 1>(g, keep, group, 1e-10, 3, reach, unused);
+    Mask<V> suspect = suspects();
     for (int l = 0; l < chunk.count; l++) {
       int64_t e = chunk.first + l;
+      job.suspect[e] = test<V>(suspect, l);
       for (int j = 0; j < p.n; j++) job.x[e * p.n + j] = get(x[j], l), job.f_x[e * p.n + j] = get(fx[j], l);
       for (int i = 0; i < p.m; i++) {
         job.v[e * p.m + i] = get(v[i], l);
@@ -239,4 +368,4 @@ template <class V> static void newton_solve_chunk(const NewtonSolve& job, Chunk 
 }
 
 static size_t newton_scratch(const NewtonPlan& p) { return sizeof(d8) * (size_t)(Newton<double>::memory(p) + 64); }
-static size_t newton_solve_scratch(const NewtonPlan& p) { return sizeof(d8) * (size_t)(2 * ((int64_t)p.n + p.m) + 5 * (int64_t)p.schedule->n + 64); }
+static size_t newton_solve_scratch(const NewtonPlan& p) { return sizeof(d8) * (size_t)(2 * ((int64_t)p.n + p.m) + 5 * (int64_t)p.schedule->n + Newton<double>::solve_memory(p) + 64); }

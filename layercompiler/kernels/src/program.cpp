@@ -73,6 +73,15 @@ void ConicProgram::check_and_lay_cones(const ConicPattern& c) {
     if (row > c.m) refuse("the cones have more rows than A");
     cone_.push_back(k);
   }
+  for (size_t first = 0; first < cone_.size();) {
+    size_t end = first + 1;
+    while (end < cone_.size() && cone_[end].kind == cone_[first].kind && cone_[end].alpha == cone_[first].alpha) end++;
+    for (size_t t = first; t < end; t++) {
+      cone_[t].run_place = static_cast<int32_t>(t - first);
+      cone_[t].run_length = static_cast<int32_t>(end - first);
+    }
+    first = end;
+  }
   if (row != c.m) refuse("the cones do not have as many rows as A");
   view_.n = static_cast<int32_t>(c.n);
   view_.m = static_cast<int32_t>(c.m);

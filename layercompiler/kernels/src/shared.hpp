@@ -81,6 +81,7 @@ struct Cone {
   int64_t slot;     // dense: upper triangle by columns (exponential, power: then one extra column and its diagonal);
                     // expanded: diagonal, columns v and u, their diagonals
   int64_t storage;  // where its numbers begin in the cone memory
+  int32_t run_place, run_length;  // exponential, power: place among, and number of, equal cones that follow each other
 };
 
 // A conic program's structure: minimise 1/2 x'Px + q'x subject to Ax + s = b, s in K, rows in the order zero, nonnegative, others.
@@ -122,7 +123,11 @@ struct ConicJob {
   int8_t* status;
   int32_t* iterations;
   double* quality;  // three per instance: relative primal and dual residual, relative gap
-  double* profile;  // null, or seconds: load and start, residuals, scaling, factors, solves, cones and steps, write (one thread only)
+  double* profile;  // null, or (one thread only) seconds: load and start, residuals, scaling, factors, solves, cones and steps, write; then counts:
+                    // factorisations and triangular solves of instances, iterations of instances and of lanes
+  int64_t batch;
+  int64_t (*next)(void*);  // index of the next pack, negative when there is none; any thread may call it
+  void* context;
 };
 
 // The residual map's linear system K = [[P, A'T, 0], [T'A, N]] of one structure; cones lie in the order of their rows. Entries of T and N by cone:
@@ -130,10 +135,22 @@ struct ConicJob {
 //   nonnegative     T 1                                            N 1
 //   second-order    T (0, a); (i, z_i) ...; (i, a) ...             N (z_i, z_i) ...; (a, a); (z_i, e) ...; (e, e)
 //   exponential and power  T 3 x 3 by rows                         N three diagonal entries
+//   PSD             T diagonal                                     N diagonal, both in the eigenvectors' svec coordinates
 struct NewtonCone {
-  int32_t kind, row, dim;  // kind: ConeKind, 0 zero, 1 nonnegative (with `dim` rows each)
+  int32_t kind, row, dim, order;  // kind: ConeKind, 0 zero, 1 nonnegative (with `dim` rows each)
   double alpha;
   int64_t t, n;  // first entry of T and of N
+  int64_t basis, values;  // PSD: eigenvectors among those kept, eigenvalues
+};
+
+// The change of basis of one PSD cone with eigenvectors Q. Its rows turn; where its block of A is one entry a row and P is isotropic on their columns, the
+// variables of these columns turn as well, and the block becomes -I. Vectors of entries (by column, or by row) become `vectors` x dim turned entries.
+struct Turn {
+  int32_t cone, vectors, variables;
+  int64_t gather, gathers;  // range of gather_*
+  int64_t out;              // first turned entry
+  int64_t own;              // variables: first of `dim` own entries and columns
+  int64_t scale;            // variables: where the factors between x and svec coordinates are kept
 };
 
 struct NewtonPlan {
@@ -143,12 +160,17 @@ struct NewtonPlan {
   const int32_t *p_row, *p_col, *a_row, *a_col;
   const int64_t *p_from, *a_from, *p_slot, *n_slot;
   const int32_t *x_place, *t_row, *t_place;                // elimination order of x and of T's columns
-  const int64_t *coupling_a, *coupling_t, *coupling_slot;  // K[slot] += A[a] T[t]
+  const int64_t *coupling_a, *coupling_t, *coupling_slot;  // K[slot] += A[a] T[t]; A goes on with the constant -1 and the turned entries
   const NewtonCone* cone;
+  int32_t turns, largest_order;
+  int64_t turned, basis_entries, eigenvalues;  // turned entries with the constant; numbers of all bases and factors; of all spectra
+  const Turn* turn;
+  const int64_t *gather_from, *own_entry, *own_p;  // own_p: entry of P on the column's diagonal, or -1
+  const int32_t *gather_vector, *gather_position, *own_col;
 };
 
-// Numbers that one instance keeps of a linearisation: factors and T.
-static inline int64_t newton_footprint(const NewtonPlan& p) { return footprint_of(*p.schedule) + p.t_entries; }
+// Numbers that one instance keeps of a linearisation: factors, T, eigenvectors and scale factors.
+static inline int64_t newton_footprint(const NewtonPlan& p) { return footprint_of(*p.schedule) + p.t_entries + p.basis_entries; }
 
 struct NewtonJob {
   const NewtonPlan* plan;
@@ -161,6 +183,7 @@ struct NewtonJob {
   double target, epsilon;
   double *storage, *pivots;  // linearisation at the returned points
   double* reach;             // relative residual that a fixed right-hand side reaches there; large: singular
+  int8_t* suspect;           // whether a projection may be at a kink there
 };
 
 struct NewtonSolve {
@@ -181,7 +204,7 @@ struct Target {
   size_t (*solve_scratch)(const Schedule&);
   void (*solve)(const SolveJob&, Chunk, void* scratch);
   size_t (*conic_scratch)(const Program&);
-  void (*conic)(const ConicJob&, Chunk, void* scratch);
+  void (*conic)(const ConicJob&, void* scratch);  // one thread's share of all packs
   size_t (*newton_scratch)(const NewtonPlan&);
   void (*newton)(const NewtonJob&, Chunk, void* scratch);
   size_t (*newton_solve_scratch)(const NewtonPlan&);

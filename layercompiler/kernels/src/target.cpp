@@ -24,10 +24,12 @@ namespace LC_JOIN(target_, LC_TARGET) {
 #include "conic.hpp"
 #include "project.hpp"
 
+#include "eigen.hpp"
+
 #include "newton.hpp"
 
-#define LC_BY_WIDTH(function, ...)                              \
-  switch (chunk.width) {                                        \
+#define LC_BY_WIDTH(width, function, ...)                       \
+  switch (width) {                                              \
     LC_WIDTH_CASES(function, __VA_ARGS__)                       \
     default: function<double>(__VA_ARGS__); break;              \
   }
@@ -45,21 +47,34 @@ constexpr int target_lanes = 1;
 #define LC_WIDTH_CASES(function, ...)
 #endif
 
-static void factor(const FactorJob& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(factor_chunk, job, chunk, scratch) }
+static void factor(const FactorJob& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(chunk.width, factor_chunk, job, chunk, scratch) }
 
 static void solve(const SolveJob& job, Chunk chunk, void* scratch) {
   if (job.shared) {
-    LC_BY_WIDTH(solve_shared, job, chunk, scratch)
+    LC_BY_WIDTH(chunk.width, solve_shared, job, chunk, scratch)
   } else {
-    LC_BY_WIDTH(solve_own, job, chunk, scratch)
+    LC_BY_WIDTH(chunk.width, solve_own, job, chunk, scratch)
   }
 }
 
-static void conic(const ConicJob& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(conic_chunk, job, chunk, scratch) }
+// The packs that `job` hands to this thread. A pack with half of its lanes or fewer left gives up; such instances go on together.
+static void conic(const ConicJob& job, void* scratch) {
+  const Program& p = *job.program;
+  Worker worker{scratch, reinterpret_cast<double*>(static_cast<char*>(scratch) + conic_memory(p))};
+  for (int64_t i; (i = job.next(job.context)) >= 0;) {
+    Chunk chunk = chunk_at(target_lanes, job.batch, i);
+    LC_BY_WIDTH(chunk.width, conic_fresh, job, chunk, worker, chunk.width / 2)
+    while (worker.count >= target_lanes) LC_BY_WIDTH(target_lanes, conic_resume, job, target_lanes, worker, target_lanes / 2)
+  }
+  while (worker.count) {
+    int count = (int)worker.count, width = count == 1 ? 1 : target_lanes == 8 && count <= 4 ? 4 : target_lanes;
+    LC_BY_WIDTH(width, conic_resume, job, count, worker, width == 8 ? 4 : width > 1 ? 1 : 0)
+  }
+}
 
-static void newton(const NewtonJob& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(newton_chunk, job, chunk, scratch) }
+static void newton(const NewtonJob& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(chunk.width, newton_chunk, job, chunk, scratch) }
 
-static void newton_solve(const NewtonSolve& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(newton_solve_chunk, job, chunk, scratch) }
+static void newton_solve(const NewtonSolve& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(chunk.width, newton_solve_chunk, job, chunk, scratch) }
 
 }  // namespace
 extern const Target LC_JOIN(target_table_, LC_TARGET);

@@ -12,6 +12,17 @@ typedef int64_t i2 __attribute__((vector_size(16)));
 typedef int64_t i4 __attribute__((vector_size(32)));
 typedef int64_t i8 __attribute__((vector_size(64)));
 
+// The widest pack that the hardware holds in one register.
+#if defined(__AVX512F__)
+typedef d8 Wide;
+#elif defined(__AVX2__)
+typedef d4 Wide;
+#elif defined(__aarch64__)
+typedef d2 Wide;
+#else
+typedef double Wide;
+#endif
+
 template <class V> struct Traits;
 template <> struct Traits<double> { using I = int64_t; using M = bool; static constexpr int lanes = 1; };
 template <> struct Traits<d2> { using I = i2; using M = i2; static constexpr int lanes = 2; };
@@ -44,6 +55,8 @@ LC_INLINE d8 fnma(d8 a, d8 b, d8 c) { return (d8)_mm512_fnmadd_pd((__m512d)a, (_
 LC_INLINE d8 root(d8 a) { return (d8)_mm512_sqrt_pd((__m512d)a); }
 #endif
 #if defined(__AVX2__)
+LC_INLINE d2 fma(d2 a, d2 b, d2 c) { return (d2)_mm_fmadd_pd((__m128d)a, (__m128d)b, (__m128d)c); }
+LC_INLINE d2 fnma(d2 a, d2 b, d2 c) { return (d2)_mm_fnmadd_pd((__m128d)a, (__m128d)b, (__m128d)c); }
 LC_INLINE d4 fma(d4 a, d4 b, d4 c) { return (d4)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
 LC_INLINE d4 fnma(d4 a, d4 b, d4 c) { return (d4)_mm256_fnmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
 LC_INLINE d4 root(d4 a) { return (d4)_mm256_sqrt_pd((__m256d)a); }

@@ -1,0 +1,71 @@
+"""Implicit functions in jax: a JVP rule whose linear solve can be transposed, and functions whose captured values become arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Values = tuple[Any, ...]
+
+
+def implicit(xp: Any, rule: Any, known: Values, args: Values) -> Any:
+    """See `Arrays.implicit`."""
+    count = len(known)
+
+    @jax.custom_jvp
+    def result(*values: Any) -> Any:
+        return rule.value(xp, values[:count], values[count:])
+
+    @result.defjvp
+    def _rule(primals: Any, tangents: Any) -> Any:
+        y, args = result(*primals), primals[count:]
+        at = [i for i, a in enumerate(args) if jnp.issubdtype(jnp.result_type(a), jnp.floating)]
+
+        def residual(*some: Any) -> Any:
+            full = list(args)
+            for i, value in zip(at, some, strict=True):
+                full[i] = value
+            return rule.residual(y, *full)
+
+        if not at:
+            return y, jnp.zeros_like(y)
+        _, change = jax.jvp(residual, tuple(args[i] for i in at), tuple(tangents[count + i] for i in at))
+        return y, rule.solve(xp, y, args, -change, False)
+
+    return result(*(jax.lax.stop_gradient(k) for k in known), *args)
+
+
+def linear_solve(matvec: Callable[[Any], Any], b: Any, solve: Callable[..., Any]) -> Any:
+    """x with matvec(x) = b, differentiable and transposable; `solve(matvec, vecmat, b, transposed)` computes on numbers."""
+    shape = jax.ShapeDtypeStruct(jnp.shape(b), jnp.result_type(b))
+    transposed = jax.linear_transpose(matvec, shape)
+
+    def vecmat(u: Any) -> Any:
+        return transposed(u)[0]
+
+    return jax.lax.custom_linear_solve(
+        matvec,
+        b,
+        lambda product, r: solve(product, vecmat, r, False),
+        lambda product, r: solve(product, matvec, r, True),
+    )
+
+
+def captures(f: Callable[..., Any], args: Values) -> tuple[Callable[..., Any], Values]:
+    """See `Arrays.captures`."""
+    closed = jax.make_jaxpr(f)(*args)
+    if not any(isinstance(c, jax.core.Tracer) for c in closed.consts):
+        return f, ()
+    moving = [i for i, c in enumerate(closed.consts) if isinstance(c, jax.core.Tracer)]
+    count = len(args)
+
+    def explicit(*values: Any) -> Any:
+        consts = list(closed.consts)
+        for i, value in zip(moving, values[count:], strict=True):
+            consts[i] = value
+        return jax.core.eval_jaxpr(closed.jaxpr, consts, *values[:count])[0]
+
+    return explicit, tuple(closed.consts[i] for i in moving)

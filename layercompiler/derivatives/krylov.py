@@ -1,0 +1,196 @@
+"""Krylov iterations for batches of independent systems: one loop, inner products per instance, converged instances stand still.
+
+Written once over array functions; in jax they trace into one loop, in torch and TensorFlow they run eagerly. Right-hand sides are expected
+with unit norm (`derivatives.solves` scales them), so tolerances are absolute.
+
+Sources: Hestenes & Stiefel 1952 (CG); van der Vorst 1992 (BiCGSTAB); Saad & Schultz 1986 (GMRES); Fong & Saunders 2011 (LSMR).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from layercompiler.derivatives.operator import Operator
+
+Product = Callable[[Any], Any]
+
+
+def safe(xp: Any, a: Any, b: Any) -> Any:
+    """A / b, and 0 where b is 0."""
+    zero = b == 0
+    return xp.where(zero, xp.zeros_like(a), a / xp.where(zero, xp.ones_like(b), b))
+
+
+def cg(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None) -> Any:
+    """Preconditioned conjugate gradients for positive definite A."""
+    return _cg(A, A.matvec, b, tol, limit, M)
+
+
+def _cg(A: Operator, product: Product, b: Any, tol: float, limit: int, M: Product | None) -> Any:
+    xp = A.xp
+    M = M or (lambda r: r)
+    z = M(b)
+
+    def go(k: Any, x: Any, r: Any, p: Any, rz: Any, rr: Any) -> Any:
+        return (k < limit) & xp.any(rr > tol**2)
+
+    def step(k: Any, x: Any, r: Any, p: Any, rz: Any, rr: Any) -> Any:
+        q = product(p)
+        alpha = xp.where(rr > tol**2, safe(xp, rz, A.dot(p, q)), xp.zeros_like(rz))
+        x, r = x + alpha * p, r - alpha * q
+        z = M(r)
+        new = A.dot(r, z)
+        return k + 1, x, r, z + safe(xp, new, rz) * p, new, A.dot(r, r)
+
+    return xp.while_loop(go, step, (xp.new(0), xp.zeros_like(b), b, z, A.dot(b, z), A.dot(b, b)))[1]
+
+
+def normal_cg(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None) -> Any:
+    """Conjugate gradients on A'A x = A'b: any A, at the price of the squared condition number."""
+    rhs = A.rmatvec(b)
+    size = A.norm(rhs)
+    return _cg(A, lambda v: A.rmatvec(A.matvec(v)), safe(A.xp, rhs, size), tol, limit, M) * size
+
+
+def bicgstab(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None) -> Any:
+    """Stabilised bi-conjugate gradients for any square A: short recurrences, two products a step."""
+    xp = A.xp
+    M = M or (lambda r: r)
+
+    def go(k: Any, x: Any, r: Any, p: Any, rho: Any, rr: Any) -> Any:
+        return (k < limit) & xp.any(rr > tol**2)
+
+    def step(k: Any, x: Any, r: Any, p: Any, rho: Any, rr: Any) -> Any:
+        active = rr > tol**2
+        zero = xp.zeros_like(rho)
+        ph = M(p)
+        v = A.matvec(ph)
+        alpha = xp.where(active, safe(xp, rho, A.dot(b, v)), zero)
+        s = r - alpha * v
+        sh = M(s)
+        t = A.matvec(sh)
+        omega = xp.where(active, safe(xp, A.dot(t, s), A.dot(t, t)), zero)
+        x, r = x + alpha * ph + omega * sh, xp.where(active, s - omega * t, r)
+        new = A.dot(b, r)
+        beta = safe(xp, new, rho) * safe(xp, alpha, omega)
+        broken = active & ((xp.abs(new) < 1e-30) | (omega == 0))  # the shadow residual is used up: start afresh from r
+        p = xp.where(broken, r, r + beta * (p - omega * v))
+        return k + 1, x, r, p, xp.where(broken, A.dot(r, b), new), A.dot(r, r)
+
+    rr = A.dot(b, b)
+    return xp.while_loop(go, step, (xp.new(0), xp.zeros_like(b), b, b, rr, rr))[1]
+
+
+def gmres(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None, restart: int = 30) -> Any:
+    """Restarted generalised minimal residuals for any square A, preconditioned from the right."""
+    xp = A.xp
+    M = M or (lambda r: r)
+    m = max(1, min(restart, A.size))
+
+    def go(k: Any, x: Any, r: Any, rr: Any) -> Any:
+        return (k < limit) & xp.any(rr > tol)
+
+    def cycle(k: Any, x: Any, r: Any, rr: Any) -> Any:
+        x = xp.where(rr > tol, x + M(_arnoldi(A, lambda v: A.matvec(M(v)), r, rr, tol, m)), x)
+        r = b - A.matvec(x)
+        return k + m, x, r, A.norm(r)
+
+    return xp.while_loop(go, cycle, (xp.new(0), xp.zeros_like(b), b, A.norm(b)))[1]
+
+
+def _arnoldi(A: Operator, product: Product, r: Any, beta: Any, tol: float, m: int) -> Any:
+    """The minimiser of |r - A x| over one Krylov space of dimension at most m.
+
+    The left null vector c of the Hessenberg matrix gives the residual without rotations: |r_j| = beta / |c|.
+    """
+    xp = A.xp
+    unit = np.eye(m + 1).reshape(m + 1, m + 1, *(1,) * len(A.shape))
+    units = xp.new(unit, r)  # units[j]: one-hot over the leading axis
+    first = safe(xp, r, beta)
+    axes = tuple(a + 1 for a in A.axes)
+    inner = (lambda V, w: xp.sum(V * w[None], axis=axes, keepdims=True)) if axes else (lambda V, w: V * w[None])
+
+    def go(j: Any, V: Any, H: Any, c: Any, left: Any) -> Any:
+        return (j < m) & xp.any(left > tol)
+
+    def step(j: Any, V: Any, H: Any, c: Any, left: Any) -> Any:
+        w = product(V[j])
+        size = A.norm(w)
+        h = inner(V, w)
+        w = w - xp.sum(h * V, axis=0)
+        again = inner(V, w)  # twice is enough (Kahan): orthogonal to rounding
+        w, h = w - xp.sum(again * V, axis=0), h + again
+        n = A.norm(w)
+        n = xp.where((left > tol) & (n > 10 * A.eps * size), n, xp.zeros_like(n))
+        one = units[j + 1]
+        grown = safe(xp, -xp.sum(c * h, axis=0), n)
+        c = c + one * grown[None]
+        done = (n == 0) | (left <= tol)
+        left = xp.where(done, xp.zeros_like(left), safe(xp, beta, xp.sqrt(xp.sum(c * c, axis=0))))
+        return j + 1, V + one * safe(xp, w, n)[None], H + units[j][:m][:, None] * (h + one * n[None])[None], c, left
+
+    V = units[0] * first[None]
+    H = xp.zeros_like(units[:m] * beta[None, None])
+    c = units[0] * xp.ones_like(beta)[None]
+    _, V, H, _, _ = xp.while_loop(go, step, (xp.new(0), V, H, c, beta))
+    matrix = xp.reshape(H, (m, m + 1, *A.shape[: A.batch]))
+    matrix = xp.permute_dims(matrix, (*range(2, 2 + A.batch), 1, 0))  # (batch..., m + 1, m)
+    Q, R = xp.linalg.qr(matrix)
+    diagonal = xp.linalg.diagonal(R)
+    R = R + xp.eye_like(r, m) * xp.where(xp.abs(diagonal) <= 1e-14, xp.ones_like(diagonal), xp.zeros_like(diagonal))[..., None]
+    y = xp.solve_triangular(R, xp.matrix_transpose(Q)[..., :, :1], lower=False)[..., 0] * xp.reshape(beta, (*A.shape[: A.batch], 1))
+    y = xp.reshape(xp.moveaxis(y, -1, 0), (m, *A.shape[: A.batch], *(1,) * len(A.axes)))
+    return xp.sum(y * V[:m], axis=0)
+
+
+def lsmr(A: Operator, b: Any, tol: float, limit: int) -> Any:
+    """Least squares by Golub-Kahan bidiagonalisation: any A, singular ones too (minimum-norm solution)."""
+    xp = A.xp
+    beta = A.norm(b)
+    u = safe(xp, b, beta)
+    v = A.rmatvec(u)
+    alpha = A.norm(v)
+    v = safe(xp, v, alpha)
+    one, zero = xp.ones_like(beta), xp.zeros_like(beta)
+
+    def go(k: Any, *s: Any) -> Any:
+        return (k < limit) & xp.any(s[-1] > tol)
+
+    def step(
+        k: Any, x: Any, h: Any, hb: Any, u: Any, v: Any, alpha: Any, ab: Any, zb: Any, rho: Any, rb: Any, cb: Any, sb: Any, e: Any
+    ) -> Any:
+        u = A.matvec(v) - alpha * u
+        beta = A.norm(u)
+        u = safe(xp, u, beta)
+        v = A.rmatvec(u) - beta * v
+        alpha = A.norm(v)
+        v = safe(xp, v, alpha)
+        before = rho
+        rho = xp.sqrt(ab**2 + beta**2)
+        c, s = safe(xp, ab, rho), safe(xp, beta, rho)
+        theta, ab = s * alpha, c * alpha
+        theta_b, before_b = sb * rho, rb
+        rb = xp.sqrt((cb * rho) ** 2 + theta**2)
+        cb, sb = safe(xp, cb * rho, rb), safe(xp, theta, rb)
+        z, zb = cb * zb, -sb * zb
+        hb = h - safe(xp, theta_b * rho, before * before_b) * hb
+        moved = xp.where(e > tol, safe(xp, z, rho * rb), xp.zeros_like(z))
+        x, h = x + moved * hb, v - safe(xp, theta, rho) * h
+        return k + 1, x, h, hb, u, v, alpha, ab, zb, rho, rb, cb, sb, xp.where(e > tol, xp.abs(zb), e)
+
+    start = (xp.new(0), xp.zeros_like(b), v, xp.zeros_like(b), u, v, alpha, alpha, alpha * beta, one, one, one, zero, alpha * beta)
+    return xp.while_loop(go, step, start)[1]
+
+
+def neumann(A: Operator, b: Any, terms: int) -> Any:
+    """sum_{k < terms} (I - A)^k b: for A = I - T' with a contraction T, truncated on purpose."""
+    xp = A.xp
+
+    def step(k: Any, x: Any, r: Any) -> Any:
+        r = r - A.matvec(r)
+        return k + 1, x + r, r
+
+    return xp.while_loop(lambda k, x, r: k < terms - 1, step, (xp.new(0), b, b))[1]

@@ -1,0 +1,273 @@
+"""Linear solves as values: how a derivative solves with the Jacobian or its transpose; every one checks its residual.
+
+    lc.Root(F, solver=..., linear_solve=CG(preconditioner=M))
+
+Right-hand sides are scaled to unit norm before anything iterates, so tiny cotangents neither stall nor overflow.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from layercompiler.derivatives import factors, krylov
+from layercompiler.derivatives.factors import Factor
+from layercompiler.derivatives.operator import Operator, is_symmetric
+from layercompiler.errors import DerivativeError, LayerCompilerError, OptionError
+
+DENSE = 64  # up to this size per instance a batched LU beats any iteration, in every framework
+LARGEST_DENSE = 4096  # no fallback materialises larger blocks
+
+
+class LinearSolve(ABC):
+    """Solves A x = b on numbers; the caller checks the residual."""
+
+    #: Largest accepted relative residual; None for a loose solve that is meant to be approximate.
+    accept: float | None = 1e-9
+
+    @abstractmethod
+    def solve(self, A: Operator, b: Any) -> Any:
+        """X of the shape of b, for b of unit norm."""
+
+
+@dataclass(frozen=True)
+class LU(LinearSolve):
+    """Dense LU of every instance's block, refined. Cost: n products and O(n^3) per instance."""
+
+    def solve(self, A: Operator, b: Any) -> Any:
+        """See `LinearSolve.solve`."""
+        return refined(A, factors.lu(A.xp, A.blocks), b, False)
+
+
+@dataclass(frozen=True)
+class Cholesky(LinearSolve):
+    """Dense Cholesky of every instance's block, which must be symmetric and positive (or, tagged so, negative) definite."""
+
+    def solve(self, A: Operator, b: Any) -> Any:
+        """See `LinearSolve.solve`."""
+        return refined(A, factors.cholesky(A.xp, A.blocks, -1 if "negative" in A.structure else 1), b, False)
+
+
+@dataclass(frozen=True)
+class _Iterative(LinearSolve):
+    """Settings of the iterations.
+
+    Args:
+        tol: Relative residual to reach; None for as far as the precision allows (1e-12 in float64).
+        maxiter: Most iterations; None for 10 n + 100.
+        preconditioner: M(y, *theta) -> a function v -> roughly A^-1 v. For an adjoint its transpose is taken automatically.
+    """
+
+    tol: float | None = None
+    maxiter: int | None = None
+    preconditioner: Callable[..., Any] | None = None
+
+    def settings(self, A: Operator) -> tuple[float, int]:
+        """The tolerance and the iteration limit for an operator."""
+        return self.tol or max(1e-12, 20 * A.eps), self.maxiter or 10 * A.size + 100
+
+    @property
+    def accept(self) -> float:  # type: ignore[override]
+        """A tolerance that was asked for is what is held to."""
+        return max(1e-9, 10 * (self.tol or 0.0))
+
+
+@dataclass(frozen=True)
+class CG(_Iterative):
+    """Conjugate gradients; A must be symmetric and definite."""
+
+    def solve(self, A: Operator, b: Any) -> Any:
+        """See `LinearSolve.solve`."""
+        return krylov.cg(A, b, *self.settings(A), A.preconditioner)
+
+
+@dataclass(frozen=True)
+class GMRES(_Iterative):
+    """Restarted GMRES, preconditioned from the right.
+
+    Args:
+        restart: Dimension of the Krylov spaces.
+    """
+
+    restart: int = 30
+
+    def solve(self, A: Operator, b: Any) -> Any:
+        """See `LinearSolve.solve`."""
+        return krylov.gmres(A, b, *self.settings(A), A.preconditioner, self.restart)
+
+
+@dataclass(frozen=True)
+class BiCGSTAB(_Iterative):
+    """BiCGSTAB: short recurrences, any square A."""
+
+    def solve(self, A: Operator, b: Any) -> Any:
+        """See `LinearSolve.solve`."""
+        return krylov.bicgstab(A, b, *self.settings(A), A.preconditioner)
+
+
+@dataclass(frozen=True)
+class NormalCG(_Iterative):
+    """Conjugate gradients on the normal equations; a preconditioner is one of A'A and symmetric."""
+
+    def solve(self, A: Operator, b: Any) -> Any:
+        """See `LinearSolve.solve`."""
+        return krylov.normal_cg(A, b, *self.settings(A), A.preconditioner)
+
+
+@dataclass(frozen=True)
+class LSMR(_Iterative):
+    """LSMR: least squares without squaring the condition number; minimum norm where A is singular."""
+
+    def solve(self, A: Operator, b: Any) -> Any:
+        """See `LinearSolve.solve`."""
+        return krylov.lsmr(A, b, *self.settings(A))
+
+
+@dataclass(frozen=True)
+class Neumann(LinearSolve):
+    """A truncated Neumann series, sum_{k < terms} (I - A)^k b: approximate on purpose (its residual is not checked).
+
+    Args:
+        terms: Number of terms; 1 is the "Jacobian-free" backward pass.
+    """
+
+    terms: int = 1
+    accept = None
+
+    def solve(self, A: Operator, b: Any) -> Any:
+        """See `LinearSolve.solve`."""
+        return krylov.neumann(A, b, self.terms)
+
+
+@dataclass(frozen=True)
+class Auto(LinearSolve):
+    """Dense LU for small blocks; for larger ones CG if the Jacobian is symmetric (told or probed), else BiCGSTAB, then GMRES, then LU.
+
+    Whatever comes first is kept only if its residual passes; the last resort is the pseudo-inverse.
+    """
+
+    def solve(self, A: Operator, b: Any) -> Any:
+        """See `LinearSolve.solve`."""
+        if A.size <= DENSE:
+            return LU().solve(A, b)
+        if A.xp.traced(b):  # no numbers to decide by
+            first = CG() if A.structure & {"psd", "negative"} else LU() if A.size <= 1024 else GMRES()
+            return first.solve(A, b)
+        symmetric = A.symmetric or is_symmetric(A)
+        x = (CG(maxiter=2 * A.size) if symmetric else BiCGSTAB(maxiter=A.size)).solve(A, b)
+        if not symmetric and bool(np.any(A.xp.numpy(error(A, x, b)) > accepted(A, 1e-9))):
+            x = GMRES(maxiter=max(300, A.size)).solve(A, b)
+        return x
+
+
+def refined(A: Operator, factor: Factor, b: Any, transposed: bool, steps: int = 8) -> Any:
+    """Solve with a factor and refine against A itself."""
+    xp = A.xp
+
+    def apply(r: Any) -> Any:
+        return A.shaped(factor.solve(xp, A.flat(r), transposed))
+
+    def go(k: Any, x: Any, r: Any, e: Any, before: Any) -> Any:
+        return (k < steps) & xp.any((e > 30 * A.eps) & (e < 0.5 * before))
+
+    def step(k: Any, x: Any, r: Any, e: Any, before: Any) -> Any:
+        x = x + apply(r)  # a factor of a point nearby converges linearly
+        r = b - A.matvec(x)
+        return k + 1, x, r, A.norm(r), e
+
+    x = apply(b)
+    r = b - A.matvec(x)
+    e = A.norm(r)
+    return xp.while_loop(go, step, (xp.new(0), x, r, e, xp.zeros_like(e) + float("inf")))[1]
+
+
+def error(A: Operator, x: Any, b: Any) -> Any:
+    """Relative residuals per instance, for b of unit norm."""
+    return A.norm(b - A.matvec(x))
+
+
+def accepted(A: Operator, accept: float) -> float:
+    """The accepted relative residual in the precision of A."""
+    return max(accept, 1e4 * A.eps)
+
+
+def solve(
+    linear: LinearSolve, A: Operator, b: Any, *, factor: Factor | None = None, transposed: bool = False, on_error: str = "raise"
+) -> Any:
+    """Solve A x = b, scaled, checked, with fallbacks; A is already the transpose if `transposed`, which only says so to the factor.
+
+    Raises:
+        DerivativeError: No fallback reached an acceptable residual and on_error is "raise". Traced code cannot raise: there the
+            instance is NaN.
+    """
+    xp = A.xp
+    if not isinstance(linear, LinearSolve):
+        raise OptionError("not a linear solve", expected="such as layercompiler.linear.CG()", got=repr(linear))
+    if A.size == 0 or 0 in A.shape:
+        return b
+    scale = A.norm(b)
+    unit = krylov.safe(xp, b, scale)
+    if factor is not None:
+        x = refined(A, factor, unit, transposed)
+    else:
+        x = _attempt(linear, A, unit)
+    if linear.accept is None and factor is None:
+        return x * scale
+    limit = accepted(A, linear.accept or 1e-9)
+    off = error(A, x, unit)
+    if xp.traced(b):
+        good = off <= limit
+        return xp.where(good, x * scale, xp.where(xp.isfinite(scale) & (scale == 0), xp.zeros_like(x), xp.zeros_like(x) + float("nan")))
+    for spare in _fallbacks(linear, A, factor):
+        worse = xp.numpy(~(off <= limit))
+        if not worse.any():
+            break
+        other = _attempt(spare, A, unit)
+        other_off = error(A, other, unit)
+        better = (other_off < off) | ~xp.isfinite(off)
+        x, off = xp.where(better, other, x), xp.where(better, other_off, off)
+    bad = xp.numpy(~(off <= limit))
+    if bad.any():
+        x = _report(A, x, xp.numpy(off), bad, limit, on_error)
+    return x * scale
+
+
+def _attempt(linear: LinearSolve, A: Operator, b: Any) -> Any:
+    try:
+        return linear.solve(A, b)
+    except LayerCompilerError:
+        raise
+    except Exception as failure:  # a singular or indefinite block stops the factorisation of the whole batch
+        if type(failure).__name__ not in ("LinAlgError", "_LinAlgError", "InvalidArgumentError"):
+            raise
+        return A.xp.zeros_like(b) + float("nan")
+
+
+@dataclass(frozen=True)
+class _PseudoInverse(LinearSolve):
+    def solve(self, A: Operator, b: Any) -> Any:
+        return refined(A, factors.pinv(A.xp, A.blocks), b, False)
+
+
+def _fallbacks(linear: LinearSolve, A: Operator, factor: Factor | None) -> list[LinearSolve]:
+    dense: list[LinearSolve] = [LU(), _PseudoInverse()] if A.size <= LARGEST_DENSE else [GMRES()]
+    first = [linear] if factor is not None else []
+    return first + [s for s in dense if s != linear]
+
+
+def _report(A: Operator, x: Any, off: np.ndarray, bad: np.ndarray, limit: float, on_error: str) -> Any:
+    where = bad.reshape(bad.shape[: A.batch])
+    indices = tuple(tuple(int(i) for i in row) for row in np.argwhere(where)) if A.batch else ()
+    text = f"the linear system of the derivative is singular or too ill-conditioned (relative residual {np.nanmax(off[bad]):.1e})"
+    mend = "check that the Jacobian dF/dy is regular at the solution, or pass linear_solve=LSMR() and on_error='flag'"
+    if on_error == "raise":
+        raise DerivativeError(text, where=f"instances {list(indices)}" if indices else "", expected=f"at most {limit:.0e}", mend=mend)
+    if on_error == "warn":
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return x
+    return A.xp.where(A.xp.new(bad), A.xp.zeros_like(x), x)
