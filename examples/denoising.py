@@ -122,7 +122,7 @@ def main(short=False):
 
     print(f"\nlearning the operator ({BATCH} quadratic programs a step):")
     sparse = lambda: 0.01 * model.D.abs().sum()  # noqa: E731
-    losses = learn([model.D], variation, sparse, *train, steps, 1e-3, max(steps // 10, 1))
+    losses = learn([model.D], variation, sparse, *train, steps, 3e-4, max(steps // 10, 1))
     found["OptNet, tuned from total variation"] = error(variation, *train), error(variation, *test)
 
     print(f"\nmean squared error{'':22s}{'train':>8s}{'test':>8s}    paper:{'train':>8s}{'test':>8s}")

@@ -106,7 +106,7 @@ class Native:
     tolerance: float
 
     @classmethod
-    def of(cls, compiled: Any) -> Native | None:
+    def of(cls, compiled: Any, options: Any = None) -> Native | None:
         """The native form of a compiled problem, None where it has cones for which there is none, or is too large to be dense."""
         structure = compiled.structure
         found = Symmetric.of(structure.cones)
@@ -114,7 +114,7 @@ class Native:
             return None
         if compiled.on_error not in ("raise", "flag"):
             return None
-        return cls(compiled.program, compiled.elimination, *found, compiled.on_error, compiled.options.tolerance)
+        return cls(compiled.program, compiled.elimination, *found, compiled.on_error, (options or compiled.options).tolerance)
 
     # Numbers ---------------------------------------------------------------------------------------------------------------
 
@@ -172,10 +172,10 @@ class Native:
         return tuple(found[name] for name in ("Q", "p", "A", "b", "G", "h")), found  # type: ignore[return-value]
 
     def recover(self, xp: Any, data: Arrays6, found: dict[str, Any], x: Any, y: Any, v: Any, ok: Any) -> list[Any]:
-        """Outputs (B, *shape) from the point of the reduced program; NaN where not `ok` (B,)."""
+        """Outputs (B, *shape) from the point of the reduced program, the optimal value last; NaN where not `ok` (B,)."""
         e = self.elimination
         value = 0.5 * xp.sum(x * times(xp, data[0], x), axis=1, keepdims=True) + xp.sum(data[1] * x, axis=1, keepdims=True) + found["d"]
-        dual = xp.concat([y, self.cone.project(xp, v)], axis=1)
+        dual = xp.concat([y, self.cone.traceable(xp, v)], axis=1)
         if e.active:
             c = xp.new(e.c, x)
             x_k = (found["beta"] - times(xp, found["E"], x)) / c
@@ -183,7 +183,7 @@ class Native:
             x = xp.take(xp.concat([x, x_k], axis=1), xp.new(np.argsort(np.concatenate([e.keep_x, e.k])), x), axis=1)
             dual = xp.take(xp.concat([dual, y_k], axis=1), xp.new(np.argsort(np.concatenate([e.keep_y, e.i])), x), axis=1)
         sources = {"primal": x, "dual": dual, "value": value}
-        return [_output(xp, o, sources, ok) for o in self.program.outputs]
+        return [_output(xp, o, sources, ok) for o in (*self.program.outputs, self.program.value)]
 
     # The solve -------------------------------------------------------------------------------------------------------------
 
@@ -202,8 +202,7 @@ class Native:
         """Solve M u = right, or M'u = right; kept = (status, by_dual, *factors) of the solve. Zero for instances that failed."""
         status, by_dual, *factors = kept
         ok = status == int(Status.SOLVED)
-        none = xp.zeros_like(v[:, :0])
-        program = Program(xp, self.cone, Q, right[0], A, none, G, none)
+        program = Program(xp, self.cone, Q, right[0], A, right[1], G, right[2])
         r_x, r_y, r_z = (select(xp, ok, r, xp.zeros_like(r)) for r in right)
         if transposed:
             r_x = r_x + times_transposed(xp, G, r_z)
@@ -216,7 +215,7 @@ class Native:
     def right_side(self, xp: Any, point: Any, tangents: Any) -> tuple[Any, Any, Any]:
         """R of M (dx, dy, dv) = r along tangents of (Q, p, A, b, G, h); None for zero."""
         (x, y, v), (Q, p, A, b, G, h) = point, tangents
-        z = self.cone.project(xp, v)
+        z = self.cone.traceable(xp, v)
         r_x, r_y, r_z = xp.zeros_like(x), xp.zeros_like(y), xp.zeros_like(z)
         r_x = r_x if Q is None else r_x - 0.5 * (times(xp, Q, x) + times_transposed(xp, Q, x))
         r_x = r_x if p is None else r_x - p
@@ -229,7 +228,7 @@ class Native:
     def pull_right_side(self, xp: Any, point: Any, t: Any, like: Arrays6) -> tuple[Any, ...]:
         """The transpose: gradients of (Q, p, A, b, G, h), summed over the batch where `like` is shared."""
         (x, y, v), (t1, t2, t3) = point, t
-        z = self.cone.project(xp, v)
+        z = self.cone.traceable(xp, v)
         half = _outer(xp, like[0], (t1, x), (x, t1))
         return (
             -0.5 * half,

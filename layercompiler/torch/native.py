@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from layercompiler import arrays
-from layercompiler.errors import SolveError
+from layercompiler.plan.evaluation import failure
 from layercompiler.plan.native import Native
 from layercompiler.status import Info, Status
 
@@ -24,19 +24,24 @@ _xp: Any = arrays.get("torch")
 
 
 class _Solve(torch.autograd.Function):
-    """(native, Q, p, A, b, G, h) to (x, y, v, status, residual, iterations, by_dual, *factors)."""
+    """(native, batch, finite, Q, p, A, b, G, h) to (x, y, v, status, residual, iterations, by_dual, *factors)."""
 
     @staticmethod
-    def forward(native: Native, *data: Tensor) -> tuple[Tensor, ...]:
+    def forward(native: Native, batch: tuple[int, ...], finite: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return _solve(native, [a.detach() for a in data])
+            x, y, v, status, *rest = _solve(native, [a.detach() for a in data])
+            status = torch.where(finite, status, int(Status.NONFINITE_INPUT)).to(torch.int8)
+            if native.on_error == "raise" and bool((status != 0).any()):
+                codes = status.numpy(force=True)
+                raise failure(codes, batch if math.prod(batch) == len(codes) else codes.shape, None)
+            return x, y, v, status, *rest
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.native = inputs[0]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[3:])
-        kept = (*inputs[1:], *output[:4], *output[6:])
+        kept = (*inputs[3:], *output[:4], *output[6:])
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
 
@@ -46,10 +51,10 @@ class _Solve(torch.autograd.Function):
         data, point, factors = held[:6], held[6:9], ctx.saved_tensors[11:]
         g = [torch.zeros_like(a) if g is None else g for g, a in zip(gradients, point, strict=False)]
         t = _Linear.apply(ctx.native, True, data[0], data[2], data[4], point[2], *g, status, by_dual, *factors)
-        return None, *ctx.native.pull_right_side(_xp, point, t, tuple(data))
+        return None, None, None, *ctx.native.pull_right_side(_xp, point, t, tuple(data))
 
     @staticmethod
-    def jvp(ctx: Any, _: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def jvp(ctx: Any, _: Any, __: Any, ___: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *held, status, by_dual = ctx.saved_tensors[:11]
         data, point, factors = held[:6], held[6:9], ctx.saved_tensors[11:]
         right = ctx.native.right_side(_xp, point, tangents)
@@ -57,9 +62,9 @@ class _Solve(torch.autograd.Function):
         return *u, *(None,) * (4 + len(factors))  # type: ignore[misc]
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], native: Native, *data: Tensor) -> tuple[Any, Any]:  # type: ignore[override]
-        flat, count = _merge(data, in_dims[1:], info.batch_size)
-        return _split(_Solve.apply(native, *flat), info.batch_size, count)
+    def vmap(info: Any, in_dims: tuple[Any, ...], native: Native, batch: tuple[int, ...], *tensors: Tensor) -> tuple[Any, Any]:  # type: ignore[override]
+        flat, count = _merge(tensors, in_dims[2:], info.batch_size)
+        return _split(_Solve.apply(native, (info.batch_size, *batch), *flat), info.batch_size, count)
 
 
 class _Linear(torch.autograd.Function):
@@ -115,7 +120,7 @@ def _merge(tensors: Sequence[Tensor], dims: Sequence[int | None], size: int) -> 
 
 def _split(tensors: Any, size: int, count: int) -> tuple[Any, Any]:
     whole = [t.shape[0] == size * count for t in tensors]
-    out = tuple(t.reshape(size, count, *t.shape[1:]) if w else t for t, w in zip(tensors, whole, strict=True))
+    out = tuple(t.reshape((size, count, *t.shape[1:])) if w else t for t, w in zip(tensors, whole, strict=True))
     return out, tuple(0 if w else None for w in whole)
 
 
@@ -160,11 +165,11 @@ def run(native: Native, theta: Sequence[Tensor], batch: tuple[int, ...]) -> tupl
     channels = [rows[c.parameter] for c in native.program.channels]
     data, found = native.bind(_xp, channels, like)
     data = (data[0], data[1].expand(count, -1), *data[2:])
-    x, y, v, status, residual, iterations, *_ = _Solve.apply(native, *data)
-    status = torch.where(finite, status, int(Status.NONFINITE_INPUT)).to(torch.int8)
+    x, y, v, status, residual, iterations, *_ = _Solve.apply(native, batch, finite, *data)  # type: ignore[misc]
     outputs = native.recover(_xp, data, found, x, y, v, status == 0)
-    outputs = [o.reshape(*batch, *o.shape[1:]) for o in outputs]
-    return outputs, {"status": status.reshape(batch), "residual": residual.reshape(batch), "iterations": iterations.reshape(batch)}
+    outputs = [o.reshape((*batch, *o.shape[1:])) for o in outputs]
+    *outputs, value = outputs
+    return outputs, {"value": value.detach(), "status": status.reshape(batch), "residual": residual.reshape(batch), "iterations": iterations.reshape(batch)}
 
 
 def info(found: dict[str, Tensor], seconds: float) -> Info:
@@ -172,6 +177,3 @@ def info(found: dict[str, Tensor], seconds: float) -> Info:
     status, residual, iterations = (found[k].numpy(force=True) for k in ("status", "residual", "iterations"))
     zeros, flags = np.zeros(status.shape, int), np.zeros(status.shape, bool)
     return Info(status, residual, iterations.astype(int), zeros, flags, ~flags, np.full(status.shape, "interior_point", dtype=object), seconds)
-
-
-__all__ = ["SolveError", "info", "run"]

@@ -51,7 +51,8 @@ class Equilibrated:
         state = (Q + tall, A + tall[:, :1], G + tall[:, :1], column, row_A, row_G, turn)
         Q, A, G, column, row_A, row_G, _ = xp.while_loop(lambda *held: held[-1] < _PASSES, step, state)
         p = given.p * column
-        cost = xp.clip(xp.maximum(xp.max(xp.abs(p), axis=1), xp.max(xp.abs(Q), axis=(1, 2))), 1e-12, 1e12)[:, None]
+        cost = xp.maximum(xp.max(xp.abs(p), axis=1), xp.max(xp.abs(Q), axis=(1, 2)))[:, None]
+        cost = xp.where(cost > 1e-12, xp.clip(cost, None, 1e12), xp.ones_like(cost))
         scaled = Program(xp, cone, Q / cost[:, :, None], p / cost, A, row_A * given.b, G, row_G * given.h)
         return cls(scaled, column, row_A, row_G, cost)
 

@@ -156,7 +156,7 @@ def linear_solve(
     if settings.compact:
         if bool(xp.any(poor)):
             index = xp.nonzero(poor)[0]
-            fresh = _robust(program.take(index), v[index], tuple(r[index] for r in right), settings)  # type: ignore[arg-type]
+            fresh = _robust(program.take(index), v if v.shape[0] == 1 else v[index], tuple(r[index] for r in right), settings)  # type: ignore[arg-type]
             step = tuple(dual.put(xp, a, index, b) for a, b in zip(step, fresh, strict=True))
         return step  # type: ignore[return-value]
     fresh = xp.cond(xp.any(poor), lambda *r: _robust(program, v, r, settings), lambda *_: step, *right)  # type: ignore[arg-type]

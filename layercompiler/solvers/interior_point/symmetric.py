@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from layercompiler.cones import Product
+from layercompiler.cones.base import KINK
 
 TINY = 1e-300
 
@@ -165,7 +166,10 @@ class Symmetric:
         return self.join(xp, xp.where(linear > 0, linear, xp.zeros_like(linear)), out)
 
     def derivative(self, xp: Any, v: Any) -> Spectral:
-        """Derivative of the projection at v (B, m); at a kink, the one from inside."""
+        """Derivative of the projection at v (B, m); within a relative `KINK` of a kink, the one inside the cone or its negative.
+
+        The same point in other units is on the same side: on which side rounding puts it must not decide.
+        """
         if not self.groups:
             return Spectral(xp.astype(v > 0, v.dtype))
         linear, parts = self.split(v)
@@ -176,12 +180,19 @@ class Symmetric:
             some = xp.where(length > 0, length, xp.ones_like(length))
             one, zero = xp.ones_like(t), xp.zeros_like(t)
             between = xp.clip(0.5 * (1.0 + t / some), 0.0, 1.0)
-            inside, outside = length <= t, length <= -t
+            inside, outside = length <= t + KINK * length, length <= -t + KINK * length
             d0 = xp.where(inside, one, xp.where(outside, zero, between))
             d1 = xp.where(inside, one, zero)
             d2 = xp.where(outside & ~inside, zero, one)
             groups.append((d0, d1, d2, u / some))
         return Spectral(xp.astype(linear > 0, v.dtype), tuple(groups))
+
+    def traceable(self, xp: Any, v: Any) -> Any:
+        """The projection, for code that the framework differentiates: its derivative is `derivative`, at kinks too."""
+        if not self.groups:
+            return self.project(xp, v)
+        moving = self.apply(xp, self.derivative(xp, v), v)  # equal to the projection up to rounding, or to `KINK` near a kink
+        return xp.stop_gradient(self.project(xp, v) - moving) + moving
 
     def apply(self, xp: Any, f: Spectral, x: Any) -> Any:
         """F x for x (B, m) or (B, m, k)."""
@@ -203,7 +214,7 @@ class Symmetric:
         """Second derivative of the projection at v along a and b, (B, m) each."""
         if not self.groups:
             return xp.zeros_like(a * b)
-        (linear, parts), (_, a_parts), (_, b_parts) = self.split(v), self.split(a), self.split(b)
+        (_, parts), (a_linear, a_parts), (b_linear, b_parts) = self.split(v), self.split(a), self.split(b)
         out = []
         for p, x, y in zip(parts, a_parts, b_parts, strict=True):
             t, u = p[..., :1], p[..., 1:]
@@ -218,8 +229,8 @@ class Symmetric:
             ratio = t / some
             bottom = 0.5 * ((x[..., :1] - ratio * x_along) * y_rest + (y[..., :1] - ratio * y_along) * x_rest - ratio * dot * unit)
             value = xp.concat([top, bottom], axis=-1)
-            out.append(xp.where((length > t) & (length > -t), value, xp.zeros_like(value)))
-        return self.join(xp, xp.zeros_like(linear), out)
+            out.append(xp.where(length * (1.0 - KINK) > xp.abs(t), value, xp.zeros_like(value)))
+        return self.join(xp, xp.zeros_like(a_linear * b_linear), out)
 
     # Scaling ---------------------------------------------------------------------------------------------------------------
 
