@@ -12,6 +12,7 @@ A convolutional network of the paper's size learns the same boards beside it.
     python examples/sudoku.py --short    a few steps, seconds
 """
 
+import itertools
 import random
 import sys
 import time
@@ -54,9 +55,7 @@ def puzzle(board, keep, rng):
         if left <= keep:
             break
         number, a, b = board[i, j], 2 * (i // 2), 2 * (j // 2)
-        possible = set(range(1, SIDE + 1)) - (
-            (set(board[i]) | set(board[:, j]) | set(board[a : a + 2, b : b + 2].ravel())) - {number}
-        )
+        possible = set(range(1, SIDE + 1)) - ((set(board[i]) | set(board[:, j]) | set(board[a : a + 2, b : b + 2].ravel())) - {number})
         if len(possible) == 1:
             board[i, j] = 0
             left -= 1
@@ -83,9 +82,7 @@ class Rules(torch.nn.Module):
         A, b, board = cp.Parameter((RULES, CELLS), name="A"), cp.Parameter(RULES, name="b"), cp.Parameter(CELLS, name="board")
         x = cp.Variable(CELLS, name="x")
         problem = cp.Problem(cp.Minimize(0.05 * cp.sum_squares(x) - board @ x), [A @ x == b, x >= 0])
-        self.layer = lc.export(
-            problem, "torch", parameters=[A, b, board], variables=[x], **({"on_error": "closest"} if free else {})
-        )
+        self.layer = lc.export(problem, "torch", parameters=[A, b, board], variables=[x], **({"on_error": "closest"} if free else {}))
         start = torch.rand((RULES, CELLS), dtype=torch.float64)
         self.A = torch.nn.Parameter(start)
         self.inside = None if free else torch.nn.Parameter(torch.zeros(CELLS, dtype=torch.float64))
@@ -103,7 +100,7 @@ class Convolutions(torch.nn.Module):
     def __init__(self, width=128, depth=10):
         super().__init__()
         sizes = [SIDE, *[width] * (depth - 1)]
-        layers = [torch.nn.Sequential(torch.nn.Conv2d(a, b, 3, padding=1), torch.nn.ReLU()) for a, b in zip(sizes, sizes[1:], strict=False)]
+        layers = [torch.nn.Sequential(torch.nn.Conv2d(a, b, 3, padding=1), torch.nn.ReLU()) for a, b in itertools.pairwise(sizes)]
         self.net = torch.nn.Sequential(*layers, torch.nn.Conv2d(width, SIDE, 1))
 
     def forward(self, boards):
@@ -164,7 +161,9 @@ def draw(curves):
     for name, curve in curves.items():
         axis.plot(*zip(*[(s, 100 * e) for s, e in curve], strict=True), "o-", label=name)
     axis.axhline(1, color="0.7", linestyle="--")
-    axis.set(xlabel=f"steps of {BATCH} boards", ylabel="held-out boards with a wrong cell, %", title="4 x 4 Sudoku, learned from boards alone")
+    axis.set(
+        xlabel=f"steps of {BATCH} boards", ylabel="held-out boards with a wrong cell, %", title="4 x 4 Sudoku, learned from boards alone"
+    )
     axis.legend()
     figure.savefig("sudoku.png", dpi=130)
     print("The picture is in sudoku.png")

@@ -203,11 +203,10 @@ def _bind(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any]) -> tupl
     return tuple(bound.compiled.arguments(tensors, named))  # says what is wrong
 
 
-def _read(
-    values: Sequence[Any], names: Sequence[str], host: bool = True
-) -> tuple[list[Tensor], str, torch.dtype, torch.device | None]:
-    """Float64 tensors (on the host, or where they are), the codes of their dtypes (empty: all float64), and dtype and device of the outputs (None: the host).
+def _read(values: Sequence[Any], names: Sequence[str], host: bool = True) -> tuple[list[Tensor], str, torch.dtype, torch.device | None]:
+    """Float64 tensors (on the host, or where they are), the codes of their dtypes (empty: all float64), dtype and device of the outputs.
 
+    The device is None for the host.
     Tensors decide about the outputs; among none, numpy arrays do. Numbers and lists follow.
     """
     for value in values:

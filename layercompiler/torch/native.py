@@ -169,11 +169,13 @@ def run(native: Native, theta: Sequence[Tensor], batch: tuple[int, ...]) -> tupl
     outputs = native.recover(_xp, data, found, x, y, v, status == 0)
     outputs = [o.reshape((*batch, *o.shape[1:])) for o in outputs]
     *outputs, value = outputs
-    return outputs, {"value": value.detach(), "status": status.reshape(batch), "residual": residual.reshape(batch), "iterations": iterations.reshape(batch)}
+    facts = {"status": status, "residual": residual, "iterations": iterations}
+    return outputs, {"value": value.detach(), **{k: f.reshape(batch) for k, f in facts.items()}}
 
 
 def info(found: dict[str, Tensor], seconds: float) -> Info:
     """Per-instance facts as numpy arrays."""
     status, residual, iterations = (found[k].numpy(force=True) for k in ("status", "residual", "iterations"))
     zeros, flags = np.zeros(status.shape, int), np.zeros(status.shape, bool)
-    return Info(status, residual, iterations.astype(int), zeros, flags, ~flags, np.full(status.shape, "interior_point", dtype=object), seconds)
+    name = np.full(status.shape, "interior_point", dtype=object)
+    return Info(status, residual, iterations.astype(int), zeros, flags, ~flags, name, seconds)

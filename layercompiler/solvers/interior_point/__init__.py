@@ -1,8 +1,8 @@
 """The array interior point: batches of dense quadratic and second-order cone programs, in the array functions of any framework.
 
-    program     the numbers, and the residual of a point       symmetric   orthants and second-order cones
-    dual        the fast form, for Q definite                  primal      the robust form, with certificates (scaling: its units)
-    solution    both together, and linear solves               engine      the same as an engine of the registry, on numpy
+program     the numbers, and the residual of a point       symmetric   orthants and second-order cones
+dual        the fast form, for Q definite                  primal      the robust form, with certificates (scaling: its units)
+solution    both together, and linear solves               engine      the same as an engine of the registry, on numpy
 """
 
 from layercompiler.solvers.interior_point.engine import InteriorPoint

@@ -153,7 +153,7 @@ class Linearized:
         program = self.form.program
         zero = program.xp.sum(self.v, axis=1, keepdims=True) * 0.0
         x, y, z = self.refined(zero - program.p, zero + program.b, zero + program.h)
-        return point(program, x, y, z - (program.h - times(program.xp, program.G, x)))
+        return point(program, x, y, program.cone.join_parts(program.xp, z, program.h - times(program.xp, program.G, x), self.v > 0))
 
 
 @dataclass(frozen=True)
@@ -349,9 +349,9 @@ def _in_one_loop(
     turn = 0 if eager else xp.zeros_like(iterations[0])
     n, k = form.L.shape[-1], form.La.shape[-1]
     worst = xp.full_like(z[:, 0], xp.inf)
-    x, y = xp.broadcast_to(worst[:, None] * 0.0 + 1.0, (len(z), n)), xp.broadcast_to(worst[:, None] * 0.0 + 1.0, (len(z), k))
+    x, y = xp.broadcast_to(xp.zeros_like(z[:, :1]), (len(z), n)), xp.broadcast_to(xp.zeros_like(z[:, :1]), (len(z), k))
     none = xp.zeros_like(z)
-    state = (z, s, dead, dead, iterations, xp.zeros_like(x), xp.zeros_like(y), none, worst, none, problem.R * 0.0 + none[:, :, None], turn)
+    state = (z, s, dead, dead, iterations, x, y, none, worst, none, problem.R * 0.0 + none[:, :, None], turn)
     _, _, _, _, iterations, x, y, v, residual, at, Lt, _ = xp.while_loop(goes_on, body, state)
     return Point(x, y, v, residual), Linearized(form, at, Lt, form.ok), iterations
 

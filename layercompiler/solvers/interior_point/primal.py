@@ -31,7 +31,9 @@ from layercompiler.status import Status
 
 _RHO = 1e-10  # on Q, whose largest entry is at most one in these units
 _DELTA = 1e-8
-_DELTA_Y = 1e-10  # on the equalities, whose Schur complement is at most one; kept in the embedding: dependent rows may contradict each other
+_DELTA_Y = (
+    1e-10  # on the equalities, whose Schur complement is at most one; kept in the embedding: dependent rows may contradict each other
+)
 _TOLERANCE = 1e-9
 _INFEASIBLE = 1e-8
 _CERTAIN = 1e-6
@@ -165,7 +167,7 @@ class Linearized:
         """The Newton step from v on the residual map."""
         zero = given.xp.sum(self.v, axis=1, keepdims=True) * 0.0
         x, y, z = self.solve(zero - given.p, zero + given.b, zero + given.h)
-        return point(given, x, y, z - (given.h - times(given.xp, given.G, x)))
+        return point(given, x, y, given.cone.join_parts(given.xp, z, given.h - times(given.xp, given.G, x), self.v > 0))
 
 
 def least_squares(scaling: Equilibrated, v: Any, right: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
@@ -180,7 +182,11 @@ def least_squares(scaling: Equilibrated, v: Any, right: tuple[Any, Any, Any]) ->
     if m:
         D = here._derivative()
         C = D.map(xp.sqrt)
-        CG, corner, r_z = cone.apply(xp, C, G), -cone.apply(xp, D.map(lambda d: 1.0 - d), xp.eye_like(v, m) + 0.0 * v[:, :, None]), cone.apply(xp, C, r_z)
+        CG, corner, r_z = (
+            cone.apply(xp, C, G),
+            -cone.apply(xp, D.map(lambda d: 1.0 - d), xp.eye_like(v, m) + 0.0 * v[:, :, None]),
+            cone.apply(xp, C, r_z),
+        )
     else:
         CG, corner = G, xp.matmul(G, xp.matrix_transpose(G))
     turned = xp.matrix_transpose
@@ -241,7 +247,9 @@ def solve(given: Program, idle: Any, every: int, limit: int | None = None) -> Em
     tall = xp.zeros_like(p)[:, :, None]  # (B, n, 1): batched factors even where the data are shared
 
     def factor(W: Any) -> Any:
-        weighted = cone.square(xp, W, program.G + xp.zeros_like(h)[:, :, None], inverse=True) if m else program.G + xp.zeros_like(h)[:, :, None]
+        weighted = (
+            cone.square(xp, W, program.G + xp.zeros_like(h)[:, :, None], inverse=True) if m else program.G + xp.zeros_like(h)[:, :, None]
+        )
         return Condensed.of(Program(xp, cone, program.Q + tall, p, program.A, b, program.G, h), weighted)
 
     def system(F: Condensed, W: Any, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:

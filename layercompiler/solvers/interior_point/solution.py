@@ -105,6 +105,7 @@ def _embed(program: Program, idle: Any, settings: Settings) -> tuple[Any, ...]:
     xp = program.xp
     end = primal.solve(program, idle, settings.every, settings.limit)
     solvable = (end.status != Status.PRIMAL_INFEASIBLE) & (end.status != Status.DUAL_INFEASIBLE)
+
     def goes_on(x: Any, y: Any, v: Any, residual: Any, turn: Any) -> Any:
         more = xp.any(solvable & ~(residual <= dual.EXACT))
         return turn < _STEPS and bool(more) if isinstance(turn, int) else (turn < _STEPS) & more
@@ -116,7 +117,9 @@ def _embed(program: Program, idle: Any, settings: Settings) -> tuple[Any, ...]:
     turn = xp.zeros_like(end.iterations[0]) if xp.name in ("jax", "tensorflow") else 0
     best = Point(*xp.while_loop(goes_on, step, (end.x, end.y, end.v, xp.full_like(end.x[:, 0], xp.inf), turn))[:4])
     good = solvable & (best.residual <= settings.tolerance)
-    code = xp.where(good, xp.zeros_like(end.status), xp.where(end.status == 0, xp.full_like(end.status, int(Status.INACCURATE)), end.status))
+    code = xp.where(
+        good, xp.zeros_like(end.status), xp.where(end.status == 0, xp.full_like(end.status, int(Status.INACCURATE)), end.status)
+    )
     keep = solvable & (xp.isfinite(best.residual))
     none = xp.full_like(best.residual, xp.inf)
     x, y, v = select(xp, keep, best.x, end.x), select(xp, keep, best.y, end.y), select(xp, keep, best.v, end.z - end.s)

@@ -282,7 +282,7 @@ class Symmetric:
         """W (lambda \\ (lambda o lambda + (W^-1 ds) o (W dz) - target e)) for target (B, 1)."""
         if not self.groups:
             return (s * z + ds * dz - target) / z
-        (s_l, s_p), (z_l, z_p), (ds_l, ds_p), (dz_l, dz_p) = (self.split(a) for a in (s, z, ds, dz))
+        (s_l, _), (z_l, z_p), (ds_l, ds_p), (dz_l, dz_p) = (self.split(a) for a in (s, z, ds, dz))
         out = []
         for (eta, w), z_, ds_, dz_ in zip(W.groups, z_p, ds_p, dz_p, strict=True):
             e = xp.concat([xp.ones_like(w[..., :1]), xp.zeros_like(w[..., 1:])], axis=-1)
