@@ -9,7 +9,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = "layercompiler/kernels/src"
-PLAIN = ["ordering.cpp", "symbolic.cpp", "program.cpp", "residual.cpp", "pool.cpp", "targets.cpp", "api.cpp"]
+PLAIN = ["ordering.cpp", "symbolic.cpp", "program.cpp", "residual.cpp", "pool.cpp", "targets.cpp", "api.cpp", "simplex.cpp"]
 # gnu++17 with contraction off: every fused multiply-add is written as one, so that an instance gives the same bits in every pack width.
 FLAGS = [
     "-std=gnu++17",

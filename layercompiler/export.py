@@ -11,20 +11,28 @@ from typing import Any
 from layercompiler import frameworks
 from layercompiler.errors import NotAProblemError, OptionError, StoreError
 from layercompiler.plan import CompiledProblem
+from layercompiler.plan.nonlinear import CompiledNonlinear
 from layercompiler.programs.blackbox import BlackBox
+from layercompiler.programs.nonlinear import NonlinearProgram
 from layercompiler.programs.store import load as read
 from layercompiler.solvers import Options, engine
+from layercompiler.solvers.least_squares import LeastSquaresOptions
+from layercompiler.solvers.least_squares.options import METHODS
 
 # What compiles a problem of one of our own classes: a function of the problem and a `Request`, "module:function" in this package.
-_COMPILERS: dict[str, str] = {"layercompiler.programs.blackbox.BlackBox": "export:_compile_discrete"}
+_COMPILERS: dict[str, str] = {
+    "layercompiler.programs.blackbox.BlackBox": "export:_compile_discrete",
+    "layercompiler.problems.factors.LeastSquares": "plan.least_squares:compile_least_squares",
+    "layercompiler.programs.least_squares.LeastSquaresProgram": "plan.least_squares:compile_least_squares",
+}
 
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `compile`, checked.
+    """The arguments of `compile`.
 
     Attributes:
-        parameters: As in `compile`; likewise the others.
+        parameters: As in `compile`; likewise the others. `options` are as given: each kind of problem has its own.
     """
 
     parameters: Sequence[Any] | None
@@ -32,7 +40,7 @@ class Request:
     solver: str
     on_error: str
     gp: bool | None
-    options: Options
+    options: Any
     estimator: Any
 
 
@@ -44,20 +52,21 @@ def compile(
     solver: str = "auto",
     on_error: str = "raise",
     gp: bool | None = None,
-    options: Options | dict[str, Any] | None = None,
+    options: Any = None,
     estimator: Any = None,
 ) -> Any:
     """Compile a problem once, free of any framework: numpy in, numpy out.
 
     Args:
-        problem: A `cvxpy.Problem`, DCP or DGP, and DPP in its parameters.
+        problem: A `cvxpy.Problem`, DCP or DGP, and DPP in its parameters; or a `LeastSquares`.
         parameters: Parameters in call order; None for all, in order of appearance. Others are constants with their `.value`.
         variables: Outputs: variables, dual variables (`constraint.dual_variables[i]`), affine expressions, or
             `problem.objective` for the optimal value; None for all variables.
-        solver: "auto" or the name of an engine ("lanes", "clarabel", "scs", "ecos", ...).
+        solver: "auto" or the name of an engine ("lanes", "clarabel", "scs", "ecos", ...), or of a method of nonlinear least squares
+            ("levenberg_marquardt", "gauss_newton", "dogleg"), which then takes the problem whether it is convex or not.
         on_error: "raise", or "flag" for NaN outputs and zero derivatives of failed instances.
         gp: True for a geometric program, False for a convex one, None to detect.
-        options: `Options`, or a dict of its fields.
+        options: `Options` (for least squares `LeastSquaresOptions`), or a dict of its fields.
         estimator: How to estimate gradients of a discrete problem, such as `layercompiler.IMLE()`. Needed for problems with boolean
             or integer variables and for a `BlackBox` (or a named oracle), which `problem` may also be.
 
@@ -70,7 +79,7 @@ def compile(
     """
     if on_error not in ("raise", "flag"):
         raise OptionError("unknown value of on_error", expected="'raise' or 'flag'", got=repr(on_error))
-    request = Request(parameters, variables, solver, on_error, gp, Options.of(options), estimator)
+    request = Request(parameters, variables, solver, on_error, gp, options, estimator)
     return _compiler(problem, request)(problem, request)
 
 
@@ -83,7 +92,7 @@ def export(
     solver: str = "auto",
     on_error: str = "raise",
     gp: bool | None = None,
-    options: Options | dict[str, Any] | None = None,
+    options: Any = None,
     estimator: Any = None,
 ) -> Any:
     """Compile a problem into a batched, differentiable layer of a framework.
@@ -131,10 +140,11 @@ def _compiler(problem: Any, request: Request) -> Callable[[Any, Request], Any]:
     return _compile_convex
 
 
-def _compile_convex(problem: Any, request: Request) -> CompiledProblem:
+def _compile_convex(problem: Any, request: Request) -> Any:
     if request.solver is None or not isinstance(request.solver, str):
         raise OptionError("the solver is given by name", expected="a string such as 'auto'", got=repr(request.solver))
-    if request.solver.lower() != "auto":
+    nonlinear = request.solver.lower() in METHODS or isinstance(request.options, LeastSquaresOptions)
+    if not nonlinear and request.solver.lower() != "auto":
         engine(request.solver)
     if not _of_cvxpy(problem):
         raise NotAProblemError(
@@ -143,15 +153,19 @@ def _compile_convex(problem: Any, request: Request) -> CompiledProblem:
             got=type(problem).__name__,
             mend="write the problem as cvxpy.Problem(objective, constraints)",
         )
-    from layercompiler.problems.convex import compile_convex
+    from layercompiler.problems.nonlinear.choose import compile_either
 
-    program = compile_convex(problem, request.parameters, request.variables, request.gp)
-    return CompiledProblem(program, request.solver, request.on_error, request.options)
+    program = compile_either(problem, request.parameters, request.variables, request.gp, nonlinear, request.solver.lower() == "auto")
+    if isinstance(program, NonlinearProgram):
+        return CompiledNonlinear(program, request.solver, request.on_error, LeastSquaresOptions.of(request.options))
+    options: Any = request.options
+    return CompiledProblem(program, request.solver, request.on_error, Options.of(options))
 
 
 def _compile_discrete(problem: Any, request: Request) -> Any:
     from layercompiler.plan.discrete import CompiledDiscrete
 
+    options = Options.of(request.options)
     if _of_cvxpy(problem):
         from layercompiler.problems.discrete import compile_discrete
 
@@ -160,7 +174,7 @@ def _compile_discrete(problem: Any, request: Request) -> Any:
         problem = BlackBox(problem)
     if request.estimator is None:
         raise OptionError("a black box needs an estimator of its gradient", mend="pass estimator=layercompiler.IMLE(), or another one")
-    return CompiledDiscrete(problem, request.estimator, request.solver, request.on_error, request.options)
+    return CompiledDiscrete(problem, request.estimator, request.solver, request.on_error, options)
 
 
 def _of_cvxpy(problem: Any) -> bool:
@@ -168,7 +182,7 @@ def _of_cvxpy(problem: Any) -> bool:
 
 
 def load(path: str | Path, framework: str | None = None) -> Any:
-    """Read a compiled problem that `CompiledProblem.save` wrote; with a framework, its layer.
+    """Read a compiled problem that its `save` wrote; with a framework, its layer.
 
     Raises:
         StoreError: The file is damaged, unsafe or of another format.
@@ -182,5 +196,11 @@ def load(path: str | Path, framework: str | None = None) -> Any:
             raise ValueError(f"on_error {on_error!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError("the settings of the saved layer are malformed", where=str(path), got=str(error)) from error
-    compiled = CompiledProblem(program, solver, on_error, options)
+    if program is None or "discrete" in settings:
+        from layercompiler.plan.discrete import CompiledDiscrete
+        from layercompiler.plan.discrete_store import restore
+
+        compiled: Any = CompiledDiscrete(*restore(path, program, settings.get("discrete")), solver, on_error, options)
+    else:
+        compiled = CompiledProblem(program, solver, on_error, options)
     return compiled if framework is None else frameworks.layer(compiled, framework)

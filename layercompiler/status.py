@@ -22,6 +22,9 @@ class Status(IntEnum):
     INACCURATE = 5
     NONFINITE_INPUT = 6
     FAILED = 7
+    STALLED = 8
+    INDEFINITE = 9
+    CONVERGED = 0
 
     @property
     def message(self) -> str:
@@ -38,6 +41,8 @@ _MESSAGES = {
     Status.INACCURATE: "the residual stayed above the accepted tolerance",
     Status.NONFINITE_INPUT: "a parameter value is NaN or infinite",
     Status.FAILED: "the engine failed",
+    Status.STALLED: "no step lowers the cost any more, and the gradient is not small",
+    Status.INDEFINITE: "stationary, but the Hessian is not positive definite: no derivative",
 }
 
 

@@ -274,7 +274,7 @@ def _check(block: Block, program: LeastSquaresProgram) -> None:
                 got=f"{index.min()} to {index.max()}",
             )
     for argument in _arguments(block):
-        shape = program.parameters[argument.parameter].shape if argument.parameter is not None else np.shape(argument.value)
+        shape = program.parameters[argument.parameter].shape if argument.parameter is not None else np.asarray(argument.value).shape
         if argument.mapped and (not shape or shape[0] != block.count):
             name = program.parameters[argument.parameter].name if argument.parameter is not None else "a constant"
             raise BuildError(

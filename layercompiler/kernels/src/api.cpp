@@ -94,13 +94,29 @@ struct Factor {
 
 }  // namespace
 
-LC_API int lc_abi() { return 5; }
+LC_API int lc_abi() { return 7; }
 
 LC_API const char* lc_error() { return last_error.c_str(); }
 
 LC_API const char* lc_target(const char* name) {
   const Target* t = find_target(name);
   return t ? t->name : nullptr;
+}
+
+// Floating-point operations a second of one thread that does nothing but multiply and add, over the best of a few spells; 0 for an unknown target.
+LC_API double lc_peak(const char* name) {
+  const Target* t = find_target(name);
+  if (!t) return 0.0;
+  volatile double sink = 0.0;
+  double best = 0.0;
+  for (int spell = 0; spell < 20; spell++) {
+    int64_t operations = 0;
+    auto began = std::chrono::steady_clock::now();
+    sink = sink + t->multiply_adds(100'000, &operations);
+    double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    if (seconds > 0) best = std::max(best, static_cast<double>(operations) / seconds);
+  }
+  return best;
 }
 
 LC_API void* lc_ldl_new(int64_t n, int64_t count, const int64_t* rows, const int64_t* columns, const int8_t* signs, const int8_t* late, const char* target) {

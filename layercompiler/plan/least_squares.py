@@ -1,0 +1,279 @@
+"""The run time of a least-squares program: arguments and starts in, solutions and statuses out; what every framework wraps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from layercompiler import arrays, frameworks
+from layercompiler.errors import NonFiniteInputError, OptionError, ShapeError, SolveError
+from layercompiler.plan.arguments import Arguments
+from layercompiler.programs.least_squares import LeastSquaresProgram
+from layercompiler.solvers.least_squares import LeastSquaresOptions, Result, Solver
+from layercompiler.solvers.least_squares.options import METHODS
+from layercompiler.status import Status
+
+
+@dataclass(frozen=True)
+class LeastSquaresInfo:
+    """Per-instance facts; arrays of the batch shape.
+
+    Attributes:
+        status: `Status` codes: CONVERGED, ITERATION_LIMIT, STALLED, FAILED, INDEFINITE, NONFINITE_INPUT.
+        residual: Largest cosine between the residual and a column of the Jacobian: the gradient without units.
+        gradient: Largest absolute component of the gradient.
+        cost: Value of the objective, 1/2 sum rho(||W r||^2).
+        iterations: Steps tried.
+        history: (steps, batch...) cost before every step, or None where no callback was given.
+    """
+
+    status: np.ndarray
+    residual: np.ndarray
+    gradient: np.ndarray
+    cost: np.ndarray
+    iterations: np.ndarray
+    history: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def ok(self) -> np.ndarray:
+        """True where the instance converged."""
+        return self.status == Status.SOLVED
+
+
+@dataclass(frozen=True)
+class LeastSquaresSolution:
+    """The answer of `solve`.
+
+    Attributes:
+        outputs: One tensor per output, (batch..., *shape); gradients flow through them.
+        values: Outputs by name.
+        value: Optimal value of the problem as the user wrote it.
+        info: What happened to each instance.
+    """
+
+    outputs: tuple[Any, ...]
+    values: Mapping[str, Any]
+    value: Any
+    info: LeastSquaresInfo
+
+    @property
+    def status(self) -> np.ndarray:
+        """`Status` codes, batch shape."""
+        return self.info.status
+
+    @property
+    def residual(self) -> np.ndarray:
+        """Relative size of the gradient, batch shape."""
+        return self.info.residual
+
+
+class CompiledLeastSquares:
+    """A least-squares problem made ready; immutable. `.to(framework)` makes a layer.
+
+    Args:
+        problem: A front end's problem with `lower(framework)`, or a program.
+        method: "auto", "levenberg_marquardt", "gauss_newton" or "dogleg".
+        on_error: "raise" or "flag".
+        options: See `LeastSquaresOptions`.
+        variables: Names of the outputs.
+    """
+
+    layer_kind = "least_squares.LeastSquaresLayer"
+
+    def __init__(
+        self,
+        problem: Any,
+        method: str = "auto",
+        on_error: str = "raise",
+        options: LeastSquaresOptions | None = None,
+        variables: Sequence[Any] | None = None,
+    ) -> None:
+        method = "levenberg_marquardt" if method.lower() == "auto" else method.lower()
+        if method not in METHODS:
+            raise OptionError("unknown method", expected=f"'auto' or one of {list(METHODS)}", got=repr(method))
+        self.problem, self.method, self.on_error = problem, method, on_error
+        self.options = options or LeastSquaresOptions()
+        self.variables = None if variables is None else tuple(str(v) for v in variables)
+        self._prepared: dict[str, Prepared] = {}
+
+    def prepare(self, framework: str) -> Prepared:
+        """The program and its solver for a framework."""
+        if framework not in self._prepared:
+            program = self.problem
+            if not isinstance(program, LeastSquaresProgram):
+                program = program.lower(framework, self.variables)
+            if program.framework not in (None, framework):
+                raise OptionError("the residuals are written in another framework", expected=program.framework, got=framework)
+            self._prepared[framework] = Prepared(program, framework, self.method, self.on_error, self.options)
+        return self._prepared[framework]
+
+    def to(self, framework: str) -> Any:
+        """A layer of a framework."""
+        return frameworks.layer(self, framework)
+
+    def describe(self) -> str:
+        """One line."""
+        return f"least squares by {self.method.replace('_', '-')}, backward: {self.options.backward}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_prepared"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _prepared={})
+
+
+def compile_least_squares(problem: Any, request: Any) -> CompiledLeastSquares:
+    """What `layercompiler.compile` does with a least-squares problem."""
+    known = list(getattr(problem, "parameters", ()))
+    if request.parameters is not None and [str(p) for p in request.parameters] != [getattr(p, "name", p) for p in known]:
+        raise OptionError("the parameters of a least-squares problem are declared with it", expected=f"None or {known}")
+    return CompiledLeastSquares(problem, request.solver, request.on_error, LeastSquaresOptions.of(request.options), request.variables)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call made regular.
+
+    Attributes:
+        batch: Batch shape, `count` instances.
+        theta: Parameters, (count, *shape), or (*shape) where `shared`.
+        shared: Which parameters all instances share.
+        start: (count, ambient) float64.
+    """
+
+    batch: tuple[int, ...]
+    count: int
+    theta: tuple[Any, ...]
+    shared: tuple[bool, ...]
+    start: np.ndarray
+
+
+class Prepared:
+    """A program, its solver, and the conventions of calls, for one framework."""
+
+    def __init__(self, program: LeastSquaresProgram, framework: str, method: str, on_error: str, options: LeastSquaresOptions) -> None:
+        self.program, self.framework, self.method, self.on_error, self.options = program, framework, method, on_error, options
+        self.xp = arrays.get(framework)
+        self.solver = Solver(program, self.xp, options, method)
+        self.arguments = Arguments(cast(Any, SimpleNamespace(parameters=program.parameters, channels=())))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters."""
+        return tuple(p.name for p in self.program.parameters)
+
+    @cached_property
+    def slices(self) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
+        """(start, stop, shape) of every output in the vector of all values."""
+        names, starts = self.program.variable_names, self.program.ambient_offsets
+        at = [names.index(n) for n in self.program.outputs]
+        return tuple((int(starts[i]), int(starts[i + 1]), self.program.variables[i].shape) for i in at)
+
+    def batch_shape(self, shapes: Sequence[tuple[int, ...]], init: Mapping[str, Any] | None) -> tuple[int, ...]:
+        """Broadcast batch shape of parameters and starts."""
+        batch = self.arguments.batch_shape(shapes)
+        for name, value in (init or {}).items():
+            if name not in self.program.variable_names:
+                raise ShapeError(
+                    f"there is no variable '{name}' to start", where="init", expected=f"some of {list(self.program.variable_names)}"
+                )
+            shape = self.program.variables[self.program.variable_names.index(name)].shape
+            lead = tuple(np.shape(value))[: np.ndim(value) - len(shape)]
+            if tuple(np.shape(value))[len(lead) :] != shape:
+                raise ShapeError(
+                    f"the start of '{name}' has the wrong shape", where="init", expected=f"(batch..., {shape})", got=str(np.shape(value))
+                )
+            try:
+                batch = np.broadcast_shapes(batch, lead)
+            except ValueError:
+                raise ShapeError(
+                    f"the batch of the start of '{name}' does not broadcast", where="init", expected=str(batch), got=str(lead)
+                ) from None
+        return tuple(batch)
+
+    def start(self, batch: tuple[int, ...], init: Mapping[str, Any] | None) -> np.ndarray:
+        """(count, ambient) starting values; `init` holds host arrays (batch..., *shape)."""
+        parts = []
+        for v in self.program.variables:
+            given = np.asarray((init or {}).get(v.name, v.init), dtype=np.float64)
+            if v.manifold.name != "euclidean" and v.name in (init or {}):
+                bad = v.manifold.invalid(given.reshape(*given.shape[: given.ndim - len(v.shape)], v.elements, v.manifold.ambient))
+                if bad.any():
+                    raise ShapeError(
+                        f"the start of '{v.name}' holds numbers that are no elements of {v.manifold.name}",
+                        where="init",
+                        got=f"{int(bad.sum())} of {bad.size}",
+                        mend="normalise rotations to length one; the order of the numbers is in the docstring of the group",
+                    )
+            parts.append(np.broadcast_to(given, (*batch, *v.shape)).reshape(math.prod(batch), v.size))
+        return np.concatenate(parts, axis=1) if parts else np.zeros((math.prod(batch), 0))
+
+    def regular(self, theta: Sequence[Any], start: np.ndarray, batch: tuple[int, ...]) -> Call:
+        """The call with one batch axis; `theta` are arrays of the framework, (batch..., *shape) up to broadcasting."""
+        count, out, shared = math.prod(batch), [], []
+        for t, p in zip(theta, self.program.parameters, strict=True):
+            lead = tuple(t.shape)[: len(t.shape) - len(p.shape)]
+            one = math.prod(lead) == 1 and count > 0
+            shared.append(one)
+            out.append(
+                self.xp.reshape(t, p.shape) if one else self.xp.reshape(self.xp.broadcast_to(t, (*batch, *p.shape)), (count, *p.shape))
+            )
+        return Call(batch, count, tuple(out), tuple(shared), start)
+
+    def solve(self, call: Call, callback: Any = None) -> Result:
+        """Solve; instances whose numbers are not finite get their own status."""
+        finite = np.isfinite(call.start).all(axis=1)
+        for t, s in zip(call.theta, call.shared, strict=True):
+            good = np.isfinite(self.xp.numpy(t))
+            finite &= good.all() if s else good.reshape(call.count, -1).all(axis=1)
+        if not finite.all() and self.on_error == "raise":
+            raise NonFiniteInputError(
+                "a parameter or a start holds NaN or an infinity",
+                where=f"batch index {_places(np.asarray(~finite), call.batch)}",
+                mend="mend the values, or export with on_error='flag' to keep the other instances",
+            )
+        result = self.solver.solve(call.start, call.theta, call.shared, callback)
+        if finite.all():
+            return result
+        status = np.where(finite, result.status, np.int8(Status.NONFINITE_INPUT))
+        return Result(result.values, status, result.residual, result.gradient, result.cost, result.iterations, result.refinements)
+
+    def info(self, result: Result, batch: tuple[int, ...]) -> LeastSquaresInfo:
+        """Facts in the batch's shape."""
+        return LeastSquaresInfo(
+            result.status.reshape(batch),
+            result.residual.reshape(batch),
+            result.gradient.reshape(batch),
+            result.cost.reshape(batch),
+            result.iterations.reshape(batch),
+            None if result.history is None else result.history.reshape(-1, *batch),
+        )
+
+    def refuse(self, result: Result, batch: tuple[int, ...]) -> None:
+        """Raise where an instance did not converge and the layer is told to raise."""
+        bad = np.asarray(result.status != Status.SOLVED)
+        if self.on_error != "raise" or not bad.any():
+            return
+        kinds = sorted({int(s) for s in result.status[bad]})
+        said = "; ".join(f"{int((result.status == k).sum())}: {Status(k).message}" for k in kinds)
+        values = {n: result.values[:, a:b].reshape(*batch, *s) for n, (a, b, s) in zip(self.program.outputs, self.slices, strict=True)}
+        value = (result.cost * self.program.scale + self.program.constant).reshape(batch)
+        solution = LeastSquaresSolution(tuple(values.values()), MappingProxyType(values), value, self.info(result, batch))
+        raise SolveError(
+            f"{int(bad.sum())} of {len(bad)} instances did not converge ({said})",
+            solution=cast(Any, solution),
+            indices=tuple(tuple(int(k) for k in np.unravel_index(i, batch)) for i in np.flatnonzero(bad)),
+            where=f"batch index {_places(bad, batch)}, largest gradient {np.max(result.gradient[bad], initial=0.0):.3g}",
+            mend="start nearer, allow more iterations (options=dict(max_iterations=...)), or export with on_error='flag'",
+        )
+
+
+def _places(bad: np.ndarray, batch: tuple[int, ...]) -> str:
+    places = [tuple(int(k) for k in np.unravel_index(i, batch)) for i in np.flatnonzero(bad)]
+    return ", ".join(map(str, places[:8])) + (f", ... ({len(places)} in all)" if len(places) > 8 else "")

@@ -1,0 +1,322 @@
+"""A least-squares program as functions of batched arrays: cost, linearization, exact Hessian, and the gradient as a function of theta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from layercompiler.programs.least_squares import Argument, Block, LeastSquaresProgram
+from layercompiler.programs.robust import GemanMcClure
+from layercompiler.solvers.least_squares.structure import Dense, Sparse, Structure
+
+
+class Point(NamedTuple):
+    """The program at a point, for B instances.
+
+    Attributes:
+        cost: (B,) value of the objective.
+        energy: (B,) squared length of the weighted residual that the gradient is made of.
+        gradient: (B, n).
+        entries: (B, entries) Gauss-Newton matrix, in the structure's order.
+        diagonal: (B, n) of it.
+    """
+
+    cost: Any
+    energy: Any
+    gradient: Any
+    entries: Any
+    diagonal: Any
+
+
+class Evaluation:
+    """Functions of (values (B, ambient), theta, shared), written in one framework's arrays.
+
+    theta holds one array per parameter, (B, *shape), or of its own shape where `shared` says that the batch shares it.
+    """
+
+    def __init__(self, structure: Structure, xp: Any) -> None:
+        self.structure, self.program, self.xp = structure, structure.program, xp
+        self.flat = all(v.manifold.name == "euclidean" for v in self.program.variables)
+        self.size = int(self.program.ambient_offsets[-1])
+
+    # Public functions ----------------------------------------------------------------------------------------------------
+
+    def linearize(self, values: Any, theta: Sequence[Any], shared: Sequence[bool], widen: float = 1.0) -> Point:
+        """Cost, gradient and Gauss-Newton matrix. `widen` multiplies the squared radius of graduated losses."""
+        xp = self.xp
+        parts = [self._linear(s, values, theta, shared, widen) for s in self.structure.blocks]
+        cost, energy, gradient, diagonal = (sum(p[i] for p in parts[1:]) + parts[0][i] for i in range(4))
+        return Point(cost, energy, gradient, self._merged(xp.concat([p[4] for p in parts], axis=-1)), diagonal)
+
+    def hessian(self, values: Any, theta: Sequence[Any], shared: Sequence[bool]) -> Any:
+        """(B, entries) exact Hessian of the objective along tangents, in the structure's order."""
+        return self._merged(self.xp.concat([self._second(s, values, theta, shared) for s in self.structure.blocks], axis=-1))
+
+    def objective(self, values: Any, tangent: Any, theta: Sequence[Any], shared: Sequence[bool]) -> Any:
+        """(B,) the objective at the values moved by a tangent (B, n), to second order in it: for derivatives at tangent = 0."""
+        moved = self.expand(values, tangent)
+        costs = []
+        for s in self.structure.blocks:
+            one = lambda *inputs, b=s.block: _cost(self.xp, b, self._weighted(b, inputs), self._radius(b, inputs, 1.0))  # noqa: E731
+            cost = self._map(one, s.block, moved, theta, shared)
+            costs.append(cost if s.block.count is None else self.xp.sum(cost, axis=-1))
+        return sum(costs[1:]) + costs[0]
+
+    def residuals(self, values: Any, theta: Sequence[Any], shared: Sequence[bool]) -> list[Any]:
+        """Weighted residuals of every block, (B, m) or (B, E, m)."""
+        return [self._map(lambda *i, b=b: self._weighted(b, i), b, values, theta, shared) for b in self.program.blocks]
+
+    def retract(self, values: Any, step: Any, xp: Any = None) -> Any:
+        """Values moved by a step (B, n), exactly."""
+        return self._move("retract", values, step, xp or self.xp)
+
+    def expand(self, values: Any, step: Any, xp: Any = None) -> Any:
+        """Values moved by a step to second order."""
+        return self._move("expand", values, step, xp or self.xp)
+
+    def split(self, values: Any) -> tuple[Any, ...]:
+        """Values (B, ambient) as one array (B, *shape) per variable."""
+        starts = self.program.ambient_offsets
+        return tuple(
+            self.xp.reshape(values[..., a:b], (*values.shape[:-1], *v.shape))
+            for v, a, b in zip(self.program.variables, starts[:-1], starts[1:], strict=True)
+        )
+
+    # Blocks --------------------------------------------------------------------------------------------------------------
+
+    def _linear(self, s: Dense | Sparse, values: Any, theta: Any, shared: Any, widen: float) -> tuple[Any, ...]:
+        xp, block = self.xp, s.block
+
+        def one(*inputs: Any) -> Any:
+            r, J = self._dense(s, inputs) if isinstance(s, Dense) else self._colored(s, inputs)
+            c = self._radius(block, inputs, widen)
+            cost = _cost(xp, block, r, c)
+            if block.robust is not None:
+                root = xp.sqrt(block.robust.slope(xp, r * r if block.separable else xp.sum(r * r), c))
+                r = root * r
+                J = J * (
+                    self._pick(root, s.rows) if isinstance(s, Sparse) and block.separable else root[:, None] if block.separable else root
+                )
+            return cost, r, J
+
+        cost, r, J = self._map(one, block, values, theta, shared)
+        energy = xp.sum(r * r, axis=-1)
+        if block.count is not None:
+            cost, energy = xp.sum(cost, axis=-1), xp.sum(energy, axis=-1)
+        if isinstance(s, Sparse):
+            gradient = self._scatter(J * self._pick(r, s.rows), s.cols)
+            entries = self._scatter(self._pick(J, s.first) * self._pick(J, s.second), s.slot, len(s.left))
+            return cost, energy, gradient, self._scatter(J * J, s.cols), entries
+        gradient = xp.sum(J * r[..., None], axis=-2)
+        if s.block.dim > 6:
+            H = xp.matmul(xp.matrix_transpose(J), J)
+            entries = self._pick(xp.reshape(H, (*H.shape[:-2], -1)), s.first * H.shape[-1] + s.second)
+        else:
+            entries = xp.sum(self._pick(J, s.first) * self._pick(J, s.second), axis=-2)
+        diagonal = self._pick(entries, np.flatnonzero(s.first == s.second))
+        return cost, energy, self._spread(s, gradient), self._spread(s, diagonal), self._kept(s, entries)
+
+    def _dense(self, s: Dense, inputs: Any) -> tuple[Any, Any]:
+        """Weighted residual (m,) and its Jacobian (m, k) of one factor."""
+        xp, block = self.xp, s.block
+        if block.jacobian is not None:
+            variables, arguments, extra = self._cut(block, inputs)
+            J = xp.concat([xp.reshape(j, (block.dim, -1)) for j in block.jacobian(xp, *variables, *arguments)], axis=-1)
+            r = block.residual(xp, *variables, *arguments)
+            return self._weigh(block, r, extra), self._weigh(block, J, extra)
+        k = s.cols.shape[1]
+        at = self._local(block, inputs)
+        zero = self._zero(inputs, k)
+        if k <= 2 * block.dim:
+            columns = xp.vmap(lambda t: xp.jvp(at, (zero,), (t,))[1])(xp.eye_like(zero, k))
+            return at(zero), xp.matrix_transpose(columns)
+        r, pull = xp.vjp(at, zero)
+        return r, xp.vmap(lambda c: pull(c)[0])(xp.eye_like(r, block.dim))
+
+    def _colored(self, s: Sparse, inputs: Any) -> tuple[Any, Any]:
+        """Weighted residual (m,) and the nonzeros of its Jacobian."""
+        xp = self.xp
+        at, zero = self._local(s.block, inputs), self._zero(inputs, len(s.colors))
+        seeds = xp.new(np.arange(s.colors.max() + 1)[:, None] == s.colors, zero) * xp.ones_like(zero)
+        columns = xp.vmap(lambda t: xp.jvp(at, (zero,), (t,))[1])(seeds)
+        return at(zero), self._pick(xp.reshape(columns, (-1,)), s.colors[s.local] * s.block.dim + s.rows)
+
+    def _second(self, s: Dense | Sparse, values: Any, theta: Any, shared: Any) -> Any:
+        xp, block = self.xp, s.block
+
+        def one(*inputs: Any) -> Any:
+            at = self._local(block, inputs)
+            gradient = xp.grad(lambda d: _cost(xp, block, at(d), self._radius(block, inputs, 1.0)))
+            zero = self._zero(inputs, s.cols.shape[1] if isinstance(s, Dense) else len(s.colors))
+            if isinstance(s, Dense):
+                H = xp.vmap(lambda t: xp.jvp(gradient, (zero,), (t,))[1])(xp.eye_like(zero, s.cols.shape[1]))
+                return self._pick(xp.reshape(H, (-1,)), s.first * H.shape[-1] + s.second)
+            seeds = xp.new(np.arange(s.hessian_colors.max() + 1)[:, None] == s.hessian_colors, zero) * xp.ones_like(zero)
+            H = xp.vmap(lambda t: xp.jvp(gradient, (zero,), (t,))[1])(seeds)
+            return self._pick(xp.reshape(H, (-1,)), s.hessian_colors[s.right] * len(s.colors) + s.left)
+
+        entries = self._map(one, block, values, theta, shared)
+        return entries if isinstance(s, Sparse) else self._kept(s, entries)
+
+    # One factor ----------------------------------------------------------------------------------------------------------
+
+    def _local(self, block: Block, inputs: Any) -> Callable[[Any], Any]:
+        """The weighted residual as a function of the factor's own tangent."""
+        variables, arguments, extra = self._cut(block, inputs)
+
+        def at(tangent: Any) -> Any:
+            moved, start = [], 0
+            for position, index, x in zip(block.on, block.index, variables, strict=True):
+                spec = self.program.variables[position]
+                manifold, count = spec.manifold, spec.elements if index is None else 1
+                part = tangent[start : start + count * manifold.dof]
+                start += count * manifold.dof
+                if manifold.name == "euclidean":
+                    moved.append(x + self.xp.reshape(part, x.shape))
+                else:
+                    v = self.xp.reshape(part, (*x.shape[:-1], manifold.dof))
+                    moved.append(manifold.expand(self.xp, x, v))
+            return self._weigh(block, block.residual(self.xp, *moved, *arguments), extra)
+
+        return at
+
+    def _weighted(self, block: Block, inputs: Any) -> Any:
+        variables, arguments, extra = self._cut(block, inputs)
+        return self._weigh(block, block.residual(self.xp, *variables, *arguments), extra)
+
+    def _weigh(self, block: Block, r: Any, extra: Sequence[Any]) -> Any:
+        """W r, or W J."""
+        if block.weight is None:
+            return r
+        W = extra[0]
+        if block.weight.kind == "full":
+            return self.xp.matmul(W, r)
+        return W * r if block.weight.kind == "scale" or r.ndim == 1 else W[:, None] * r
+
+    def _radius(self, block: Block, inputs: Any, widen: float) -> Any:
+        """The squared radius of the robust loss."""
+        if block.radius is None:
+            return None
+        c = inputs[-1] * inputs[-1]
+        return c * widen if isinstance(block.robust, GemanMcClure) and block.robust.graduated else c
+
+    def _cut(self, block: Block, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+        a, b = len(block.on), len(block.on) + len(block.arguments)
+        return inputs[:a], inputs[a:b], inputs[b:]
+
+    def _zero(self, inputs: Sequence[Any], k: int) -> Any:
+        """A tangent of zeros that is of the same kind as the variables (mapped where they are)."""
+        x = self.xp.reshape(inputs[0], (-1,))
+        return self.xp.zeros_like(self.xp.broadcast_to(x[:1], (k,)))
+
+    # Batches -------------------------------------------------------------------------------------------------------------
+
+    def _map(self, one: Callable[..., Any], block: Block, values: Any, theta: Sequence[Any], shared: Sequence[bool]) -> Any:
+        """`one` of every factor of every instance."""
+        inputs, batched, mapped = [], [], []
+        starts = self.program.ambient_offsets
+        for position, index in zip(block.on, block.index, strict=True):
+            spec = self.program.variables[position]
+            x = values[:, starts[position] : starts[position + 1]]
+            if index is None:
+                x = self.xp.reshape(x, (-1, *spec.shape))
+            else:
+                x = self.xp.take(
+                    self.xp.reshape(x, (-1, spec.elements, *spec.element_shape)), self.xp.new(np.asarray(index), values), axis=1
+                )
+            inputs.append(x)
+            batched.append(0)
+            mapped.append(None if index is None else 0)
+        extra = [block.weight.argument] if block.weight is not None else []
+        for argument in [*block.arguments, *extra, *([block.radius] if block.radius is not None else [])]:
+            inputs.append(self._argument(argument, values, theta))
+            batched.append(None if argument.parameter is None or shared[argument.parameter] else 0)
+            mapped.append(0 if argument.mapped else None)
+        if block.count is not None:
+            if block.count and 0 not in mapped:  # factors that all read the same: repeated
+                inputs.append(self.xp.new(np.zeros(block.count), values))
+                batched.append(None)
+                mapped.append(0)
+                last, one = one, lambda *a: last(*a[:-1])
+            one = self.xp.vmap(one, tuple(mapped))
+        return self.xp.vmap(one, tuple(batched))(*inputs)
+
+    def _argument(self, argument: Argument, values: Any, theta: Sequence[Any]) -> Any:
+        if argument.parameter is not None:
+            return theta[argument.parameter]
+        return self.xp.new(np.asarray(argument.value), values)
+
+    def _pick(self, x: Any, index: np.ndarray) -> Any:
+        """Entries of the last axis."""
+        return self.xp.take(x, self.xp.new(index, x), axis=-1)
+
+    def _spread(self, s: Dense, local: Any) -> Any:
+        """(B, n) sums of per-factor columns (B, E, k) or (B, k)."""
+        if s.whole:
+            return local
+        flat = self.xp.reshape(local, (local.shape[0], -1))
+        cols = s.cols.reshape(-1)
+        if (cols < 0).any():
+            keep = np.flatnonzero(cols >= 0)
+            flat, cols = self._pick(flat, keep), cols[keep]
+        return self._scatter(flat, cols)
+
+    def _scatter(self, flat: Any, index: np.ndarray, count: int | None = None) -> Any:
+        """(B, count) sums of (B, k) by index (k,)."""
+        moved = self.xp.permute_dims(flat, (1, 0))
+        return self.xp.permute_dims(self.xp.segment_sum(moved, index, self.structure.n if count is None else count), (1, 0))
+
+    def _kept(self, s: Dense, entries: Any) -> Any:
+        flat = self.xp.reshape(entries, (entries.shape[0], -1))
+        return flat if s.kept is None else self._pick(flat, s.kept)
+
+    def _merged(self, entries: Any) -> Any:
+        merge = self.structure.merge
+        return entries if merge is None else self._scatter(entries, merge, len(self.structure.rows))
+
+    def _move(self, how: str, values: Any, step: Any, xp: Any) -> Any:
+        program, structure = self.program, self.structure
+        if structure.n != program.dof:
+            step = xp.concat([step, xp.zeros_like(step[:, :1])], axis=1)
+            where = np.full(program.dof, structure.n)
+            where[structure.free] = np.arange(structure.n)
+            step = xp.take(step, xp.new(where), axis=1)
+        if self.flat:
+            return values + step
+        parts = []
+        for v, a, d in zip(program.variables, program.ambient_offsets, program.offsets, strict=False):
+            x, t = values[:, a : a + v.size], step[:, d : d + v.dof]
+            if v.manifold.name == "euclidean":
+                parts.append(x + t)
+                continue
+            x = xp.reshape(x, (-1, v.elements, v.manifold.ambient))
+            y = getattr(v.manifold, how)(xp, x, xp.reshape(t, (-1, v.elements, v.manifold.dof)))
+            parts.append(xp.reshape(v.manifold.normalize(xp, y) if how == "retract" else y, (-1, v.size)))
+        return xp.concat(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def _cost(xp: Any, block: Block, r: Any, c: Any) -> Any:
+    """Half the (robust) square of a weighted residual."""
+    if block.robust is None:
+        return xp.sum(r * r) / 2
+    if block.separable:
+        return xp.sum(block.robust.rho(xp, r * r, c)) / 2
+    return block.robust.rho(xp, xp.sum(r * r), c) / 2
+
+
+def stages(program: LeastSquaresProgram) -> list[float]:
+    """Factors of the squared radius of graduated losses, falling to 1."""
+    graded = [b.robust for b in program.blocks if isinstance(b.robust, GemanMcClure) and b.robust.graduated]
+    if not graded:
+        return [1.0]
+    loss = max(graded, key=lambda g: g.start)
+    out, factor = [], loss.start
+    while factor > 1:
+        out.append(factor)
+        factor /= loss.factor
+    return [*out, 1.0]
+
+
+__all__ = ["Evaluation", "Point", "stages"]

@@ -1,0 +1,83 @@
+"""Settings of a nonlinear least-squares solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from layercompiler.errors import OptionError
+
+METHODS = ("levenberg_marquardt", "gauss_newton", "dogleg")
+BACKWARD = ("implicit", "gauss_newton", "truncated", "unrolled", "dlm")
+LINEAR = ("auto", "lanes", "plain", "dense", "schur", "cg")
+
+
+@dataclass(frozen=True)
+class LeastSquaresOptions:
+    """How to solve a least-squares program and how to differentiate it.
+
+    Attributes:
+        max_iterations: Of the descent; refinement by Newton steps comes on top.
+        tolerance: A point is converged where no component of the gradient exceeds this, relative to the lengths of its column of
+            the Jacobian and of the residual (the cosine between them): a number without units.
+        damping: First damping of Levenberg-Marquardt, relative to the diagonal where `ellipsoidal`.
+        adaptive: Whether the damping follows the gain ratio, for each instance by itself. Fixed damping accepts steps that lower the cost.
+        ellipsoidal: Damp each column by the square of its length, instead of all alike.
+        radius: First trust radius of the dogleg, in units of scaled steps; None for the length of the first Cauchy step times ten.
+        polish: Refine converged points by Newton steps with the exact Hessian, to a gradient near rounding.
+        linear: "auto", "lanes" (compiled sparse LDL', an instance per SIMD lane), "plain" (LAPACK, or qdldl where sparse), "dense" (in the
+            framework), "schur" (eliminates the variable named in `eliminate` first), "cg" (preconditioned conjugate gradients).
+        eliminate: Variable whose elements no factor couples, such as the points of a bundle adjustment.
+        backward: "implicit" (exact), "gauss_newton" (approximate: it drops the second derivatives of the residuals, and is off by as
+            much as they matter: some percent at large residuals), "truncated" (through the last `truncation` steps), "unrolled" (through
+            all), "dlm" (a difference along one direction, approximate).
+        truncation: Steps of "truncated".
+        epsilon: Relative size of the difference of "dlm".
+        trace: Record the residuals once for each shape of the inputs (torch), so that Python's overhead is paid once.
+    """
+
+    max_iterations: int = 100
+    tolerance: float = 1e-8
+    damping: float = 1e-3
+    adaptive: bool = True
+    ellipsoidal: bool = True
+    radius: float | None = None
+    polish: bool = True
+    linear: str = "auto"
+    eliminate: str | None = None
+    backward: str = "implicit"
+    truncation: int = 5
+    epsilon: float = 1e-4
+    trace: bool = True
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("backward", BACKWARD), ("linear", LINEAR)):
+            if getattr(self, name) not in allowed:
+                raise OptionError(f"unknown value of '{name}'", expected=f"one of {list(allowed)}", got=repr(getattr(self, name)))
+        for name in ("tolerance", "damping", "epsilon"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
+                raise OptionError(f"option '{name}' is out of range", expected="a finite number >= 0", got=repr(value))
+        for name in ("max_iterations", "truncation"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 0):
+                raise OptionError(f"option '{name}' is out of range", expected="a whole number >= 0", got=repr(value))
+
+    @classmethod
+    def of(cls, value: LeastSquaresOptions | dict[str, Any] | None) -> LeastSquaresOptions:
+        """Options of a value, a dict of fields, or nothing.
+
+        Raises:
+            OptionError: An unknown field or a value out of range.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, cls):
+            return value
+        names = [f.name for f in fields(cls)]
+        if not isinstance(value, dict):
+            raise OptionError("options are LeastSquaresOptions or a dict of their fields", got=type(value).__name__)
+        for name in value:
+            if name not in names:
+                raise OptionError(f"unknown option '{name}'", expected=f"some of {names}", got=repr(name))
+        return cls(**value)

@@ -1,0 +1,270 @@
+"""The solve of a batch on the host: numpy loops around the residuals of a framework, on ever fewer instances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from layercompiler import arrays
+from layercompiler.programs.least_squares import LeastSquaresProgram
+from layercompiler.solvers.least_squares import descent
+from layercompiler.solvers.least_squares.descent import RUNNING, Instances, State
+from layercompiler.solvers.least_squares.evaluation import Evaluation, Point, stages
+from layercompiler.solvers.least_squares.linear import Normal, normal
+from layercompiler.solvers.least_squares.options import LeastSquaresOptions
+from layercompiler.solvers.least_squares.structure import Structure
+from layercompiler.status import Status
+
+_ROUGH = 1e-3  # relative gradient at which Newton steps take over
+_POLISHED = 1e-13
+_NEWTON = 8
+_STAGE = 5  # steps of each stage of a graduated loss
+_SMALL = 16  # instances below which nothing is gained by leaving finished ones out
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a solve found, numpy arrays of B instances.
+
+    Attributes:
+        values: (B, ambient).
+        status: (B,) `Status` codes.
+        residual: (B,) relative size of the gradient.
+        gradient: (B,) its largest absolute component.
+        cost: (B,) value of the objective.
+        iterations: (B,) steps tried.
+        refinements: Newton steps of the batch.
+        history: (steps + 1, B) cost after every step of the descent, if recorded.
+    """
+
+    values: np.ndarray
+    status: np.ndarray
+    residual: np.ndarray
+    gradient: np.ndarray
+    cost: np.ndarray
+    iterations: np.ndarray
+    refinements: int = 0
+    history: np.ndarray | None = field(default=None, repr=False)
+
+
+class Solver:
+    """A program made ready for one framework; immutable, so that threads may share it."""
+
+    def __init__(self, program: LeastSquaresProgram, xp: Any, options: LeastSquaresOptions, method: str) -> None:
+        self.program, self.xp, self.options, self.method = program, xp, options, method
+        self.structure = Structure(program)
+        self.evaluation = Evaluation(self.structure, xp)
+        self._traced: dict[Any, Callable[..., Any]] = {}
+
+    @cached_property
+    def normal(self) -> Normal:
+        """The linear solve of the host."""
+        return normal(self.structure, self.options.linear if self.options.linear in ("lanes", "plain") else "auto")
+
+    def call(self, kind: str, shared: tuple[bool, ...]) -> Callable[..., Any]:
+        """A function of the evaluation as one of flat arrays, traced."""
+        found = self._traced.get((kind, shared))
+        if found is None:
+            e = self.evaluation
+            xp = self.xp
+            functions: dict[str, Callable[..., Any]] = {
+                "linearize": lambda values, *theta: tuple(e.linearize(values, theta, shared)),
+                "widened": lambda values, widen, *theta: tuple(e.linearize(values, theta, shared, widen)),
+                "hessian": lambda values, *theta: e.hessian(values, theta, shared),
+                "pull": lambda values, u, *theta: pull(xp, e, values, u, theta, shared),
+                "push": lambda values, *both: push(xp, e, values, both[: len(shared)], both[len(shared) :], shared),
+                "difference": lambda values, u, *theta: difference(xp, e, values, u, theta, shared, self.options.epsilon),
+                "tangent": lambda values, g: xp.vjp(lambda t: e.expand(values, t), xp.zeros_like(g[:, : self.structure.n]))[1](g)[0],
+                "ambient": lambda values, t: xp.jvp(lambda d: e.expand(values, d), (xp.zeros_like(t),), (t,))[1],
+            }
+            f = functions[kind]
+            found = self._traced[kind, shared] = xp.trace(f) if self.options.trace else f
+        return found
+
+    def instances(self, theta: Sequence[Any], shared: tuple[bool, ...], widen: float = 1.0) -> Instances:
+        """Functions of numpy arrays around those of the framework."""
+        xp, e = self.xp, self.evaluation
+        kind, extra = ("linearize", ()) if widen == 1.0 else ("widened", (xp.new(widen),))
+        linearize, second = self.call(kind, shared), self.call("hessian", shared)
+        host = arrays.get("numpy")
+
+        def evaluate(values: np.ndarray) -> Point:
+            return Point(*(xp.numpy(a) for a in linearize(xp.new(values), *extra, *theta)))
+
+        def hessian(values: np.ndarray) -> np.ndarray:
+            return xp.numpy(second(xp.new(values), *theta))
+
+        def solve(entries: np.ndarray, diagonal: np.ndarray, rhs: np.ndarray, refine: int) -> tuple[np.ndarray, np.ndarray]:
+            factor = self.normal.factor(entries, diagonal)
+            return factor.solve(rhs, refine), factor.pivots
+
+        return Instances(host, evaluate, hessian, lambda v, s: e.retract(v, s, host), solve, self.structure)
+
+    def solve(
+        self, values: np.ndarray, theta: Sequence[Any], shared: tuple[bool, ...], callback: Callable[..., Any] | None = None
+    ) -> Result:
+        """Descend from the values (B, ambient) for every instance.
+
+        Args:
+            values: Starting values, float64.
+            theta: Parameters in the framework's arrays, detached: (B, *shape), or (*shape) where shared.
+            shared: Which parameters the whole batch shares.
+            callback: Called after every step with (iteration, cost (B,), gradient measure (B,), values (B, ambient)); stops where it
+                returns True.
+        """
+        options = self.options
+        with np.errstate(all="ignore"):
+            if not len(values):
+                empty = np.zeros(0)
+                return Result(values, np.zeros(0, np.int8), empty, empty, empty, np.zeros(0, int))
+            history: list[np.ndarray] | None = [] if callback is not None else None
+            for widen in stages(self.program)[:-1]:
+                instances = self.instances(theta, shared, widen)
+                state = descent.start(instances, values, options, self.method)
+                state, _ = self._descend(instances, state, options.tolerance, _STAGE, None, None)
+                values = state.values
+            instances = self.instances(theta, shared)
+            state = descent.start(instances, values, options, self.method)
+            rough = max(_ROUGH, options.tolerance) if options.polish else options.tolerance
+            refinements = 0
+            for target in (rough, options.tolerance) if options.polish else (rough,):
+                state = self._batch(state, theta, shared, target, callback, history)
+                if options.polish:
+                    state, steps = self._polish(state, theta, shared)
+                    refinements += steps
+                again = (descent.finish(instances, state, options.tolerance)[0] != 0) & (state.status == 0)
+                if not again.any():
+                    break
+                state = state._replace(status=np.where(again, RUNNING, state.status), growth=np.full_like(state.growth, 2.0))
+            status, measure = descent.finish(instances, state, options.tolerance)
+        held = instances.held(state.values, state.gradient)
+        gradient = state.gradient if held is None else np.where(held, 0.0, state.gradient)
+        largest = np.abs(gradient).max(axis=1, initial=0.0)
+        past = None if not history else np.stack(history)
+        return Result(state.values, status.astype(np.int8), measure, largest, state.cost, state.iterations, refinements, past)
+
+    def _batch(self, state: State, theta: Any, shared: Any, target: float, callback: Any, history: Any) -> State:
+        """Descend, and go on with half of the batch whenever half of it is done."""
+        left = self.options.max_iterations - int(state.iterations.max(initial=0))
+        every = np.arange(len(state.cost))
+        index, whole = every, state
+        while True:
+            subset = theta if index is every else self._take(theta, shared, index)
+            half = 0 if callback is not None else (len(index) + 1) // 2
+            state, left = self._descend(self.instances(subset, shared), state, target, left, half, callback, history)
+            whole = state if index is every else State(*(_put(a, index, b) for a, b in zip(whole, state, strict=True)))
+            running = np.flatnonzero(state.status == RUNNING)
+            if not len(running) or left <= 0:
+                return whole
+            keep = np.concatenate([running, np.flatnonzero(state.status != RUNNING)])[: max(half, len(running))]
+            index, state = index[keep], State(*(a[keep] for a in state))
+
+    def _descend(
+        self, instances: Instances, state: State, target: float, limit: int, half: int | None, callback: Any, history: Any = None
+    ) -> tuple[State, int]:
+        while limit > 0:
+            running = int((state.status == RUNNING).sum())
+            if running == 0 or (half and len(state.cost) > _SMALL and running <= half):
+                break
+            if history is not None:
+                history.append(state.cost)
+            state = descent.advance(instances, state, self.options, self.method, target)
+            limit -= 1
+            if callback is not None:
+                if callback(int(state.iterations.max()), state.cost, state.measure, state.values):
+                    break
+        return state._replace(status=np.where((state.status == RUNNING) & (state.measure <= target), 0, state.status)), limit
+
+    def _polish(self, state: State, theta: Any, shared: Any) -> tuple[State, int]:
+        """Newton steps for the instances that came near, or got stuck near, a stationary point."""
+        measure = state.measure
+        near = np.flatnonzero((measure <= _ROUGH) & (measure > _POLISHED) & (state.status != Status.FAILED))
+        if not len(near):
+            return state, 0
+        if 2 * len(near) > len(measure) or len(measure) <= _SMALL:
+            near = np.arange(len(measure))
+        instances = self.instances(theta if len(near) == len(measure) else self._take(theta, shared, near), shared)
+        part = State(*(a[near] for a in state))
+        ok = (measure[near] <= _ROUGH) & (part.status != Status.FAILED)
+        part = part._replace(status=np.where(ok, RUNNING, part.status))
+        steps = 0
+        while (part.status == RUNNING).any() and steps < _NEWTON:
+            part = descent.refine(instances, part, _POLISHED)
+            part = part._replace(status=np.where((part.status == RUNNING) & (part.measure <= _POLISHED), 0, part.status))
+            steps += 1
+        part = part._replace(status=np.where(ok, 0, part.status))
+        return (part if len(near) == len(measure) else State(*(_put(a, near, b) for a, b in zip(state, part, strict=True)))), steps
+
+    def tangent(self, values: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
+        """Cotangents of the values (B, ambient) as cotangents of the unknown (B, n)."""
+        if self.evaluation.flat:
+            return cotangent if self.structure.n == cotangent.shape[1] else cotangent[:, self.structure.free]
+        xp = self.xp
+        return xp.numpy(self.call("tangent", ())(xp.new(values), xp.new(cotangent)))
+
+    def ambient(self, values: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """Velocities of the unknown (B, n) as velocities of the values (B, ambient)."""
+        xp = self.xp
+        return xp.numpy(self.call("ambient", ())(xp.new(values), xp.new(step)))
+
+    def _take(self, theta: Any, shared: Any, index: np.ndarray) -> tuple[Any, ...]:
+        at = self.xp.new(index)
+        return tuple(t if s else self.xp.take(t, at, axis=0) for t, s in zip(theta, shared, strict=True))
+
+    def factor(self, values: np.ndarray, theta: Any, shared: Any, exact: bool = True) -> tuple[Any, np.ndarray, np.ndarray | None]:
+        """Factors of the exact (or Gauss-Newton) Hessian at the values, its smallest pivots (B,), and which coordinates a bound holds."""
+        with np.errstate(all="ignore"):
+            instances = self.instances(theta, shared)
+            point = instances.evaluate(values)
+            held = instances.held(values, point.gradient)
+            entries = instances.hessian(values) if exact else point.entries
+            zero = np.zeros_like(point.gradient)
+            factor = self.normal.factor(instances.masked(entries, held), zero if held is None else np.where(held, 1.0, 0.0))
+        return factor, factor.pivots, held
+
+
+def pull(xp: Any, e: Evaluation, values: Any, u: Any, theta: Sequence[Any], shared: Sequence[bool]) -> tuple[Any, ...]:
+    """Gradients in theta of -<F, u>, F the gradient of the objective along tangents: what the implicit function theorem asks for."""
+    zero = xp.zeros_like(u)
+
+    def along(*parameters: Any) -> Any:
+        return -xp.sum(xp.jvp(lambda t: e.objective(values, t, parameters, shared), (zero,), (u,))[1])
+
+    return xp.vjp(along, *theta)[1](xp.ones_like(u[0, 0])) if theta else ()
+
+
+def push(xp: Any, e: Evaluation, values: Any, theta: Sequence[Any], rates: Sequence[Any], shared: Sequence[bool]) -> Any:
+    """(B, n) derivative of F, the gradient of the objective along tangents, along rates of theta."""
+    zero = xp.zeros_like(values[:, :1] + xp.zeros((1, e.structure.n)))
+
+    def F(*parameters: Any) -> Any:
+        return xp.vjp(lambda t: e.objective(values, t, parameters, shared), zero)[1](xp.ones_like(values[:, 0]))[0]
+
+    return xp.jvp(F, tuple(theta), tuple(rates))[1] if theta else zero
+
+
+def difference(
+    xp: Any, e: Evaluation, values: Any, u: Any, theta: Sequence[Any], shared: Sequence[bool], epsilon: float
+) -> tuple[Any, ...]:
+    """`pull` by a central difference along u, instead of a mixed second derivative.
+
+    Source: Song, Schwing, Zemel, Urtasun 2016, "Training deep neural networks via direct loss minimization".
+    """
+    length = xp.sqrt(xp.sum(u * u, axis=1, keepdims=True))
+    h = epsilon / xp.where(length > 0, length, xp.ones_like(length))
+
+    def along(*parameters: Any) -> Any:
+        ahead, behind = (e.objective(values, s * h * u, parameters, shared) for s in (1.0, -1.0))
+        return -xp.sum((ahead - behind) / (2 * h[:, 0]))
+
+    return xp.vjp(along, *theta)[1](xp.ones_like(u[0, 0])) if theta else ()
+
+
+def _put(whole: np.ndarray, index: np.ndarray, part: np.ndarray) -> np.ndarray:
+    out = whole.copy()
+    out[index] = part
+    return out
