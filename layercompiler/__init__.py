@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from layercompiler.implicit.problem import Argmin, Declarative, FixedPoint, Root, Unrolled
     from layercompiler.plan import CompiledProblem
     from layercompiler.problems.factors import SE2, SE3, SO2, SO3, Diagonal, Euclidean, Full, LeastSquares, Scale, factor
+    from layercompiler.problems.qp import QP
     from layercompiler.programs.blackbox import BlackBox
     from layercompiler.programs.robust import Cauchy, GemanMcClure, Huber, PseudoHuber, Welsch
     from layercompiler.solvers import Options
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DBB",
     "IMLE",
+    "QP",
     "SE2",
     "SE3",
     "SO2",
@@ -90,6 +92,7 @@ _IMPLICIT = ("Argmin", "Declarative", "FixedPoint", "Root", "Unrolled")
 _ORIGIN = {
     **dict.fromkeys(_ESTIMATORS, "derivatives.perturbation.estimators"),
     "BlackBox": "programs.blackbox",
+    "QP": "problems.qp",
     **dict.fromkeys(_LEAST_SQUARES, "problems.factors"),
     **dict.fromkeys(_ROBUST, "programs.robust"),
     "LeastSquaresOptions": "solvers.least_squares",
