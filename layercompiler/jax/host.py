@@ -39,7 +39,8 @@ class Host:
         self.problem, self.options, self.memory = problem, options, Memory(problem)
         solver = problem.solver.lower()
         found = Native.of(problem, options) if solver in ("auto", "interior_point") else None
-        self.native, self.asked = None if found is None else Function(found), solver == "interior_point"
+        self.native: Any = None if found is None else Function(found)
+        self.asked = solver == "interior_point"
         self.shapes = tuple(p.shape for p in problem.parameters)
         self.results = tuple(o.shape for o in problem.outputs)
 

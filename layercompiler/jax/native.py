@@ -50,6 +50,10 @@ class Function:
             SolveError: An instance failed, and the problem is to raise; within `jit` jax raises its own error, with the same text.
         """
         count = math.prod(batch)
+        if count == 0:
+            none = jnp.zeros(batch)
+            facts = {"status": none.astype(jnp.int8), "residual": none, "iterations": none.astype(jnp.int32), "value": none}
+            return [jnp.zeros((*batch, *o.shape)) for o in self.native.program.outputs], facts
         rows = []
         for v, p in zip(values, self.native.program.parameters, strict=True):
             lead = v.shape[: v.ndim - len(p.shape)]
@@ -105,7 +109,7 @@ class Function:
         def solve(transposed: bool) -> Callable[..., Any]:
             def run(_: Any, r: Any) -> Any:
                 data = (Q, A, G, v, *r, *kept)
-                return tuple(self._in_pieces(lambda *d: self.native.system(_xp, *d[:4], d[4:7], d[7:], transposed), data))
+                return tuple(self._in_pieces(lambda *d: self.native.system(_xp, d[0], d[1], d[2], d[3], d[4:7], d[7:], transposed), data))
 
             return run
 

@@ -146,7 +146,7 @@ def run(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_star
     if named or len(tensors) != len(bound.parameters):
         tensors = _bind(bound, tensors, named)
     if bound.native is not None and (bound.asked or any([isinstance(t, Tensor) and t.is_cuda for t in tensors])):
-        outputs, found = _run_natively(bound, tensors)
+        outputs, found = _run_natively(bound, tensors)  # type: ignore[reportCallIssue]
         return outputs, found["status"]
     theta, codes, dtype, device = _read(tensors, bound.parameters)
     *outputs, z = operators.solve(theta, None if warm_start is None else _start(warm_start), codes, bound)
@@ -163,7 +163,7 @@ def solve(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_st
         if named or len(tensors) != len(bound.parameters):
             tensors = _bind(bound, tensors, named)
         began = time.perf_counter()
-        outputs, found = _run_natively(bound, tensors)
+        outputs, found = _run_natively(bound, tensors)  # type: ignore[reportCallIssue]
         facts = native.info(found, time.perf_counter() - began)
         values = dict(zip((o.name for o in bound.compiled.outputs), outputs, strict=True))
         return Solution(outputs, MappingProxyType(values), found["value"], facts, torch.zeros(0))
@@ -185,7 +185,7 @@ def _run_natively(bound: Bound, tensors: tuple[Any, ...]) -> tuple[tuple[Tensor,
     batch = compiled.batch_shape([tuple(t.shape) for t in theta])
     if device is None and compiled.options.check_domain and not torch._C._are_functorch_transforms_active():
         compiled.reader.read([host._array(t) for t in theta], True, compiled.on_error == "raise")
-    outputs, found = native.run(bound.native, theta, batch)
+    outputs, found = native.run(bound.native, theta, batch)  # type: ignore[arg-type]
     return tuple(outputs if dtype is torch.float64 else [x.to(dtype) for x in outputs]), found
 
 
@@ -224,7 +224,7 @@ def _read(values: Sequence[Any], names: Sequence[str], host: bool = True) -> tup
     deciding = deciding or [t.dtype for t, v in zip(tensors, values, strict=True) if t.is_floating_point() and hasattr(v, "dtype")]
     dtype = functools.reduce(torch.promote_types, deciding) if deciding else torch.get_default_dtype()
     codes = "".join([_CODES.get(t.dtype, "d") for t in tensors])
-    place = {"device": "cpu"} if host else {}
+    place: Any = {"device": "cpu"} if host else {}
     theta = [t if t.dtype is torch.float64 and (t.is_cpu or not host) else t.to(dtype=torch.float64, **place) for t in tensors]
     return theta, codes, dtype, _device(tensors)
 

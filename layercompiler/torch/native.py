@@ -152,6 +152,11 @@ def run(native: Native, theta: Sequence[Tensor], batch: tuple[int, ...]) -> tupl
         SolveError: An instance failed, and the problem is to raise.
     """
     count = math.prod(batch)
+    if count == 0:
+        link = sum((t.sum() for t in theta), torch.zeros((), dtype=torch.float64, device=theta[0].device)) * 0.0  # zero gradients, not none
+        none = torch.zeros(batch, dtype=torch.float64, device=theta[0].device)
+        outputs = [torch.zeros((*batch, *o.shape), dtype=torch.float64, device=theta[0].device) + link for o in native.program.outputs]
+        return outputs, {"value": none, "status": none.to(torch.int8), "residual": none, "iterations": none.to(torch.int32)}
     rows = []
     for t, p in zip(theta, native.program.parameters, strict=True):
         lead = t.shape[: t.ndim - len(p.shape)]

@@ -130,7 +130,7 @@ class Linearized:
         xp, cone = program.xp, program.cone
         Q, A, G = program.Q, program.A, program.G
         r_x, r_y, r_z = r_x * scaling.column / scaling.cost, r_y * scaling.row_A, r_z * scaling.row_G
-        D = self._derivative() if cone.m else None
+        D: Any = self._derivative() if cone.m else None
         function = lambda f, x: cone.apply(xp, D.map(f), x) if cone.m else x  # noqa: E731
         root, rest = lambda d: xp.sqrt(d), lambda d: 1.0 - d
         push = lambda d: xp.sqrt(d) / (1.0 - d + _DELTA)  # noqa: E731
@@ -300,7 +300,7 @@ def solve(given: Program, idle: Any, every: int, limit: int | None = None) -> Em
     def step(x: Any, y: Any, z: Any, s: Any, tau: Any, kappa: Any, code: Any, iterations: Any, turn: Any) -> tuple[Any, ...]:
         active = code == -1.0
         r_x, r_y, r_z, r_t, (_, _, _, _, _, _, _, _) = measure(x, y, z, s, tau, kappa)
-        W = cone.scaling(xp, s, z) if m else None
+        W: Any = cone.scaling(xp, s, z) if m else None
         F = factor(W)
         mu = (_dot(xp, s, z) + tau * kappa) / (cone.degree + 1)
         x2, y2, z2 = system(F, W, -p, b, h)
@@ -386,5 +386,5 @@ def _dot(xp: Any, a: Any, b: Any) -> Any:
 
 def _big(xp: Any, *terms: Any) -> Any:
     """(B,), the largest magnitude in the terms."""
-    joined = xp.concat([xp.abs(t) for t in terms], axis=1) if len(terms) > 1 else xp.abs(terms[0])
+    joined = xp.concat([xp.abs(t) for t in terms], axis=1)
     return xp.max(joined, axis=1) if joined.shape[1] else 0.0 * xp.sum(joined, axis=1)

@@ -153,7 +153,8 @@ def linear_solve(
     xp = program.xp
     if not factors:
         return _robust(program, v, right, settings)
-    form = dual.Elimination(program, *factors[:-1], factors[0], by_dual)  # R is not needed any more
+    L, W_A, W_G, La, V, _ = factors
+    form = dual.Elimination(program, L, W_A, W_G, La, V, L, by_dual)  # R is not needed any more
     step = dual.Linearized(form, v, factors[-1], by_dual).refined(*right)
     poor = ~by_dual | ~(unsolved(xp, missing(program, v, right, step), right) <= _ACCURATE)
     if settings.compact:
