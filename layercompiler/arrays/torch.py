@@ -22,10 +22,8 @@ class Torch(Arrays):
 
     # The standard's meaning without the checks of dtypes, which cost more than the work on small tensors.
     matmul = staticmethod(torch.matmul)
-    where = staticmethod(torch.where)
     abs = staticmethod(torch.abs)
     sqrt = staticmethod(torch.sqrt)
-    maximum = staticmethod(torch.maximum)
     zeros_like = staticmethod(torch.zeros_like)
     ones_like = staticmethod(torch.ones_like)
     isfinite = staticmethod(torch.isfinite)
