@@ -4,9 +4,9 @@ A cart with a pole that hangs over (linearised, unstable) is steered by the firs
 
     minimise sum_t |C x_t|^2 + |r u_t|^2   subject to   x_t+1 = A x_t + B u_t,  |u_t| <= 1,  x_0 given
 
-written in CVXPY and compiled once. The expert is the same controller with a cost that is hidden from the learner; what is seen are states and
-the expert's inputs. The learner starts from a wrong cost, and gradients go through the constrained optimal control problem: where an input
-is at its limit, it says nothing about the cost, and the layer's derivative knows that.
+written in CVXPY and compiled once. The expert is the same controller with a cost that the learner does not know; it sees states and the
+expert's inputs. The learner starts from a wrong cost, and gradients go through the constrained optimal control problem: where an input is
+at its limit it says nothing about the cost, and the layer's derivative knows that.
 
     python examples/mpc.py            a minute on two cores; writes mpc.png
     python examples/mpc.py --short    seconds

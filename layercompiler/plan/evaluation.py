@@ -71,6 +71,8 @@ class Evaluation:
         info: Per-instance facts.
     """
 
+    fresh = False  # whether results are the caller's to write to, without a copy
+
     def __init__(self, problem: CompiledProblem, bound: Bound, point: Point, linear: Linearization | None, info: Info) -> None:
         self.problem, self.bound, self.point, self.info = problem, bound, point, info
         self._linear = linear
