@@ -31,6 +31,7 @@ from benchmarks import results as results_file
 from benchmarks.peers import DEFAULT, OURS, PEERS
 from benchmarks.problems import BUILDERS, SEVEN
 from layercompiler import kernels
+from layercompiler.kernels.conic import COUNTS, PARTS
 from layercompiler.plan.evaluation import Bound
 from tests.differences import directional, flat
 
@@ -137,9 +138,19 @@ def run(name, batches, seconds):
             times[batch] = measure(layers, case, batch, seconds, np.random.default_rng(batch))
             print(f"    batch {batch}: " + ", ".join(f"{k} {f:.2f}/{b:.2f}" for k, (f, b) in times[batch].items()), flush=True)
     found = {batch: parts(name, batch, seconds / 3) for batch in times}
+    inner = {batch: inside(name, batch) for batch in times}
     first = next(iter(found.values()))
     print(f"    overhead at batch {min(found)}: {first[2:].sum():.2f} of {first.sum():.2f} ms", flush=True)
-    return {"case": case, "built": built, "exact": exact, "reference": reference, "apart": apart, "times": times, "parts": found}
+    return {
+        "case": case,
+        "built": built,
+        "exact": exact,
+        "reference": reference,
+        "apart": apart,
+        "times": times,
+        "parts": found,
+        "inside": inner,
+    }
 
 
 class Watch:
@@ -194,12 +205,41 @@ def parts(name, batch, seconds):
     return np.median(rows, axis=0)
 
 
-def limit(shares, batch):
-    """One line on what limits a row."""
-    names = ("the engine", "refinement and factorisation", "parameter map, presolve and scaling", "checks, recovery and the binding")
-    order = np.argsort(-shares)
-    whole = shares.sum()
-    return f"At batch {batch} our forward call is " + ", ".join(f"{100 * shares[i] / whole:.0f} % {names[i]}" for i in order) + "."
+def inside(name, batch):
+    """(shares of the engine's time by `PARTS`, its GFLOP/s, those of multiply-adds alone), or None where the engine is not the lanes'."""
+    case = BUILDERS[name]()
+    compiled = lc.compile(case.problem, parameters=case.parameters, variables=case.variables)
+    conic = getattr(compiled.search.attempts[0][0], "conic", None)
+    if conic is None:
+        return None
+    data = Bound.of(compiled, compiled.reader.read(case.sample(batch, np.random.default_rng(batch)), True, raise_nonfinite=True)).scaled
+    best = None
+    for _ in range(5):
+        profile = np.zeros(len(PARTS) + len(COUNTS))
+        conic.solve(data.P, data.q, data.A, data.b, tol=1e-7, profile=profile)
+        if best is None or profile[: len(PARTS)].sum() < best[: len(PARTS)].sum():
+            best = profile
+    times = best[: len(PARTS)]
+    operations = conic.flops * best[len(PARTS)] + 4 * conic.factor_nnz * best[len(PARTS) + 1]
+    return times / times.sum(), operations / times.sum() / 1e9, kernels.peak_rate() / 1e9
+
+
+def limit(found, inner, backward, batch):
+    """One line on where a row's time goes, and what it makes of the machine."""
+    whole = found.sum()
+    named = {"refinement and the derivative's factors": found[1], "parameter map, presolve and scaling": found[2]}
+    named["checks, recovery and the binding"] = found[3]
+    if inner is None:
+        named["the engine"] = found[0]
+    else:
+        named |= {f"{part} of the engine": share * found[0] for part, share in zip(PARTS, inner[0], strict=True)}
+    order = sorted((n for n in named if named[n] >= 0.005 * whole), key=lambda n: -named[n])
+    line = f"At batch {batch} our forward call is " + ", ".join(f"{100 * named[n] / whole:.0f} % {n}" for n in order)
+    line += f"; backward takes {backward:.2f} of forward."
+    if inner is not None:
+        line += f" The engine's factorisations and triangular solves: {inner[1]:.1f} GFLOP/s over its whole time, "
+        line += f"{100 * inner[1] / inner[2]:.0f} % of the {inner[2]:.0f} of multiply-adds alone."
+    return line
 
 
 # The pages ---------------------------------------------------------------------------------------------------------------
@@ -246,7 +286,11 @@ def page(results, batches, machine):
         found = r["parts"][min(r["parts"])]
         out.append(_row([name, *(f"{t:.2f}" for t in found), f"{found.sum():.2f}", f"{found[2:].sum():.2f}"]))
     for name, r in results.items():
-        out += ["", f"### {name}", "", f"{r['case'].size}. {limit(r['parts'][max(r['parts'])], max(r['parts']))}", ""]
+        out += ["", f"### {name}", "", f"{r['case'].size}.", ""]
+        for b, found in r["parts"].items():
+            forward, backward = r["times"][b].get(OURS, (np.nan, np.nan))
+            out += [f"- {limit(found, r['inside'][b], backward / forward, b)}"]
+        out += [""]
         sizes = list(r["times"])
         head = ["layer", "build, ms", *(f"batch {b}" for b in sizes), "solution error", "gradient error"]
         out += [_row(head), _row(["---"] * len(head))]

@@ -3,6 +3,7 @@
 CPU seconds of one thread, best of a few runs, per instance (python benchmarks/kernels.py [problem ...]).
 """
 
+import os
 import sys
 import time
 
@@ -12,7 +13,7 @@ import qdldl
 import scipy.sparse as sp
 
 from benchmarks import results
-from layercompiler.kernels import LDL, Conic, instruction_set
+from layercompiler.kernels import LDL, Conic, instruction_set, peak_rate
 from layercompiler.kernels.conic import COUNTS, PARTS
 
 
@@ -74,12 +75,9 @@ def dense_qp(rng, n=50):
     return L @ L.T + 0.1 * np.eye(n), rng.normal(size=n) * np.sqrt(n), np.vstack([A, G]), b, [("zero", n // 5), ("nonnegative", n)]
 
 
-_G = sp.random(200, 200, 0.025, random_state=1).toarray() + np.eye(200)
-
-
 def sparse_qp(rng, n=200):
     """A sparse QP with five entries a row."""
-    G = _G * rng.normal(size=(n, n))
+    G = (sp.random(n, n, 5 / n, random_state=1).toarray() + np.eye(n)) * rng.normal(size=(n, n))
     return np.diag(rng.uniform(0.1, 1, n)), rng.normal(size=n), G, G @ rng.normal(size=n) + rng.uniform(size=n), [("nonnegative", n)]
 
 
@@ -119,6 +117,12 @@ PROBLEMS = {
     "logistic 20 x 100": logistic,
     "SDP 10": semidefinite,
     "SDP 20": lambda rng: semidefinite(rng, 20),
+}
+
+
+LDL_ONLY = {
+    "portfolio SOCP 300": lambda rng: portfolio(rng, 300, 17),
+    "sparse QP 1000": lambda rng: sparse_qp(rng, 1000),
 }
 
 
@@ -171,6 +175,88 @@ def _row(name, heads, cells):
     return f"{name:22s}" + "".join(f"{cell!s:>{max(len(head), 7) + 3}s}" for head, cell in zip(heads, cells, strict=True))
 
 
+def profiled(conic, data, runs=3):
+    """Seconds by part and counts of the fastest of a few solves."""
+    found = []
+    for _ in range(runs):
+        found.append(np.zeros(len(PARTS) + len(COUNTS)))
+        conic.solve(*data, profile=found[-1])
+    return min(found, key=lambda p: p[: len(PARTS)].sum())
+
+
+def rate(conic, profile):
+    """Floating-point operations a second of factorisations and triangular solves, over the whole time."""
+    factorizations, solves = profile[len(PARTS) : len(PARTS) + 2]
+    return (conic.flops * factorizations + 4 * conic.factor_nnz * solves) / profile[: len(PARTS)].sum()
+
+
+def _say_shares(say, names):
+    """Where the time of each problem and batch goes, and what the arithmetic of the factors makes of the machine."""
+    peak = peak_rate()
+    say(f"\nmultiply-adds alone: {peak / 1e9:.0f} GFLOP/s on one thread; below: factorisations and triangular solves over the whole time")
+    heads = ("batch", *PARTS, "lanes busy", "GFLOP/s", "% of peak")
+    say(_row("share of the time, %", heads, heads))
+    for name in names:
+        rng = np.random.default_rng(0)
+        instances = [PROBLEMS[name](rng) for _ in range(128)]
+        n, _, P, A, data = stack(instances)
+        conic = Conic(n, P, A, instances[0][4])
+        for batch in (1, 8, 128):
+            profile = profiled(conic, [d[:batch] for d in data])
+            times, counts = profile[: len(PARTS)], dict(zip(COUNTS, profile[len(PARTS) :], strict=True))
+            busy = counts["iterations"] / counts["iterations of lanes"]
+            speed = rate(conic, profile)
+            shares = [f"{100 * t:.0f}" for t in times / times.sum()]
+            say(_row(name, heads, (batch, *shares, f"{100 * busy:.0f}", f"{speed / 1e9:.1f}", f"{100 * speed / peak:.0f}")))
+
+
+def _say_threads(say, names):
+    """Wall time of one thread over that of two, batch 128, calls in turns."""
+    cores = len(os.sched_getaffinity(0))
+    if cores < 2:
+        say("\ntwo threads: this run has one core")
+        return
+    heads = ("one, ms", "two, ms", "ratio")
+    say("\n" + _row("two threads, batch 128", heads, heads))
+    for name in names:
+        rng = np.random.default_rng(0)
+        instances = [PROBLEMS[name](rng) for _ in range(128)]
+        n, _, P, A, data = stack(instances)
+        conic = Conic(n, P, A, instances[0][4])
+        times = {1: [], 2: []}
+        for _ in range(7):
+            for threads, found in times.items():
+                began = time.perf_counter()
+                conic.solve(*data, threads=threads)
+                found.append(time.perf_counter() - began)
+        one, two = min(times[1]), min(times[2])
+        say(_row(name, heads, (f"{one * 1e3:.2f}", f"{two * 1e3:.2f}", f"{one / two:.2f}")))
+
+
+def _say_ldl(say, names):
+    """LDL' of a batch of 128 against a loop over qdldl, update and solve."""
+    heads = ("order", "flops", "factor us", "solve us", "qdldl us", "ratio", "GFLOP/s")
+    say("\n" + _row("KKT matrix of", heads, heads))
+    for name in names:
+        rng = np.random.default_rng(0)
+        build = {**PROBLEMS, **LDL_ONLY}[name]
+        n, m, _, A, _ = stack([build(rng) for _ in range(2)])
+        rows, cols = np.r_[np.arange(n + m), A[1]], np.r_[np.arange(n + m), n + A[0]]
+        signs = np.r_[np.ones(n), -np.ones(m)].astype(int)
+        values = np.concatenate([signs * rng.uniform(1, 2, (128, n + m)), rng.normal(size=(128, len(A[0])))], axis=1)
+        rhs = rng.normal(size=(128, n + m))
+        ldl = LDL(n + m, rows, cols, signs)
+        factor = ldl.factor(values)
+        runs = 2 if name in LDL_ONLY else 5
+        t_factor, t_solve = best(lambda: ldl.factor(values), runs) / 128, best(lambda: factor.solve(rhs, refine=0), runs) / 128  # noqa: B023
+        matrix = sp.csc_matrix((values[0], (rows, cols)), shape=(n + m, n + m))
+        solver = qdldl.Solver(matrix, upper=True)
+        theirs = best(lambda: (solver.update(matrix), solver.solve(rhs[0])), 4 * runs)  # noqa: B023
+        ours = t_factor + t_solve
+        times = tuple(f"{t * 1e6:.1f}" for t in (t_factor, t_solve, theirs))
+        say(_row(name, heads, (n + m, ldl.flops, *times, f"{theirs / ours:.1f}", f"{ldl.flops / t_factor / 1e9:.1f}")))
+
+
 def main(names):
     """Prints the tables; a run of all problems writes them to RESULTS.md."""
     lines = []
@@ -197,33 +283,9 @@ def main(names):
             solved = f"{int((found.status == 0).sum())}/{batch}"
             times = (f"{ours * 1e3:.3f}", f"{theirs * 1e3:.3f}", f"{theirs / ours:.1f}")
             say(_row(name, heads, (batch, *times, f"{found.iterations.mean():.1f}", solved, f"{rate:.1f}")))
-    say("\n" + _row("share of the time, %", PARTS, PARTS))
-    for name in names or PROBLEMS:
-        rng = np.random.default_rng(0)
-        instances = [PROBLEMS[name](rng) for _ in range(64)]
-        n, _, P, A, data = stack(instances)
-        profile = np.zeros(len(PARTS) + len(COUNTS))
-        Conic(n, P, A, instances[0][4]).solve(*data, profile=profile)
-        times = profile[: len(PARTS)]
-        say(_row(name, PARTS, [f"{100 * t:.0f}" for t in times / times.sum()]))
-    heads = ("order", "flops", "factor us", "solve us", "qdldl us", "ratio", "GFLOP/s")
-    say("\n" + _row("KKT matrix of", heads, heads))
-    for name in names or PROBLEMS:
-        rng = np.random.default_rng(0)
-        n, m, _, A, _ = stack([PROBLEMS[name](rng) for _ in range(2)])
-        rows, cols = np.r_[np.arange(n + m), A[1]], np.r_[np.arange(n + m), n + A[0]]
-        signs = np.r_[np.ones(n), -np.ones(m)].astype(int)
-        values = np.concatenate([signs * rng.uniform(1, 2, (128, n + m)), rng.normal(size=(128, len(A[0])))], axis=1)
-        rhs = rng.normal(size=(128, n + m))
-        ldl = LDL(n + m, rows, cols, signs)
-        factor = ldl.factor(values)
-        t_factor, t_solve = best(lambda: ldl.factor(values), 5) / 128, best(lambda: factor.solve(rhs, refine=0), 5) / 128  # noqa: B023
-        matrix = sp.csc_matrix((values[0], (rows, cols)), shape=(n + m, n + m))
-        solver = qdldl.Solver(matrix, upper=True)
-        theirs = best(lambda: (solver.update(matrix), solver.solve(rhs[0])), 20)  # noqa: B023
-        ours = t_factor + t_solve
-        times = tuple(f"{t * 1e6:.1f}" for t in (t_factor, t_solve, theirs))
-        say(_row(name, heads, (n + m, ldl.flops, *times, f"{theirs / ours:.1f}", f"{ldl.flops / t_factor / 1e9:.1f}")))
+    _say_shares(say, names or PROBLEMS)
+    _say_threads(say, names or PROBLEMS)
+    _say_ldl(say, names or [*PROBLEMS, *LDL_ONLY])
     if not names:
         text = "The lanes interior point against Clarabel called from Python, where its time goes, and LDL' against a loop over qdldl."
         results.write("kernels", "\n".join(["## Kernels", "", text, "", "```text", *lines, "```"]))

@@ -10,14 +10,19 @@ from typing import Any
 
 from layercompiler import frameworks
 from layercompiler.errors import NotAProblemError, OptionError, StoreError
-from layercompiler.plan import CompiledProblem
+from layercompiler.plan import CompiledProblem, compile_program
+from layercompiler.plan.nonlinear import CompiledNonlinear
 from layercompiler.programs.blackbox import BlackBox
+from layercompiler.programs.nonlinear import NonlinearProgram
 from layercompiler.programs.store import load as read
 from layercompiler.solvers import Options, engine
+from layercompiler.solvers.least_squares import LeastSquaresOptions
+from layercompiler.solvers.least_squares.options import METHODS
 
 # What compiles a problem of one of our own classes: a function of the problem and a `Request`, "module:function" in this package.
 _COMPILERS: dict[str, str] = {
     "layercompiler.programs.blackbox.BlackBox": "export:_compile_discrete",
+    "layercompiler.problems.qp.QP": "export:_compile_qp",
     "layercompiler.problems.factors.LeastSquares": "plan.least_squares:compile_least_squares",
     "layercompiler.programs.least_squares.LeastSquaresProgram": "plan.least_squares:compile_least_squares",
 }
@@ -54,11 +59,13 @@ def compile(
     """Compile a problem once, free of any framework: numpy in, numpy out.
 
     Args:
-        problem: A `cvxpy.Problem`, DCP or DGP, and DPP in its parameters; or a `LeastSquares`.
+        problem: A `cvxpy.Problem`, DCP or DGP, and DPP in its parameters; or a `LeastSquares`; or a `QP`, whose parameters and
+            outputs are given by name.
         parameters: Parameters in call order; None for all, in order of appearance. Others are constants with their `.value`.
         variables: Outputs: variables, dual variables (`constraint.dual_variables[i]`), affine expressions, or
             `problem.objective` for the optimal value; None for all variables.
-        solver: "auto" or the name of an engine ("lanes", "clarabel", "scs", "ecos", ...).
+        solver: "auto" or the name of an engine ("lanes", "dense_qp", "clarabel", "scs", ...), or of a method of nonlinear least squares
+            ("levenberg_marquardt", "gauss_newton", "dogleg"), which then takes the problem whether it is convex or not.
         on_error: "raise", or "flag" for NaN outputs and zero derivatives of failed instances.
         gp: True for a geometric program, False for a convex one, None to detect.
         options: `Options` (for least squares `LeastSquaresOptions`), or a dict of its fields.
@@ -135,12 +142,25 @@ def _compiler(problem: Any, request: Request) -> Callable[[Any, Request], Any]:
     return _compile_convex
 
 
-def _compile_convex(problem: Any, request: Request) -> CompiledProblem:
-    if request.solver is None or not isinstance(request.solver, str):
-        raise OptionError("the solver is given by name", expected="a string such as 'auto'", got=repr(request.solver))
-    options = Options.of(request.options)
-    if request.solver.lower() != "auto":
-        engine(request.solver)
+def _check_solver(solver: Any, others: Sequence[str] = ()) -> None:
+    if solver is None or not isinstance(solver, str):
+        raise OptionError("the solver is given by name", expected="a string such as 'auto'", got=repr(solver))
+    if solver.lower() not in ("auto", *others):
+        engine(solver)
+
+
+def _compile_qp(problem: Any, request: Request) -> CompiledProblem:
+    from layercompiler.problems.qp import compile_qp
+
+    _check_solver(request.solver)
+    program = compile_qp(problem, request.parameters, request.variables)
+    return compile_program(program, request.solver, request.on_error, Options.of(request.options))
+
+
+def _compile_convex(problem: Any, request: Request) -> Any:
+    least_squares = isinstance(request.options, LeastSquaresOptions)
+    _check_solver(request.solver, (str(request.solver).lower(),) if least_squares else tuple(METHODS))
+    nonlinear = least_squares or request.solver.lower() in METHODS
     if not _of_cvxpy(problem):
         raise NotAProblemError(
             "only a cvxpy.Problem can be compiled here",
@@ -148,10 +168,13 @@ def _compile_convex(problem: Any, request: Request) -> CompiledProblem:
             got=type(problem).__name__,
             mend="write the problem as cvxpy.Problem(objective, constraints)",
         )
-    from layercompiler.problems.convex import compile_convex
+    from layercompiler.problems.nonlinear.choose import compile_either
 
-    program = compile_convex(problem, request.parameters, request.variables, request.gp)
-    return CompiledProblem(program, request.solver, request.on_error, options)
+    program = compile_either(problem, request.parameters, request.variables, request.gp, nonlinear, request.solver.lower() == "auto")
+    if isinstance(program, NonlinearProgram):
+        return CompiledNonlinear(program, request.solver, request.on_error, LeastSquaresOptions.of(request.options))
+    options: Any = request.options
+    return compile_program(program, request.solver, request.on_error, Options.of(options))
 
 
 def _compile_discrete(problem: Any, request: Request) -> Any:
@@ -174,7 +197,7 @@ def _of_cvxpy(problem: Any) -> bool:
 
 
 def load(path: str | Path, framework: str | None = None) -> Any:
-    """Read a compiled problem that `CompiledProblem.save` wrote; with a framework, its layer.
+    """Read a compiled problem that its `save` wrote; with a framework, its layer.
 
     Raises:
         StoreError: The file is damaged, unsafe or of another format.
@@ -188,5 +211,11 @@ def load(path: str | Path, framework: str | None = None) -> Any:
             raise ValueError(f"on_error {on_error!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError("the settings of the saved layer are malformed", where=str(path), got=str(error)) from error
-    compiled = CompiledProblem(program, solver, on_error, options)
+    if program is None or "discrete" in settings:
+        from layercompiler.plan.discrete import CompiledDiscrete
+        from layercompiler.plan.discrete_store import restore
+
+        compiled: Any = CompiledDiscrete(*restore(path, program, settings.get("discrete")), solver, on_error, options)
+    else:
+        compiled = compile_program(program, solver, on_error, options)
     return compiled if framework is None else frameworks.layer(compiled, framework)

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from layercompiler.errors import OptionError, UnsupportedTransformError
+from layercompiler.errors import OptionError
 from layercompiler.jax.layer import _array, _dtype
-from layercompiler.plan.discrete import SEED
+from layercompiler.plan.discrete import SEED, refuse_second
 
 
 class _Host:
@@ -48,12 +48,9 @@ def _native(compiled: Any) -> Callable[[np.ndarray], Any] | None:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _draw(host: _Host, seed: jax.Array, *theta: jax.Array) -> tuple[jax.Array, ...]:
     compiled, dtype = host.compiled, theta[0].dtype
-    space, estimator = compiled.sized([t.shape for t in theta]), compiled.estimator
+    space = compiled.sized([t.shape for t in theta])
     batch = theta[0].shape[: theta[0].ndim - len(space.parameters[0].shape)]
-    samples = () if estimator.output == "mean" else (estimator.samples,)
-    noise = space.noise_width if estimator.random else 0
-    inner = [*((*samples, *o.shape) for o in space.outputs), (estimator.samples, space.width), (estimator.samples, noise)]
-    shapes = tuple(jax.ShapeDtypeStruct((*batch, *s), dtype) for s in inner)
+    shapes = tuple(jax.ShapeDtypeStruct((*batch, *inner), dtype) for inner in compiled.sizes(space))
     return tuple(jax.pure_callback(partial(host.draw, dtype), shapes, seed, *theta, vmap_method="expand_dims"))
 
 
@@ -81,10 +78,7 @@ def _pull(
 
 @_pull.defjvp
 def _(host: _Host, primals: Any, tangents: Any) -> Any:
-    raise UnsupportedTransformError(
-        "an estimate of a gradient has no derivative: solutions of discrete problems are piecewise constant",
-        mend="use first derivatives only",
-    )
+    refuse_second()
 
 
 class DiscreteLayer:
@@ -141,10 +135,7 @@ class DiscreteLayer:
         Returns:
             (batch...), the mean over the samples.
         """
-        if self.compiled.estimator.output != "all":
-            raise OptionError(
-                "an expectation needs all samples", expected="estimator with output='all'", got=repr(self.compiled.estimator.output)
-            )
+        self.compiled.check_expectation()
         theta = self._theta(args, named)
         fixed = [jax.lax.stop_gradient(t) for t in theta]
         *outputs, solutions, noise = map(jax.lax.stop_gradient, _draw(self._host, self._seed(key, seed), *fixed))

@@ -13,7 +13,7 @@ from layercompiler.errors import BuildError, OptionError, ShapeError
 from layercompiler.kernels import library
 from layercompiler.kernels.ldl import indices
 
-PARTS = ("load and start", "residuals", "scaling", "factors", "solves", "cones and steps", "write")
+PARTS = ("load", "equilibration", "start", "residuals", "scaling", "factors", "solves", "cones and steps", "write")
 COUNTS = ("factorizations", "triangular solves", "iterations", "iterations of lanes")
 PSD = 3
 _ORDER = {"zero": 0, "nonnegative": 1, "second_order": 2, "psd": PSD, "exponential": 4, "power": 5}
@@ -103,7 +103,7 @@ class Conic:
             time_limit: Seconds for each pack of instances, counted from the call.
             warm_start: x, y, s of an earlier, similar solve, (B, n), (B, m), (B, m); a useless one is ignored, instance by instance.
             threads: Threads that share the packs; results do not depend on it.
-            profile: float64 (11,) to which the seconds of each part are added, see `PARTS`, and then the counts of `COUNTS`,
+            profile: float64 (13,) to which the seconds of each part are added, see `PARTS`, and then the counts of `COUNTS`,
                 summed over instances (the last one over lanes, idle or not); one thread then.
 
         Returns:

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -14,15 +15,18 @@ import numpy as np
 from layercompiler.derivatives.perturbation.estimators import Draw, Estimator
 from layercompiler.derivatives.perturbation.losses import Loss
 from layercompiler.derivatives.perturbation.noise import generator
-from layercompiler.errors import BuildError, OptionError, SolveError
+from layercompiler.errors import BuildError, OptionError, UnsupportedTransformError
 from layercompiler.frameworks import layer
 from layercompiler.plan.compiled import _fingerprint
+from layercompiler.plan.discrete_report import describe, failure, info_of, report, worst
+from layercompiler.plan.discrete_store import save
+from layercompiler.plan.layer import result_type
 from layercompiler.plan.spaces import BoundCall, Calls, Constraints, Costs, Space, Vectors
 from layercompiler.programs.blackbox import BlackBox
 from layercompiler.programs.cone import OutputSpec, ParameterSpec
 from layercompiler.programs.discrete import DiscreteProgram
 from layercompiler.solvers.engine import Options
-from layercompiler.status import Info, Solution, Status
+from layercompiler.status import Solution, Status
 
 SEED = 2  # words of a seed
 
@@ -149,9 +153,9 @@ class CompiledDiscrete:
             else:
                 draw = self._empty(bound)
         rows = self.estimator.samples if self.estimator.random else 1
-        status = _worst(calls.status.reshape(bound.count, rows) if bound.count else np.zeros((0, rows), np.int8))
+        status = worst(calls.status.reshape(bound.count, rows) if bound.count else np.zeros((0, rows), np.int8))
         if self.on_error == "raise" and (status != Status.SOLVED).any():
-            self._raise(bound, status, calls, rows, "its solve")
+            raise failure(bound, status, calls, rows, "its solve")
         solutions = draw.solutions
         bad = status != Status.SOLVED
         if bad.any():
@@ -219,6 +223,22 @@ class CompiledDiscrete:
                 gradient[rows] = self._gradient(bound, bound.scores[rows], part, dy[rows], calls, rows)
         return bound.space.to_arguments(bound, gradient)
 
+    def sizes(self, space: Space) -> list[tuple[int, ...]]:
+        """Shapes of a `Sample` less the batch: one per output, of the solutions, of the noise."""
+        S = self.estimator.samples
+        lead = () if self.estimator.output == "mean" else (S,)
+        inner = [(*lead, *o.shape) for o in space.outputs]
+        return [*inner, (S, space.width), (S, space.noise_width if self.estimator.random else 0)]
+
+    def check_expectation(self) -> None:
+        """Whether the estimator returns all samples, as `expect` needs.
+
+        Raises:
+            OptionError: It does not.
+        """
+        if self.estimator.output != "all":
+            raise OptionError("an expectation needs all samples", expected="estimator with output='all'", got=repr(self.estimator.output))
+
     def weights(self, arrays: Sequence[Any], solutions: np.ndarray, noise: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
         """Score-function gradients of E f for values f (batch..., samples) of the samples; one per parameter, batch + shape.
 
@@ -282,8 +302,8 @@ class CompiledDiscrete:
         bad = ~(np.isfinite(value) & np.isfinite(gradient).all(axis=1))
         if bad.any() and self.on_error == "raise":
             codes = calls.status.reshape(bound.count, -1)
-            status = np.where(bad & (_worst(codes) == Status.SOLVED), Status.FAILED, _worst(codes)).astype(np.int8)
-            self._raise(bound, status, calls, codes.shape[1], "a solve of the loss")
+            status = np.where(bad & (worst(codes) == Status.SOLVED), Status.FAILED, worst(codes)).astype(np.int8)
+            raise failure(bound, status, calls, codes.shape[1], "a solve of the loss")
         value, gradient = np.where(bad, np.nan, value), np.where(bad[:, None], 0.0, gradient)
         return value.reshape(batch), bound.space.to_arguments(bound, gradient)
 
@@ -295,6 +315,13 @@ class CompiledDiscrete:
             raise OptionError(f"{type(loss).__name__} takes other targets", expected=str(list(loss.needs)), got=str(sorted(targets)))
         if isinstance(self.space, Constraints):
             raise BuildError("this loss needs parameters that enter the objective only", where=type(loss).__name__)
+        if isinstance(self.space, Costs) and self.space.program.quadratic is not None:
+            raise BuildError(
+                "losses on solutions are stated for linear objectives",
+                where=type(loss).__name__,
+                got="a quadratic objective",
+                mend="compute a loss from the layer's outputs, in your framework",
+            )
 
     def targets(self, named: dict[str, Any]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
         """Targets as sequences, and what is left of the names: parameters."""
@@ -310,42 +337,32 @@ class CompiledDiscrete:
         calls = Calls(bound, self.options if options is None else Options.of(options))
         x = calls(bound.scores)
         if self.on_error == "raise" and (calls.status != Status.SOLVED).any():
-            self._raise(bound, calls.status, calls, 1, "its solve")
+            raise failure(bound, calls.status, calls, 1, "its solve")
         parts = bound.space.to_outputs(x)
         outputs = tuple(p.reshape((*batch, *o.shape)) for p, o in zip(parts, bound.space.outputs, strict=True))
         values = MappingProxyType({o.name: a for o, a in zip(bound.space.outputs, outputs, strict=True)})
         return Solution(
-            outputs, values, self._value(bound, x).reshape(batch), _info(calls.status.reshape(batch), bound.space.oracle, began)
+            outputs, values, bound.space.value(bound, x).reshape(batch), info_of(calls.status.reshape(batch), bound.space.oracle, began)
         )
 
     def describe(self) -> str:
         """One line: parameters, outputs, oracle, estimator."""
-        parameters = ", ".join(f"{p.name} {_any(p.shape)}" for p in self.parameters)
-        outputs = ", ".join(f"{o.name} {_any(o.shape)}" for o in self.outputs)
-        return f"parameters: {parameters}; outputs: {outputs}; oracle: {self.space.oracle}; estimator: {self.estimator}"
+        return describe(self)
 
     def __repr__(self) -> str:
         return f"CompiledDiscrete({self.describe()})"
 
     def report(self) -> str:
         """What the compiler found."""
-        lines = [self.describe()]
-        if isinstance(self.space, Costs):
-            p = self.space.program.fixed
-            lines.append(
-                f"mixed-integer linear program: {p.n} variables ({int(p.integer.sum())} whole), {p.m} rows; parameters in the costs"
-            )
-            if self.space.match is None:
-                lines.append(f"no well-known pattern is certain: solved by {self.space.oracle}, linear relaxation first, exact")
-            else:
-                lines.append(
-                    f"recognised as {self.space.oracle}: solved by the named oracle {self.space.match[0].__class__.__name__}, exact"
-                )
-        elif isinstance(self.space, Constraints):
-            lines.append("mixed-integer linear program with parameters in its constraints: every perturbed instance is solved on its own")
-        else:
-            lines.append(f"black box: {self.space.oracle}, which {'minimises' if self.problem.sense == 'min' else 'maximises'}")  # type: ignore[union-attr]
-        return "\n".join(lines)
+        return report(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the compiled problem to one file that `layercompiler.load` reads, also where CVXPY is not installed.
+
+        Raises:
+            StoreError: The solver, the estimator or its noise is the user's own code, which no file can hold.
+        """
+        save(path, self)
 
     def to(self, framework: str) -> Any:
         """The same compiled problem as a layer of a framework."""
@@ -359,8 +376,8 @@ class CompiledDiscrete:
             if self.on_error == "raise":
                 status = np.full(bound.count, Status.SOLVED, np.int8)
                 codes = calls.status.reshape(len(scores), -1)
-                status[rows[bad]] = _worst(codes)[bad]
-                self._raise(bound, status, calls, codes.shape[1], "a solve of its backward pass")
+                status[rows[bad]] = worst(codes)[bad]
+                raise failure(bound, status, calls, codes.shape[1], "a solve of its backward pass")
             gradient[bad] = 0.0
         return gradient
 
@@ -379,50 +396,17 @@ class CompiledDiscrete:
         out = d if not isinstance(self.space, Constraints) else self.space.program.cone.structure.n
         return Draw(np.zeros((0, self.estimator.samples, out)), np.zeros((0, self.estimator.samples, d if self.estimator.random else 0)))
 
-    def _value(self, bound: BoundCall, x: np.ndarray) -> np.ndarray:
-        if isinstance(self.space, Vectors):
-            return (bound.scores * x).sum(axis=1) * self.space.sign
-        cone = self.space.program.cone  # type: ignore[attr-defined]
-        thetas = bound.held.thetas() if bound.held is not None else self._thetas(bound)
-        data = cone.bind(thetas, bound.count)
-        return cone.value.sign * ((data.q * x).sum(axis=1) + np.broadcast_to(data.d[:, 0], (bound.count,)))
 
-    def _thetas(self, bound: BoundCall) -> list[np.ndarray]:
-        flat = np.split(bound.scores, np.cumsum([p.size for p in self.parameters])[:-1], axis=1)
-        return [flat[c.parameter] for c in self.space.program.cone.channels]  # type: ignore[attr-defined]
+def refuse_second(*_: Any) -> Any:
+    """Raise for the derivative of an estimate.
 
-    def _raise(self, bound: BoundCall, status: np.ndarray, calls: Calls, rows: int, what: str) -> None:
-        bad = np.flatnonzero(status != Status.SOLVED)
-        places = tuple(tuple(int(j) for j in np.unravel_index(i, bound.batch)) if bound.batch else () for i in bad)
-        names = [f"{p[0] if len(p) == 1 else p}: {Status(status[i]).message}" for p, i in zip(places, bad, strict=True)][:5]
-        notes = sorted({note for row, note in calls.notes.items() if status[min(row // rows, len(status) - 1)] != Status.SOLVED})
-        found = np.where(np.isin(np.arange(bound.count), bad), np.nan, 0.0)
-        raise SolveError(
-            f"{len(bad)} of {bound.count} instances failed in {what}",
-            solution=Solution(
-                (), {}, found.reshape(bound.batch), _info(status.reshape(bound.batch), bound.space.oracle, time.perf_counter())
-            ),
-            indices=places,
-            where=("batch index " if bound.batch else "") + "; ".join(names) + ("; ..." if len(bad) > 5 else ""),
-            got="; ".join(notes[:3]),
-            mend="mend the instance, raise the time limit, or export with on_error='flag' to keep the others",
-        )
-
-
-def _worst(status: np.ndarray) -> np.ndarray:
-    """The first code of each row that is not SOLVED, (B,)."""
-    failed = status != Status.SOLVED
-    return np.where(failed.any(axis=1), status[np.arange(len(status)), failed.argmax(axis=1)], Status.SOLVED).astype(np.int8)
-
-
-def _any(shape: tuple[int, ...]) -> str:
-    return "(any,)" if shape == (-1,) else str(shape)
-
-
-def _info(status: np.ndarray, engine: str, began: float) -> Info:
-    zeros, flags = np.zeros(status.shape, int), np.zeros(status.shape, bool)
-    residual = np.where(status == Status.SOLVED, 0.0, np.nan)
-    return Info(status, residual, zeros, zeros, flags, ~flags, np.full(status.shape, engine, dtype=object), time.perf_counter() - began)
+    Raises:
+        UnsupportedTransformError: Always.
+    """
+    raise UnsupportedTransformError(
+        "an estimate of a gradient has no derivative: solutions of discrete problems are piecewise constant",
+        mend="use first derivatives only (no second derivative through this layer)",
+    )
 
 
 class DiscreteLayer:
@@ -440,9 +424,9 @@ class DiscreteLayer:
             **named: Arrays by name.
         """
         arrays = self.compiled.arguments(args, named)
-        kinds = [a.dtype for a in map(np.asarray, arrays) if a.dtype.kind == "f"]
         outputs = self.compiled.sample(arrays, None if seed is None else np.atleast_1d(seed)).outputs
-        return tuple(o.astype(np.result_type(*kinds) if kinds else float, copy=False) for o in outputs)
+        dtype = result_type(arrays)
+        return tuple(o.astype(dtype, copy=False) for o in outputs)
 
     def solve(self, *args: Any, **named: Any) -> Solution:
         """Solve without noise, and return values and status."""

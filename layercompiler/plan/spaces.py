@@ -9,9 +9,10 @@ Scores u are maximised: u = -c for a cost c. Three kinds of problem, one interfa
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +27,7 @@ from layercompiler.programs.blackbox import BlackBox
 from layercompiler.programs.cone import OutputSpec, ParameterSpec
 from layercompiler.programs.discrete import DiscreteProgram
 from layercompiler.solvers.engine import Options
-from layercompiler.solvers.mixed_integer import Found, mixed_integer_engine
+from layercompiler.solvers.mixed_integer import Found, choose
 from layercompiler.solvers.oracles.guard import guarded
 from layercompiler.solvers.oracles.recognize import recognize
 from layercompiler.status import Status
@@ -126,6 +127,10 @@ class Space(ABC):
     def to_arguments(self, bound: BoundCall, gradient: np.ndarray) -> tuple[np.ndarray, ...]:
         """Gradients (count, d) of the scores to gradients of the arguments, (batch..., *shape)."""
 
+    @abstractmethod
+    def value(self, bound: BoundCall, solutions: np.ndarray) -> np.ndarray:
+        """The objective (count,) at solutions (count, d'), as the user wrote it."""
+
     @property
     @abstractmethod
     def equalities(self) -> Any | None:
@@ -160,7 +165,7 @@ class Costs(Space):
         parametric = program.cone.q.parametric
         self.mask = None if parametric.all() else parametric
         self.match = recognize(program.fixed) if self.solver.lower() == "auto" else None
-        self.engine = mixed_integer_engine(self.solver)(program.fixed)
+        self.engine = choose(self.solver, program.fixed)(program.fixed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.program, self.solver)
@@ -222,6 +227,10 @@ class Costs(Space):
         self.program.cone.q.adjoint(-gradient, channels, [len(r) == 1 and bound.count > 1 for r in chain.raw])
         return chain.to_parameters(channels)
 
+    def value(self, bound: BoundCall, solutions: np.ndarray) -> np.ndarray:
+        """See `Space.value`."""
+        return self.program.value(bound.held.thetas(), solutions)
+
     @property
     def equalities(self) -> Any | None:
         """Rows of the program that are equalities, and variables that are fixed."""
@@ -240,7 +249,7 @@ class Constraints(Space):
         self.program, self.solver = program, str(solver)
         self.parameters, self.outputs = program.cone.parameters, program.cone.outputs
         self.reader = Arguments(program.cone)
-        self.kind = mixed_integer_engine(self.solver)
+        self.kind = choose(self.solver, program.fixed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.program, self.solver)
@@ -273,13 +282,24 @@ class Constraints(Space):
         n, count = self.program.cone.structure.n, len(scores)
         x, status = np.full((count, n), np.nan), np.full(count, Status.NONFINITE_INPUT, np.int8)
         rows = np.flatnonzero(np.isfinite(scores).all(axis=1))
-        splits = np.cumsum([p.size for p in self.parameters])[:-1]
-        thetas = np.split(scores[rows], splits, axis=1)
-        data = self.program.cone.bind([thetas[c.parameter] for c in self.program.cone.channels], len(rows))
+        data = self.program.cone.bind(self._thetas(scores[rows]), len(rows))
+        deadline = None if calls.options.time_limit is None else time.perf_counter() + calls.options.time_limit
         for k, row in enumerate(rows):
-            found = self.kind(self.program.instance(data, k)).solve(data.q[k : k + 1], calls.options)
+            options = calls.options
+            if deadline is not None:
+                options = replace(options, time_limit=max(1e-9, deadline - time.perf_counter()))
+            instance = self.program.instance(data, k)
+            found = choose(self.solver, instance)(instance).solve(data.q[k : k + 1], options)
             x[row], status[row] = found.x[0], found.status[0]
         return x, status, {}
+
+    def _thetas(self, scores: np.ndarray) -> list[np.ndarray]:
+        flat = np.split(scores, np.cumsum([p.size for p in self.parameters])[:-1], axis=1)
+        return [flat[c.parameter] for c in self.program.cone.channels]
+
+    def value(self, bound: BoundCall, solutions: np.ndarray) -> np.ndarray:
+        """See `Space.value`."""
+        return self.program.value(self._thetas(bound.scores), solutions)
 
     def to_outputs(self, solutions: np.ndarray) -> list[np.ndarray]:
         """See `Space.to_outputs`."""
@@ -348,6 +368,10 @@ class Vectors(Space):
         solver = calls.solver or self.box.solver
         answers = guarded(solver, values, self.parameters[0].shape, o.time_limit, o.executor, o.workers or 1)
         return answers.x, answers.status, answers.notes
+
+    def value(self, bound: BoundCall, solutions: np.ndarray) -> np.ndarray:
+        """See `Space.value`."""
+        return (bound.scores * solutions).sum(axis=1) * self.sign
 
     def to_outputs(self, solutions: np.ndarray) -> list[np.ndarray]:
         """See `Space.to_outputs`."""

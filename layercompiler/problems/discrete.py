@@ -16,17 +16,17 @@ from layercompiler.programs.discrete import DiscreteProgram
 def compile_discrete(
     problem: cp.Problem, parameters: Sequence[cp.Parameter] | None = None, outputs: Sequence[Any] | None = None
 ) -> DiscreteProgram:
-    """Compile a linear problem with or without whole variables.
+    """Compile a problem with or without whole variables.
 
     Args:
-        problem: DCP, DPP, and linear once canonicalised.
+        problem: DCP, DPP, and linear once canonicalised, but for a quadratic objective.
         parameters: As in `compile_convex`; likewise `outputs`, which are variables and affine expressions.
         outputs: See `parameters`.
 
     Raises:
         NotAProblemError: `problem` is no `cvxpy.Problem`.
         NotDCPError: Not convex by the rules once the whole variables are relaxed; likewise NotDPPError.
-        UnsupportedConeError: The objective or a constraint is not linear.
+        UnsupportedConeError: A constraint is not linear, or the objective neither linear nor quadratic without parameters there.
         ParameterMismatchError: A listed parameter or output is not in the problem, or a constant has no value.
     """
     if not isinstance(problem, cp.Problem):
@@ -47,11 +47,12 @@ def compile_discrete(
     canonical = canonicalize(extended, gp=False, whole=True)
     program = convex._program(canonical, extended, listed, wanted, leaves)
     wrong = sorted({cone.name for cone, _ in canonical.cones.blocks} - {"zero", "nonnegative"})
-    if wrong or len(canonical.P_rows):
+    moving = bool(program.P.blocks)
+    if wrong or moving:
         raise UnsupportedConeError(
-            "a discrete layer needs a linear objective and linear constraints",
-            expected="a mixed-integer linear program",
-            got=f"{'cones ' + ', '.join(wrong) if wrong else 'a quadratic objective'}",
+            "a discrete layer needs a linear or convex quadratic objective and linear constraints",
+            expected="a mixed-integer linear program, or a quadratic one without parameters in its quadratic part",
+            got="parameters in the quadratic part" if moving else f"cones {', '.join(wrong)}",
             mend="linearise it (for boolean x, x**2 is x), or hand your own solver to layercompiler.BlackBox",
         )
     return DiscreteProgram(program, canonical.integer, canonical.boolean)

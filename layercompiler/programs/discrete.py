@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +14,7 @@ from layercompiler.programs.cone import ConeProgram, Data
 
 @dataclass(frozen=True)
 class MixedInteger:
-    """The feasible set of a mixed-integer linear program: low <= A x <= high, lower <= x <= upper, x[integer] whole.
+    """What instances of a program share: low <= A x <= high, lower <= x <= upper, x[integer] whole, and x'Px / 2 in the objective.
 
     Attributes:
         A: (m, n), CSR; rows with one entry have become bounds.
@@ -22,6 +23,7 @@ class MixedInteger:
         lower: (n,), with `upper` the bounds of x.
         upper: See `lower`.
         integer: (n,) bool.
+        quadratic: P, (n, n), symmetric and positive semidefinite; None where the objective is linear.
     """
 
     A: sp.csr_array
@@ -30,6 +32,7 @@ class MixedInteger:
     lower: np.ndarray
     upper: np.ndarray
     integer: np.ndarray
+    quadratic: sp.csr_array | None = None
 
     @property
     def n(self) -> int:
@@ -69,10 +72,22 @@ class DiscreteProgram:
         """Whether parameters enter the linear cost and nothing else."""
         return not (self.cone.A.blocks or self.cone.b.blocks or self.cone.P.blocks)
 
-    @property
-    def quadratic(self) -> bool:
-        """Whether the objective has a quadratic part."""
-        return len(self.cone.structure.P_rows) > 0
+    @cached_property
+    def quadratic(self) -> sp.csr_array | None:
+        """P where the objective has a quadratic part; it has no parameters."""
+        s, values = self.cone.structure, self.cone.P.constant
+        if not values.any():
+            return None
+        upper = sp.csr_array((values, (s.P_rows, s.P_cols)), shape=(s.n, s.n))
+        return sp.csr_array(upper + sp.triu(upper, 1).T)
+
+    def value(self, thetas: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+        """The objective as the user wrote it, (N,), at points (N, n), for channel values (1 or N, size)."""
+        data = self.cone.bind(thetas, len(x))
+        found = (data.q * x).sum(axis=1) + np.broadcast_to(data.d[:, 0], (len(x),))
+        if self.quadratic is not None:
+            found = found + 0.5 * (x * (self.quadratic @ x.T).T).sum(axis=1)
+        return self.cone.value.sign * found
 
     @cached_property
     def fixed(self) -> MixedInteger:
@@ -101,4 +116,4 @@ class DiscreteProgram:
         lower[whole], upper[whole] = np.ceil(lower[whole] - 1e-9), np.floor(upper[whole] + 1e-9)
         keep = np.ones(s.m, bool)
         keep[single] = False
-        return MixedInteger(sp.csr_array(A[keep]), low[keep], high[keep], lower, upper, whole)
+        return MixedInteger(sp.csr_array(A[keep]), low[keep], high[keep], lower, upper, whole, self.quadratic)

@@ -1,4 +1,4 @@
-"""Save and load a cone program as one file: arrays and a JSON header in a .npz archive, no pickle, everything validated."""
+"""Save and load a program as one file: arrays and a JSON header in a .npz archive, no pickle, everything validated."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ LARGEST = LIMIT // 32  # scalars of all parameters, or of one output: what a fil
 _ORDER = ("zero", "nonnegative", "second_order", "psd", "exponential", "power")
 
 
-def save(path: str | Path, program: ConeProgram, settings: dict[str, Any]) -> None:
+def save(path: str | Path, program: ConeProgram | None, settings: dict[str, Any]) -> None:
     """Write a program and the settings it was compiled with.
 
     Args:
         path: File to write; ".npz" by custom.
-        program: The program.
+        program: The program; None where the settings say everything.
         settings: JSON-able settings of the compiled problem.
     """
+    if program is None:
+        _write(path, {"format": FORMAT, "kind": "settings", "settings": settings}, {})
+        return
     s = program.structure
     arrays: dict[str, Any] = {"P_rows": s.P_rows, "P_cols": s.P_cols, "A_rows": s.A_rows, "A_cols": s.A_cols}
     maps = {}
@@ -52,11 +55,16 @@ def save(path: str | Path, program: ConeProgram, settings: dict[str, Any]) -> No
         "outputs": outputs,
         "settings": settings,
     }
+    _write(path, header, arrays)
+
+
+def _write(path: str | Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     with Path(path).open("wb") as file:
-        np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)
+        text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+        np.savez_compressed(file, **{"header": text, **arrays})  # type: ignore[arg-type]
 
 
-def load(path: str | Path) -> tuple[ConeProgram, dict[str, Any]]:
+def load(path: str | Path) -> tuple[ConeProgram | None, dict[str, Any]]:
     """Read what `save` wrote; nothing in the file is executed, and every index is checked.
 
     Raises:
@@ -71,7 +79,10 @@ def load(path: str | Path) -> tuple[ConeProgram, dict[str, Any]]:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         header = json.loads(bytes(arrays.pop("header")).decode())
-        return _program(header, arrays), dict(header["settings"])
+        if header.get("format") != FORMAT:
+            raise StoreError("the saved layer has another format", expected=f"{FORMAT}", got=f"{header.get('format')}")
+        program = None if header["kind"] == "settings" else _program(header, arrays)
+        return program, dict(header["settings"])
     except StoreError:
         raise
     except FileNotFoundError:
@@ -81,9 +92,7 @@ def load(path: str | Path) -> tuple[ConeProgram, dict[str, Any]]:
 
 
 def _program(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> ConeProgram:
-    if header.get("format") != FORMAT:
-        raise StoreError("the saved layer has another format", expected=f"{FORMAT}", got=f"{header.get('format')}")
-    _require(header["kind"] in ("DCP", "DGP"), "the kind of the saved layer is unknown", "kind")
+    _require(header["kind"] in ("DCP", "DGP", "QP"), "the kind of the saved layer is unknown", "kind")
     n = _whole(header["n"], "n")
     cones = _cones(header["cones"])
     parameters = tuple(ParameterSpec(str(name), _shape(shape, name), tuple(map(str, a))) for name, shape, a in header["parameters"])

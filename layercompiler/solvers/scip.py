@@ -1,4 +1,4 @@
-"""SCIP on a kept model whose costs change; exact, one instance after another."""
+"""SCIP on a kept model whose costs change; exact, one instance after another. A quadratic objective is a constraint t >= x'Px / 2 there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from typing import Any, ClassVar
 
 import numpy as np
+import scipy.sparse as sp
 
 from layercompiler.programs.discrete import MixedInteger
 from layercompiler.solvers.mixed_integer import MixedIntegerEngine, register_mixed_integer
@@ -27,6 +28,7 @@ class Scip(MixedIntegerEngine):
 
     name: ClassVar[str] = "scip"
     package: ClassVar[str] = "pyscipopt"
+    quadratic: ClassVar[bool] = True
 
     def prepare(self) -> Any:
         """See `MixedIntegerEngine.prepare`."""
@@ -56,6 +58,15 @@ class _Solver:
                     m.addCons(row <= high)
                 if low is not None:
                     m.addCons(row >= low)
+        self.extra: list[Any] = []
+        if program.quadratic is not None:
+            m.setParam("numerics/feastol", 1e-9)
+            P = sp.coo_array(sp.triu(program.quadratic))
+            i, j = P.coords
+            terms = ((0.5 if a == b else 1.0) * float(v) * self.x[a] * self.x[b] for a, b, v in zip(i, j, P.data, strict=True))
+            t = m.addVar(lb=0.0, vtype="C")
+            m.addCons(self.scip.quicksum(terms) <= t)
+            self.extra = [t]
 
     def batch(self, costs: np.ndarray, deadline: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         x = np.full(costs.shape, np.nan)
@@ -64,7 +75,7 @@ class _Solver:
             self.model.freeTransform()
             if deadline is not None:
                 self.model.setParam("limits/time", max(0.0, deadline - time.perf_counter()))
-            self.model.setObjective(self.scip.quicksum(float(a) * v for a, v in zip(c, self.x, strict=True)), "minimize")
+            self.model.setObjective(self.scip.quicksum(float(a) * v for a, v in zip(c, self.x, strict=True)) + sum(self.extra), "minimize")
             self.model.optimize()
             status[i] = _STATUS.get(self.model.getStatus(), Status.FAILED)
             nodes[i] = self.model.getNNodes()

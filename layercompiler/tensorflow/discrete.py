@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from layercompiler.errors import LayerCompilerError, OptionError, UnsupportedTransformError
-from layercompiler.plan.discrete import SEED
+from layercompiler.errors import LayerCompilerError
+from layercompiler.plan.discrete import SEED, refuse_second
 from layercompiler.tensorflow.layer import _dtype, _shapes, _tensor
 
 
@@ -18,9 +18,7 @@ class _Sized:
 
     def __init__(self, compiled: Any, space: Any) -> None:
         self.parameters, self.batch_shape = space.parameters, space.reader.batch_shape
-        samples = () if compiled.estimator.output == "mean" else (compiled.estimator.samples,)
-        S, noise = compiled.estimator.samples, space.noise_width if compiled.estimator.random else 0
-        self.outputs = [_Shape((*samples, *o.shape)) for o in space.outputs] + [_Shape((S, space.width)), _Shape((S, noise))]
+        self.outputs = [_Shape(inner) for inner in compiled.sizes(space)]
 
 
 class _Shape:
@@ -90,10 +88,7 @@ class DiscreteLayer(tf.Module):
         Returns:
             (batch...), the mean over the samples.
         """
-        if self.compiled.estimator.output != "all":
-            raise OptionError(
-                "an expectation needs all samples", expected="estimator with output='all'", got=repr(self.compiled.estimator.output)
-            )
+        self.compiled.check_expectation()
         theta, shapes, dtype, space = self._theta(args, named)
         fixed = [tf.stop_gradient(t) for t in theta]
         *outputs, solutions, noise = self._draw(fixed, shapes, self._seed(generator, seed), space)
@@ -186,7 +181,7 @@ class DiscreteLayer(tf.Module):
             @tf.custom_gradient
             def estimate(*cotangents: Any) -> Any:
                 found = _host(pull, [out[-2], out[-1], *theta, *cotangents], [t.shape for t in theta])
-                return found, _refuse
+                return found, refuse_second
 
             return out, lambda *cotangents: _each(estimate(*cotangents[:-2]))
 
@@ -212,13 +207,6 @@ class DiscreteLayer(tf.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DiscreteLayer:
         return type(self)(self.compiled)
-
-
-def _refuse(*_: Any) -> Any:
-    raise UnsupportedTransformError(
-        "an estimate of a gradient has no derivative: solutions of discrete problems are piecewise constant",
-        mend="use first derivatives only",
-    )
 
 
 def _each(found: Any) -> list[Any]:

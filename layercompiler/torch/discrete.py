@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layercompiler.errors import OptionError, UnsupportedTransformError
-from layercompiler.plan.discrete import SEED
+from layercompiler.errors import UnsupportedTransformError
+from layercompiler.plan.discrete import SEED, refuse_second
 from layercompiler.torch.layer import _read
 
 _serial = itertools.count()
@@ -53,15 +53,13 @@ def _find(name: str) -> _Bound:
         ) from None
 
 
-def _shapes(theta: Sequence[Tensor], seed: Tensor, bound: _Bound) -> tuple[tuple[int, ...], list[tuple[int, ...]], int, int]:
-    """(batch, output shapes of one instance with the sample axis, width of solutions, width of noise)."""
-    compiled = bound.compiled
+def _shapes(theta: Sequence[Tensor], seed: Tensor, compiled: Any) -> list[tuple[int, ...]]:
+    """Shapes of what `draw` returns."""
     space = compiled.sized([tuple(t.shape) for t in theta])
     batch = torch.broadcast_shapes(*(t.shape[: t.ndim - len(p.shape)] for t, p in zip(theta, space.parameters, strict=True)))
     lead = seed.shape[:-1]
     batch = torch.broadcast_shapes(tuple(batch), (*lead, *(1,) * (len(batch) - len(lead))))
-    samples = () if compiled.estimator.output == "mean" else (compiled.estimator.samples,)
-    return tuple(batch), [(*samples, *o.shape) for o in space.outputs], space.width, space.noise_width
+    return [(*batch, *inner) for inner in compiled.sizes(space)]
 
 
 @torch.library.custom_op("layercompiler_discrete::draw", mutates_args=())
@@ -74,11 +72,7 @@ def _draw(theta: Sequence[Tensor], seed: Tensor, problem: str) -> list[Tensor]:
 
 @_draw.register_fake
 def _(theta: Sequence[Tensor], seed: Tensor, problem: str) -> list[Tensor]:
-    bound = _find(problem)
-    batch, outputs, width, noise = _shapes(theta, seed, bound)
-    estimator = bound.compiled.estimator
-    inner = [*outputs, (estimator.samples, width), (estimator.samples, noise if estimator.random else 0)]
-    return [theta[0].new_empty((*batch, *s), dtype=torch.float64) for s in inner]
+    return [theta[0].new_empty(shape, dtype=torch.float64) for shape in _shapes(theta, seed, _find(problem).compiled)]
 
 
 @torch.library.custom_op("layercompiler_discrete::pull", mutates_args=())
@@ -100,10 +94,7 @@ def _(theta: Sequence[Tensor], solutions: Tensor, noise: Tensor, cotangents: Seq
 @torch.library.custom_op("layercompiler_discrete::third", mutates_args=())
 def _refuse(like: Sequence[Tensor], problem: str) -> list[Tensor]:
     """The derivative of an estimate, which does not exist."""
-    raise UnsupportedTransformError(
-        "an estimate of a gradient has no derivative: solutions of discrete problems are piecewise constant",
-        mend="use first derivatives only (no create_graph=True through this layer)",
-    )
+    return refuse_second()
 
 
 @_refuse.register_fake
@@ -150,6 +141,7 @@ class _Draw(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.problem = inputs[0]
+        ctx.keep = None if torch.compiler.is_compiling() else _live.get(inputs[0])  # the graph may outlive the layer
         ctx.save_for_backward(*inputs[2:], output[-2], output[-1])
         ctx.mark_non_differentiable(output[-2], output[-1])
 
@@ -236,10 +228,7 @@ class DiscreteLayer(torch.nn.Module):
         Returns:
             (batch...), the mean over the samples; differentiable in the parameters, and in whatever else `function` uses.
         """
-        if self.compiled.estimator.output != "all":
-            raise OptionError(
-                "an expectation needs all samples", expected="estimator with output='all'", got=repr(self.compiled.estimator.output)
-            )
+        self.compiled.check_expectation()
         theta, dtype, device = self._theta(tensors, named)
         with torch.no_grad():
             *outputs, solutions, noise = _draw([t.detach() for t in theta], self._seed(generator, seed), self._bound.name)

@@ -1,6 +1,8 @@
 """Mixed-integer CVXPY problems: exact solutions, recognition, outputs, errors."""
 
 import copy
+import importlib.util
+import itertools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 
 import layercompiler as lc
-from layercompiler import errors
+from layercompiler import errors, kernels
 from layercompiler.status import Status
 from tests.discrete.problems import PROBLEMS, general, knapsack, shortest_path, subset, tour_mtz
+
+GENERAL = "simplex" if kernels.available() else "highs"  # what solves a program without a pattern
 
 
 def compiled_of(name, estimator=None, **settings):
@@ -19,7 +23,7 @@ def compiled_of(name, estimator=None, **settings):
     return problem, c, x, lc.compile(problem, parameters=[c], variables=[x], estimator=estimator or lc.IMLE(samples=2), **settings)
 
 
-@pytest.mark.parametrize("solver", ["auto", "highs"])
+@pytest.mark.parametrize("solver", ["auto", "simplex", "highs"])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_solutions_are_optimal(name, solver):
     problem, c, x, compiled = compiled_of(name, solver=solver)
@@ -39,7 +43,7 @@ def test_patterns_are_recognised_only_where_they_are_certain():
     expected = {"path": "shortest path (DAG)", "path relaxed": "shortest path (DAG)", "subset": "top-k", "assignment": "assignment"}
     for name in PROBLEMS:
         compiled = compiled_of(name)[3]
-        assert compiled.space.oracle == expected.get(name, "highs")
+        assert compiled.space.oracle == expected.get(name, GENERAL)
         assert ("recognised" in compiled.report()) == (name in expected)
     c, x = cp.Parameter(6), cp.Variable(6, boolean=True)
     almost = {
@@ -50,10 +54,10 @@ def test_patterns_are_recognised_only_where_they_are_certain():
         "fixed": [cp.sum(x) == 3, x[0] == 1],
     }
     for what, constraints in almost.items():
-        assert lc.compile(cp.Problem(cp.Minimize(c @ x), constraints), estimator=lc.DBB()).space.oracle == "highs", what
+        assert lc.compile(cp.Problem(cp.Minimize(c @ x), constraints), estimator=lc.DBB()).space.oracle == GENERAL, what
     problem, c, x = shortest_path(3)
     cycle = cp.Problem(problem.objective, [problem.constraints[0], x[0] <= 0])
-    assert lc.compile(cycle, estimator=lc.DBB()).space.oracle == "highs"
+    assert lc.compile(cycle, estimator=lc.DBB()).space.oracle == GENERAL
 
 
 def test_batches_equal_singles_whatever_the_workers():
@@ -121,7 +125,6 @@ def test_parameters_in_constraints_are_for_estimators_that_differentiate_the_noi
 def test_what_is_no_mixed_integer_linear_program_is_refused():
     c, x, b = cp.Parameter(3), cp.Variable(3, integer=True, name="x"), cp.Variable(3, boolean=True)
     for problem in (
-        cp.Problem(cp.Minimize(cp.sum_squares(x) + c @ x), [x >= -2, x <= 2]),
         cp.Problem(cp.Minimize(c @ x), [cp.norm(x) <= 2]),
         cp.Problem(cp.Minimize(cp.sum(cp.exp(x)) + c @ x), [x <= 2]),
     ):
@@ -132,6 +135,51 @@ def test_what_is_no_mixed_integer_linear_program_is_refused():
     with pytest.raises(errors.BuildError, match="returns"):
         problem = cp.Problem(cp.Minimize(c @ b), [cp.sum(b) == 1])
         lc.compile(problem, variables=[problem.objective], estimator=lc.IMLE())
+
+
+def quadratic(integer=True, seed=0):
+    """min |M x - t|^2 + c'x + 3 over a small box with a budget."""
+    rng = np.random.default_rng(seed)
+    M, t = rng.standard_normal((4, 3)), rng.standard_normal(4)
+    c, x = cp.Parameter(3, name="c"), cp.Variable(3, integer=integer, name="x")
+    return cp.Problem(cp.Minimize(cp.sum_squares(M @ x - t) + c @ x + 3.0), [x >= -2, x <= 2, cp.sum(x) <= 1]), c, x, M, t
+
+
+def test_convex_quadratic_objectives_by_enumeration():
+    pytest.importorskip("pyscipopt")
+    problem, c, x, M, t = quadratic()
+    compiled = lc.compile(problem, parameters=[c], variables=[x], estimator=lc.DBB(step=1.5, scaling="raw"))
+    assert compiled.space.oracle == "scip" and "quadratic" in compiled.report()
+    points = np.array([z for z in itertools.product(range(-2, 3), repeat=3) if sum(z) <= 1], dtype=float)
+    costs = 3 * np.random.default_rng(1).standard_normal((12, 3))
+
+    def best(cost):
+        values = ((points @ M.T - t) ** 2).sum(1) + points @ cost + 3.0
+        return points[values.argmin()], values.min()
+
+    solution = compiled.solve(costs)
+    for cost, z, value in zip(costs, solution.outputs[0], solution.value, strict=True):
+        np.testing.assert_array_equal(z, best(cost)[0])
+        assert value == pytest.approx(best(cost)[1], abs=1e-9)
+    dy = np.random.default_rng(2).standard_normal((12, 3))
+    sample = compiled.sample([costs])
+    expected = [(best(c + 1.5 * d)[0] - best(c)[0]) / 1.5 for c, d in zip(costs, dy, strict=True)]
+    np.testing.assert_allclose(compiled.pull([costs], sample.solutions, sample.noise, [dy])[0], expected, atol=1e-12)
+    with pytest.raises(errors.BuildError, match="linear objectives"):
+        compiled.loss(lc.losses.SPOPlus(), [costs], {"true": [costs]})
+
+
+def test_quadratic_objectives_are_refused_where_no_engine_takes_them():
+    problem = quadratic()[0]
+    for solver in ("highs", "simplex"):
+        with pytest.raises(errors.UnsupportedConeError, match=r"quadratic(.|\n)*pyscipopt"):
+            lc.compile(problem, estimator=lc.IMLE(), solver=solver)
+    if importlib.util.find_spec("pyscipopt") is None:
+        with pytest.raises(errors.UnsupportedConeError, match="none of the installed"):
+            lc.compile(problem, estimator=lc.IMLE())
+    w, x = cp.Parameter(nonneg=True), cp.Variable(2, integer=True)
+    with pytest.raises(errors.UnsupportedConeError, match="parameters in the quadratic part"):
+        lc.compile(cp.Problem(cp.Minimize(w * cp.sum_squares(x)), [x <= 2, x >= 1]), estimator=lc.Perturbed())
 
 
 def test_an_estimator_is_needed_and_must_be_one():
@@ -186,6 +234,15 @@ def test_time_limits_are_kept():
     solution = compiled.solve(np.random.default_rng(0).uniform(1.0, 1.2, (200, 60)))
     assert (solution.status == Status.TIME_LIMIT).any()
     assert solution.info.time < 5
+
+
+def test_parameters_in_the_constraints_share_the_time_limit():
+    c, w, x = cp.Parameter(60), cp.Parameter((3, 60)), cp.Variable(60, boolean=True)
+    problem, estimator = cp.Problem(cp.Maximize(c @ x), [w @ x <= 60.0]), lc.Perturbed(samples=2)
+    compiled = lc.compile(problem, parameters=[c, w], estimator=estimator, options={"time_limit": 0.2}, on_error="flag")
+    rng = np.random.default_rng(0)
+    solution = compiled.solve(rng.uniform(1.0, 1.1, (200, 60)), rng.uniform(3, 8, (200, 3, 60)))
+    assert (solution.status == Status.TIME_LIMIT).any() and solution.info.time < 5
 
 
 def test_empty_batches_and_copies():

@@ -18,6 +18,10 @@ struct Worker {
 // Numbers that one instance in the stash takes.
 static int64_t state_size(const Program& p) { return 5 + 8 + 4 * (int64_t)p.n + 6 * (int64_t)p.m + p.p_entries + p.a_entries; }
 
+// Places in a profile: seconds, then counts.
+enum Part { of_load, of_equilibration, of_start, of_residuals, of_scaling, of_factors, of_solves, of_cones, of_write, of_factorisations, of_substitutions,
+            of_iterations, of_lanes, of_nothing = -1 };
+
 template <class V> struct Conic {
   static constexpr int N = lanes_of<V>;
   static constexpr double near_infeasible = 1e-6;  // certificates of lanes that cannot go on
@@ -699,7 +703,7 @@ template <class V> struct Conic {
         kx[i + t] = kb[i + t];
         goal[t] = vmax(vabs(kb[i + t]), goal[t]);
       }
-    if (profile) profile[8] += NR * left * lanes_of<R> / N;
+    if (profile) profile[of_substitutions] += NR * left * lanes_of<R> / N;
     substitute<F, R, NR>(g, panels, inverse, kx);
     residual<F, R, NR>(g, entries, kb, kx, kr, norm);
     for (int t = 0; t < NR; t++) {
@@ -710,7 +714,7 @@ template <class V> struct Conic {
       bool again = false;
       for (int t = 0; t < NR; t++) again = again || any<R>(more[t]);
       if (!again) break;
-      if (profile) profile[8] += NR * left * lanes_of<R> / N;
+      if (profile) profile[of_substitutions] += NR * left * lanes_of<R> / N;
       substitute<F, R, NR>(g, panels, inverse, kr);
       for (int64_t i = 0; i < size; i++) kn[i] = kx[i] + kr[i];
       residual<F, R, NR>(g, entries, kb, kn, kr, next);
@@ -751,7 +755,9 @@ template <class V> struct Conic {
     if (shared && worker.ready == N) return;
     read(even_p, job.p, job.p_stride, p.p_entries, p.p_from);
     read(A, job.a, job.a_stride, p.a_entries, p.a_from);
+    lap(of_load);
     equilibrate_matrices();
+    lap(of_equilibration);
     worker.ready = shared ? N : 0;
     worker.started = false;
   }
@@ -814,12 +820,18 @@ template <class V> struct Conic {
     V *own_panels = panels, *own_inverse = inverse;
     set_identity_scaling();
     if (kept) panels = start_panels, inverse = start_inverse;
-    if (!kept || !worker.started) factor_kkt(num(1));
+    lap(of_start);
+    if (!kept || !worker.started) {
+      factor_kkt(num(1));
+      if (profile) profile[of_factorisations] += left;
+    }
+    lap(of_factors);
     worker.started = kept;
     for (int j = 0; j < p.n; j++) rx[j] = -q[j];
     load_rhs(nullptr, b, 2, 0);
     load_rhs(rx, nullptr, 2, 1);
     solve_kkt<2>();
+    lap(of_solves);
     panels = own_panels, inverse = own_inverse;
     store_solution(x, s, b, 2, 0);
     store_solution(x2, y, nullptr, 2, 1);
@@ -866,7 +878,7 @@ template <class V> struct Conic {
 
   // Runs until all lanes are done, or until no more than `few` of them are left: these go to the worker's stash.
   void solve(const ConicJob& job, Chunk chunk, Worker& worker, int few) {
-    lap(-1);
+    lap(of_nothing);
     V lane_number = V{}, poison = V{};
     dual_only = none_of<V>();
     left = chunk.count;
@@ -887,9 +899,11 @@ template <class V> struct Conic {
       for (int t = 0; t < 3; t++) quality[3 * l + t] = __builtin_nan("");
     }
     active = (lane_number > V{}) & (poison == V{});
+    lap(of_load);
     if (any<V>(active)) {
       equilibrate_vectors();
       fill_entries();
+      lap(of_equilibration);
       if (job.warm_x) {
         read(best_x, job.warm_x, p.n, p.n, nullptr);
         read(best_y, job.warm_y, p.m, p.m, nullptr);
@@ -901,14 +915,14 @@ template <class V> struct Conic {
       for (int i = 0; i < p.m; i++) best_y[i] = y[i], best_s[i] = s[i];
       best_merit = num(__builtin_inf());
       best_tau = num(1);
-      lap(0);
+      lap(of_start);
       run(few);
     }
     finish(job, worker);
   }
   // Goes on with the last `count` instances of the stash.
   void resume(const ConicJob& job, int count, Worker& worker, int few) {
-    lap(-1);
+    lap(of_nothing);
     worker.count -= count;
     double* slot[N];
     for (int l = 0; l < N; l++) slot[l] = worker.stash + (worker.count + (l < count ? l : 0)) * state_size(p);
@@ -939,7 +953,7 @@ template <class V> struct Conic {
       back(A, p.a_entries);
     }
     fill_entries();
-    lap(0);
+    lap(of_load);
     run(few);
     finish(job, worker);
   }
@@ -976,7 +990,7 @@ template <class V> struct Conic {
       away(even_p, p.p_entries);
       away(A, p.a_entries);
     }
-    lap(6);
+    lap(of_write);
   }
 
   void run(int few) {
@@ -1044,11 +1058,11 @@ template <class V> struct Conic {
       }
       active = active & (live > V{});
       if (left <= few) break;
-      if (profile) profile[9] += left, profile[10] += N;
+      if (profile) profile[of_iterations] += left, profile[of_lanes] += N;
 
-      lap(1);
+      lap(of_residuals);
       update_scaling(mu);
-      lap(2);
+      lap(of_scaling);
       // constant direction (x2, y2) and affine direction in one call
       for (int i = 0; i < m; i++) work_m[i] = s[i] - ry[i];
       for (int j = 0; j < n; j++) dx[j] = -q[j], x2[j] = -rx[j];
@@ -1056,12 +1070,12 @@ template <class V> struct Conic {
       load_rhs(x2, work_m, 2, 1);
       V boost = one;
       for (int tries = 0; tries < 3; tries++) {
-        lap(4);
+        lap(of_solves);
         factor_kkt(boost);
-        if (profile) profile[7] += left;
-        lap(3);
+        if (profile) profile[of_factorisations] += left;
+        lap(of_factors);
         V off = solve_kkt<2>();
-        lap(4);
+        lap(of_solves);
         Mask<V> useless = active & !(off < num(1e-5));
         if (!any<V>(useless)) break;
         boost = select<V>(useless, boost * num(100), boost);
@@ -1069,7 +1083,7 @@ template <class V> struct Conic {
       store_solution(dx, dy, work_m, 2, 1);
       store_solution(x2, y2, b, 2, 0);
       multiply_p(x2, Px2);
-      lap(4);
+      lap(of_solves);
       V rt = kappa + qx + by + xPx * it_tau;
       // (xi - x2)'P(xi - x2) - x2'P x2 with xi = x / tau
       V cross = dot(x, Px2, n) * it_tau, den = kappa * it_tau + xPx * it_tau * it_tau - num(2) * cross - dot(q, x2, n) - dot(b, y2, m);
@@ -1096,12 +1110,12 @@ template <class V> struct Conic {
       for (int j = 0; j < n; j++) dx[j] = -keep * rx[j];
       for (int i = 0; i < m; i++) dy[i] = offset[i] - keep * ry[i];
       V corrected_kappa = kappa * tau + dk * dt - target;
-      lap(5);
+      lap(of_cones);
       load_rhs(dx, dy, 1, 0);
       for (int i = 0; i < m; i++) work_m[i] = dy[i];
       solve_kkt<1>();
       store_solution(dx, dy, work_m, 1, 0);
-      lap(4);
+      lap(of_solves);
       dt = finish(keep * rt, corrected_kappa);
       dk = -(corrected_kappa + kappa * dt) * it_tau;
       apply_h(dy, wdy, ds);
@@ -1146,7 +1160,7 @@ template <class V> struct Conic {
       tau = select<V>(move, fma(a, dt, tau), tau);
       kappa = select<V>(move, fma(a, dk, kappa), kappa);
       for (int l = 0; l < N; l++) iterations[l] += test<V>(active, l);
-      lap(5);
+      lap(of_cones);
     }
   }
 

@@ -123,8 +123,7 @@ struct ConicJob {
   int8_t* status;
   int32_t* iterations;
   double* quality;  // three per instance: relative primal and dual residual, relative gap
-  double* profile;  // null, or (one thread only) seconds: load and start, residuals, scaling, factors, solves, cones and steps, write; then counts:
-                    // factorisations and triangular solves of instances, iterations of instances and of lanes
+  double* profile;  // null, or (one thread only) the seconds and counts that `Part` in conic.hpp names
   int64_t batch;
   int64_t (*next)(void*);  // index of the next pack, negative when there is none; any thread may call it
   void* context;
@@ -195,10 +194,32 @@ struct NewtonSolve {
   double tolerance;
 };
 
+// The feasible set of a small mixed-integer linear program: lower <= (x, A x) <= upper, x[whole] whole. A by rows.
+struct SimplexProgram {
+  int32_t n, m, wholes;
+  const int64_t* start;
+  const int32_t *column, *whole;
+  const double *value, *lower, *upper;  // bounds of x, then of the rows
+};
+
+struct SimplexJob {
+  const SimplexProgram* program;
+  const void* start;  // what `simplex_prepare` left
+  int64_t count;
+  const double* cost;
+  double* x;
+  int8_t* status;
+  int32_t* nodes;
+  int32_t node_limit;
+  double deadline;
+  double (*clock)();  // null: no deadline
+};
+
 // What one instruction set offers. `scratch` counts bytes of 64-byte aligned memory that each thread must bring.
 struct Target {
   const char* name;
   int32_t lanes;
+  double (*multiply_adds)(int64_t rounds, int64_t* operations);  // keeps the multiply-add units busy; what it returns only has to be used
   size_t (*factor_scratch)(const Schedule&);
   void (*factor)(const FactorJob&, Chunk, void* scratch);
   size_t (*solve_scratch)(const Schedule&);
@@ -209,6 +230,10 @@ struct Target {
   void (*newton)(const NewtonJob&, Chunk, void* scratch);
   size_t (*newton_solve_scratch)(const NewtonPlan&);
   void (*newton_solve)(const NewtonSolve&, Chunk, void* scratch);
+  size_t (*simplex_bytes)(const SimplexProgram&);
+  int32_t (*simplex_prepare)(const SimplexProgram&, void* start);
+  size_t (*simplex_scratch)(const SimplexProgram&, const void* start);
+  void (*simplex)(const SimplexJob&, void* scratch);
 };
 
 }  // namespace layercompiler

@@ -27,6 +27,7 @@ namespace LC_JOIN(target_, LC_TARGET) {
 #include "eigen.hpp"
 
 #include "newton.hpp"
+#include "simplex.hpp"
 
 #define LC_BY_WIDTH(width, function, ...)                       \
   switch (width) {                                              \
@@ -46,6 +47,20 @@ constexpr int target_lanes = 2;
 constexpr int target_lanes = 1;
 #define LC_WIDTH_CASES(function, ...)
 #endif
+
+static double multiply_adds(int64_t rounds, int64_t* operations) {
+  constexpr int chains = 12;  // as many as latency and two units need
+  Wide sum[chains], a = splat<Wide>(0.999999), b = splat<Wide>(1e-9);
+  for (int i = 0; i < chains; i++) sum[i] = splat<Wide>(1.0 + i);
+  for (int64_t k = 0; k < rounds; k++) {
+#pragma GCC unroll 12
+    for (int i = 0; i < chains; i++) sum[i] = fma(sum[i], a, b);
+  }
+  double total = 0;
+  for (int i = 0; i < chains; i++) total += get(sum[i], 0);
+  *operations = 2 * rounds * chains * lanes_of<Wide>;
+  return total;
+}
 
 static void factor(const FactorJob& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(chunk.width, factor_chunk, job, chunk, scratch) }
 
@@ -81,6 +96,7 @@ extern const Target LC_JOIN(target_table_, LC_TARGET);
 const Target LC_JOIN(target_table_, LC_TARGET) = {
     LC_TEXT(LC_TARGET),
     LC_JOIN(target_, LC_TARGET)::target_lanes,
+    LC_JOIN(target_, LC_TARGET)::multiply_adds,
     LC_JOIN(target_, LC_TARGET)::factor_scratch,
     LC_JOIN(target_, LC_TARGET)::factor,
     LC_JOIN(target_, LC_TARGET)::solve_scratch,
@@ -91,5 +107,9 @@ const Target LC_JOIN(target_table_, LC_TARGET) = {
     LC_JOIN(target_, LC_TARGET)::newton,
     LC_JOIN(target_, LC_TARGET)::newton_solve_scratch,
     LC_JOIN(target_, LC_TARGET)::newton_solve,
+    LC_JOIN(target_, LC_TARGET)::simplex_bytes,
+    LC_JOIN(target_, LC_TARGET)::simplex_prepare,
+    LC_JOIN(target_, LC_TARGET)::simplex_scratch,
+    LC_JOIN(target_, LC_TARGET)::simplex,
 };
 }  // namespace layercompiler

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from layercompiler.solvers.oracles.base import NamedOracle, whole
+from layercompiler.solvers.oracles.base import NamedOracle, oracles, whole
 
 
+@oracles.register
 @dataclass(frozen=True)
 class Assignment(NamedOracle):
     """The permutation matrix of least total cost, for n by n costs; scipy's solver, in threads for large batches."""

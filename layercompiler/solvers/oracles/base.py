@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from layercompiler.errors import OptionError, ShapeError
+from layercompiler.registry import Registry
 
 
 class NamedOracle(ABC):
     """An exact solver of argmin (or argmax) <values, z> for a batch of values.
 
-    A new oracle is one file with a frozen dataclass that defines `shape` and `solve`.
+    A new oracle is one file with a frozen dataclass that defines `shape` and `solve`, and is registered with `@oracles.register`.
 
     Attributes:
         name: The name in reports.
@@ -43,6 +44,11 @@ class NamedOracle(ABC):
         if array.shape[array.ndim - k :] != self.shape:
             raise ShapeError(f"the values of {self.name} have the wrong shape", expected=f"(..., {self.shape})", got=str(array.shape))
         return self.solve(np.ascontiguousarray(array.reshape(-1, int(np.prod(self.shape))))).reshape(array.shape)
+
+
+oracles: Registry[NamedOracle] = Registry(
+    "oracle", __package__ or "", ("assignment", "dag_path", "grid_path", "knapsack", "ranking", "spanning_tree", "top_k", "tour")
+)
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:

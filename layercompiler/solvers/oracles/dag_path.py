@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from layercompiler.errors import OptionError
-from layercompiler.solvers.oracles.base import NamedOracle
+from layercompiler.solvers.oracles.base import NamedOracle, oracles
 
 
+@oracles.register
 @dataclass(frozen=True)
 class DagPath(NamedOracle):
     """The shortest path from a source to a target in a directed acyclic graph, as the indicator of its arcs; costs of any sign.

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from layercompiler.errors import OptionError
-from layercompiler.solvers.oracles.base import NamedOracle, whole
+from layercompiler.solvers.oracles.base import NamedOracle, oracles, whole
 
 
+@oracles.register
 @dataclass(frozen=True)
 class GridPath(NamedOracle):
     """The path of least total node weight from the top left to the bottom right cell of a grid, as the indicator of its cells.

@@ -8,9 +8,10 @@ from typing import ClassVar
 import numpy as np
 
 from layercompiler.errors import OptionError
-from layercompiler.solvers.oracles.base import NamedOracle, whole
+from layercompiler.solvers.oracles.base import NamedOracle, oracles, whole
 
 
+@oracles.register
 @dataclass(frozen=True)
 class Knapsack(NamedOracle):
     """The most valuable set of items within a capacity, by dynamic programming; items of negative value are left out.

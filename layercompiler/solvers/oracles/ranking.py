@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from layercompiler.solvers.oracles.base import NamedOracle, whole
+from layercompiler.solvers.oracles.base import NamedOracle, oracles, whole
 
 
+@oracles.register
 @dataclass(frozen=True)
 class Ranking(NamedOracle):
     """The ranks 1..n of n values, n for the largest: the permutation vector z that maximises <values, z>.

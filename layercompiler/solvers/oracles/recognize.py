@@ -19,7 +19,7 @@ Match = tuple[NamedOracle, np.ndarray]
 
 def recognize(program: MixedInteger) -> Match | None:
     """An oracle with the same minimisers, and which entry of its solution each variable is; None where none is certain."""
-    if program.n == 0 or not np.array_equal(program.low, program.high) or (program.lower != 0).any():
+    if program.n == 0 or program.quadratic is not None or not np.array_equal(program.low, program.high) or (program.lower != 0).any():
         return None
     for test in (_top_k, _assignment, _path):
         found = test(program)

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from layercompiler.errors import OptionError
-from layercompiler.solvers.oracles.base import NamedOracle
+from layercompiler.solvers.oracles.base import NamedOracle, oracles
 
 
+@oracles.register
 @dataclass(frozen=True)
 class SpanningTree(NamedOracle):
     """The spanning tree of least total cost, as the indicator of its edges; costs of any sign.

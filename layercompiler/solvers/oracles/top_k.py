@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from layercompiler.solvers.oracles.base import NamedOracle, whole
+from layercompiler.solvers.oracles.base import NamedOracle, oracles, whole
 
 
+@oracles.register
 @dataclass(frozen=True)
 class TopK(NamedOracle):
     """The indicator of the k largest of n values.

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from layercompiler.solvers.oracles.base import NamedOracle, whole
+from layercompiler.solvers.oracles.base import NamedOracle, oracles, whole
 
 
+@oracles.register
 @dataclass(frozen=True)
 class Tour(NamedOracle):
     """The shortest tour through n <= 12 cities for n by n costs, as a matrix with a one for every step from row to column.

@@ -22,19 +22,20 @@ class StepSize:
     Attributes:
         value: beta, the step relative to |u| / |dy|.
         nonzeros: Running mean of the number of nonzero entries per difference of solutions.
+        seen: Updates so far.
     """
 
     def __init__(self, value: float = 1.0) -> None:
         self.value, self.nonzeros = float(value), 0.0
-        self._seen = 0
+        self.seen = 0
         self._lock = threading.Lock()
 
     def update(self, nonzeros: float, target: float, rate: float, decay: float) -> None:
         """One step of adaptation towards `target` nonzero entries per difference."""
         with self._lock:
-            self._seen += 1
+            self.seen += 1
             self.nonzeros = decay * self.nonzeros + (1.0 - decay) * nonzeros
-            mean = self.nonzeros / (1.0 - decay**self._seen)
+            mean = self.nonzeros / (1.0 - decay**self.seen)
             self.value *= 1.0 + rate if mean < target else 1.0 / (1.0 + rate)
 
     def __getstate__(self) -> dict[str, Any]:

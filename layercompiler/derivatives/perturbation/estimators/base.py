@@ -14,8 +14,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from layercompiler.derivatives.perturbation.noise import Gumbel, Noise
-from layercompiler.derivatives.perturbation.registry import Registry
 from layercompiler.errors import OptionError
+from layercompiler.registry import Registry
 
 
 class Oracle(Protocol):

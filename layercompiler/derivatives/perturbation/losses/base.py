@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from layercompiler.derivatives.perturbation.estimators import Estimator, Oracle
-from layercompiler.derivatives.perturbation.registry import Registry
+from layercompiler.registry import Registry
 
 
 class Loss(ABC):

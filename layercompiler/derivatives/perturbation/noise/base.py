@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from layercompiler.derivatives.perturbation.registry import Registry
 from layercompiler.errors import UnsupportedTransformError
+from layercompiler.registry import Registry
 
 
 class Noise(ABC):
