@@ -208,7 +208,7 @@ def _constant(module: fx.GraphModule, value: Any) -> float | None:
         return float(value)
     if not isinstance(value, fx.Node) or value.op != "get_attr":
         return None
-    tensor = _attribute(module, value.target)
+    tensor = _attribute(module, str(value.target))
     if not tensor.is_floating_point() or not tensor.numel():
         return None
     first = float(tensor.reshape(-1)[0])
