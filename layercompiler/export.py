@@ -11,9 +11,13 @@ from typing import Any
 from layercompiler import frameworks
 from layercompiler.errors import NotAProblemError, OptionError, StoreError
 from layercompiler.plan import CompiledProblem
+from layercompiler.plan.nonlinear import CompiledNonlinear
 from layercompiler.programs.blackbox import BlackBox
+from layercompiler.programs.nonlinear import NonlinearProgram
 from layercompiler.programs.store import load as read
 from layercompiler.solvers import Options, engine
+from layercompiler.solvers.least_squares import LeastSquaresOptions
+from layercompiler.solvers.least_squares.options import METHODS
 
 # What compiles a problem of one of our own classes: a function of the problem and a `Request`, "module:function" in this package.
 _COMPILERS: dict[str, str] = {
@@ -58,7 +62,8 @@ def compile(
         parameters: Parameters in call order; None for all, in order of appearance. Others are constants with their `.value`.
         variables: Outputs: variables, dual variables (`constraint.dual_variables[i]`), affine expressions, or
             `problem.objective` for the optimal value; None for all variables.
-        solver: "auto" or the name of an engine ("lanes", "clarabel", "scs", "ecos", ...).
+        solver: "auto" or the name of an engine ("lanes", "clarabel", "scs", "ecos", ...), or of a method of nonlinear least squares
+            ("levenberg_marquardt", "gauss_newton", "dogleg"), which then takes the problem whether it is convex or not.
         on_error: "raise", or "flag" for NaN outputs and zero derivatives of failed instances.
         gp: True for a geometric program, False for a convex one, None to detect.
         options: `Options` (for least squares `LeastSquaresOptions`), or a dict of its fields.
@@ -135,11 +140,11 @@ def _compiler(problem: Any, request: Request) -> Callable[[Any, Request], Any]:
     return _compile_convex
 
 
-def _compile_convex(problem: Any, request: Request) -> CompiledProblem:
+def _compile_convex(problem: Any, request: Request) -> Any:
     if request.solver is None or not isinstance(request.solver, str):
         raise OptionError("the solver is given by name", expected="a string such as 'auto'", got=repr(request.solver))
-    options = Options.of(request.options)
-    if request.solver.lower() != "auto":
+    nonlinear = request.solver.lower() in METHODS or isinstance(request.options, LeastSquaresOptions)
+    if not nonlinear and request.solver.lower() != "auto":
         engine(request.solver)
     if not _of_cvxpy(problem):
         raise NotAProblemError(
@@ -148,10 +153,13 @@ def _compile_convex(problem: Any, request: Request) -> CompiledProblem:
             got=type(problem).__name__,
             mend="write the problem as cvxpy.Problem(objective, constraints)",
         )
-    from layercompiler.problems.convex import compile_convex
+    from layercompiler.problems.nonlinear.choose import compile_either
 
-    program = compile_convex(problem, request.parameters, request.variables, request.gp)
-    return CompiledProblem(program, request.solver, request.on_error, options)
+    program = compile_either(problem, request.parameters, request.variables, request.gp, nonlinear, request.solver.lower() == "auto")
+    if isinstance(program, NonlinearProgram):
+        return CompiledNonlinear(program, request.solver, request.on_error, LeastSquaresOptions.of(request.options))
+    options: Any = request.options
+    return CompiledProblem(program, request.solver, request.on_error, Options.of(options))
 
 
 def _compile_discrete(problem: Any, request: Request) -> Any:

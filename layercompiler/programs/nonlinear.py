@@ -8,6 +8,7 @@ are differentiated by the framework, the solve by the implicit function theorem.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +39,10 @@ class NonlinearProgram:
         inner: What is solved; its parameters are the values of `before`, its variables the first inputs of `after`.
         parameters: As the user declared them, in call order.
         before: Input k is parameter k.
-        after: Inputs are the unknowns, then the parameters.
-        outputs: Names of the values of `after`.
+        after: Inputs are the unknowns, then the parameters; values are the outputs, and last the objective.
+        outputs: Names of the outputs.
+        variables: Shapes of the user's variables by name; each has one unknown.
+        start: For each variable the graph from its value (input k) and the parameters (after the variables) to its unknown.
         maximize: Whether the user wrote a maximisation.
         terms: What was recognised, one line per term.
     """
@@ -49,5 +52,7 @@ class NonlinearProgram:
     before: Graph = field(repr=False)
     after: Graph = field(repr=False)
     outputs: tuple[str, ...]
+    variables: Mapping[str, tuple[int, ...]]
+    start: tuple[Graph, ...] = field(repr=False)
     maximize: bool
     terms: tuple[str, ...]

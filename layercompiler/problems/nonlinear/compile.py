@@ -51,7 +51,7 @@ def compile_nonlinear(
     if not terms:
         raise NotLeastSquaresError("the objective has no term with a variable", where=text(problem.objective))
     wanted = list(variables) if outputs is None else list(outputs)
-    after = [unknowns.translator.node(_output(item, problem, fixed, constants)) for item in wanted]
+    after = [unknowns.translator.node(_output(item, problem, fixed, constants)) for item in [*wanted, problem.objective]]
     return _program(unknowns, terms, listed, after, wanted, problem)
 
 
@@ -93,6 +93,8 @@ def _program(unknowns: Unknowns, terms: list[Term], listed: Any, after: list[int
             item.name() if isinstance(item, cp.Variable) else "value" if isinstance(item, cp.Minimize | cp.Maximize) else text(item)
             for item in wanted
         ),
+        variables={name: tuple(u.variable.shape) for name, u in zip(names, unknowns.variables, strict=True)},
+        start=tuple(unknowns.start(k) for k in range(len(names))),
         maximize=isinstance(problem.objective, cp.Maximize),
         terms=tuple(f"{t.loss}: {t.source}, {builder.nodes[t.inner].size} rows" for t in terms),
     )
@@ -132,6 +134,11 @@ class _Split:
         self.sources: list[int] = []
         self.specs: list[ParameterSpec] = []
 
+    def raw(self, k: int) -> bool:
+        """Whether a node only moves entries of parameters and constants: not worth to be kept beside them."""
+        node = self.builder.nodes[k]
+        return node.operation in ("input", "constant") or (node.operation in _MOVEMENT and all(self.raw(a) for a in node.arguments))
+
     def parameter(self, k: int) -> int:
         """The position of a node among the inner parameters."""
         if k not in self.sources:
@@ -160,7 +167,7 @@ class _Split:
                 variables.add(node.options[0])
             elif node.operation == "constant":
                 continue
-            elif not self.moving[k] and node.operation not in _MOVEMENT:
+            elif not self.moving[k] and (node.operation == "input" or not self.raw(k)):
                 parameters.append(k)
             else:
                 stack.extend(node.arguments)

@@ -17,7 +17,7 @@ import numpy as np
 
 from layercompiler import arrays
 from layercompiler.errors import IntegerVariableError, NotLeastSquaresError, UnsupportedExpressionError
-from layercompiler.expressions import Builder
+from layercompiler.expressions import Builder, Graph
 from layercompiler.expressions.movement import concatenate, gather
 from layercompiler.expressions.sparsity import pattern
 from layercompiler.problems.nonlinear.translate import Translator, dense
@@ -134,6 +134,7 @@ class Unknowns:
         for constraint in constraints:
             self._constraint(constraint)
         self.solved: list[Solved] = []
+        self._shifts: list[tuple[np.ndarray, int | None, int | None]] = []
         leaves = dict(self._parameters)
         for k, u in enumerate(self.variables):
             leaves[u.variable.id] = self._value(k, u)
@@ -229,6 +230,27 @@ class Unknowns:
         value = self.builder.value(total)
         return total, known if value is None else np.isfinite(value)
 
+    def start(self, k: int) -> Graph:
+        """The graph from a start of variable k (input k) and the parameters to a start of what is solved for."""
+        u, solved, (free, base, span) = self.variables[k], self.solved[k], self._shifts[k]
+        b, shape = self.builder, tuple(self.variables[k].variable.shape)
+        first = np.zeros(u.count, int)
+        seen = np.flatnonzero(u.entries.reshape(-1) >= 0)[::-1]
+        first[u.entries.reshape(-1)[seen]] = seen
+        # The variable's own value is not in the graph of the problem, where input k is the unknown: a graph of its own.
+        made = Builder()
+        value = gather(made, made.input(k, shape), first[free])
+        if base is not None and span is not None:
+            ends = b.graph([base, span])
+            V = len(self.variables)
+            inputs = {i: made.input(i, s) for i, s in ends.inputs().items() if i >= V}
+            low, length = made.append(ends, inputs)
+            value = made.call("divide", made.call("add", value, made.call("negative", low)), length)
+        for bound, operation in ((solved.lower, "maximum"), (solved.upper, "minimum")):
+            if bound is not None:
+                value = made.call(operation, value, made.constant(bound.reshape(-1)))
+        return made.graph([gather(made, value, np.arange(len(free)).reshape(solved.shape))])
+
     def _value(self, k: int, u: Unknown) -> int:
         """The node of the variable, from what is solved for."""
         b, start = self.builder, u.start
@@ -247,6 +269,7 @@ class Unknowns:
                 raise NotLeastSquaresError("the bounds of a variable leave nothing", where=u.variable.name(), got="lower above upper")
             shape = tuple(u.variable.shape) if plain else (len(free),)
             bounds = [None if np.all(np.isinf(v[free])) else v[free].reshape(shape) for v in (low, high)]
+            self._shifts.append((free, None, None))
             self.solved.append(Solved(shape, np.clip(start, low, high)[free].reshape(shape), *bounds))
             moved = gather(b, b.input(k, shape), np.arange(len(free)))
         else:
@@ -257,8 +280,13 @@ class Unknowns:
             n, every = u.count, np.arange(u.count)
             ends = concatenate(b, [lower, upper, b.constant(np.zeros(1))])
             base = gather(b, ends, np.where(has_lower, every, np.where(has_upper, n + every, 2 * n))[free])
-            lengths = concatenate(b, [b.call("add", upper, b.call("negative", lower)), b.constant(np.ones(1))])
-            span = gather(b, lengths, np.where(both, every, n)[free])
+            pair = np.flatnonzero(both)
+            ends = gather(b, upper, pair), b.call("negative", gather(b, lower, pair))
+            lengths = concatenate(b, [b.call("add", *ends), b.constant(np.ones(1))])
+            place = np.full(n, len(pair))
+            place[pair] = np.arange(len(pair))
+            span = gather(b, lengths, place[free])
+            self._shifts.append((free, base, span))
             moved = b.call("add", base, b.call("multiply", span, b.input(k, (len(free),))))
         if u.fixed:
             place = np.zeros(u.count, int)

@@ -1,0 +1,190 @@
+"""The run time of a nonlinear problem written in a modelling language: a least-squares layer between two graphs."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from layercompiler import arrays, frameworks
+from layercompiler.errors import MissingDependencyError, ShapeError
+from layercompiler.plan.arguments import Arguments
+from layercompiler.plan.least_squares import CompiledLeastSquares, LeastSquaresSolution
+from layercompiler.programs.nonlinear import NonlinearProgram
+from layercompiler.solvers.least_squares import LeastSquaresOptions
+
+
+class CompiledNonlinear:
+    """A nonlinear problem compiled once; immutable. `.to(framework)` makes a layer, and numpy arrays go in and out of `solve`.
+
+    Args:
+        program: The compiled problem.
+        method: "auto", "levenberg_marquardt", "gauss_newton" or "dogleg".
+        on_error: "raise" or "flag".
+        options: See `LeastSquaresOptions`.
+    """
+
+    layer_kind = "nonlinear.NonlinearLayer"
+
+    def __init__(
+        self, program: NonlinearProgram, method: str = "auto", on_error: str = "raise", options: LeastSquaresOptions | None = None
+    ) -> None:
+        self.program, self.on_error = program, on_error
+        self.inner = CompiledLeastSquares(program.inner, method, on_error, options)
+
+    @cached_property
+    def arguments(self) -> Arguments:
+        """Reads the arguments of calls."""
+        return Arguments(cast(Any, SimpleNamespace(parameters=self.program.parameters, channels=())))
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters, in call order."""
+        return tuple(p.name for p in self.program.parameters)
+
+    def to(self, framework: str) -> Any:
+        """A layer of a framework."""
+        return frameworks.layer(self, framework)
+
+    def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
+        """Solve for numpy arrays; see `NonlinearLayer.solve` of the frameworks."""
+        return self.to("numpy").solve(*args, init=init, **named)
+
+    def describe(self) -> str:
+        """One line."""
+        return self.inner.describe()
+
+    def report(self) -> str:
+        """What was recognised, and how it is solved and differentiated."""
+        program, inner = self.program, self.program.inner
+        sense = "maximise" if program.maximize else "minimise"
+        lines = [
+            f"problem       nonlinear least squares, {sense}, {len(program.parameters)} parameters",
+            f"recognised    {len(program.terms)} terms",
+            *(f"              {term}" for term in program.terms),
+            f"before        {len(program.before.nodes)} operations on parameters only, computed once per call",
+        ]
+        for v in inner.variables:
+            bounds = " with bounds" if v.lower is not None or v.upper is not None else ""
+            lines.append(f"variable      {v.name}: {v.size} unknowns{bounds}")
+        for b in inner.blocks:
+            width = sum(inner.variables[k].dof for k in b.on)
+            if b.sparsity is None:
+                jacobian = "dense"
+            else:
+                colors = int(np.max(b.sparsity.colors, initial=-1)) + 1 if b.sparsity.colors is not None else width
+                jacobian = f"{len(b.sparsity.rows)} nonzeros, {colors} colours"
+            loss = "squares" if b.robust is None else b.robust.name
+            lines.append(f"residuals     {b.dim} rows ({loss}), Jacobian {b.dim} x {width}: {jacobian}")
+        lines += [f"solver        {self.inner.method.replace('_', '-')}", f"derivative    {self.inner.options.backward}"]
+        return "\n".join([*lines, f"on error      {self.on_error}"])
+
+    # The call, in any framework ------------------------------------------------------------------------------------------
+
+    def call(self, xp: Any, theta: Sequence[Any], init: Mapping[str, Any] | None, solve: Callable[..., Any]) -> tuple[Any, ...]:
+        """Outputs and, last, the objective.
+
+        Args:
+            xp: Array functions.
+            theta: Parameters, (batch..., *shape).
+            init: Starts by the user's names of variables, host arrays (batch..., *shape).
+            solve: Takes (derived parameters, starts of the inner program or None) and returns the unknowns.
+        """
+        program = self.program
+        batch = self.arguments.batch_shape([tuple(t.shape) for t in theta])
+        start = None if init is None else self.starts(xp, theta, init)
+        unknowns = list(solve(program.before.evaluate(xp, theta), start))
+        if init is not None:
+            lead = len(unknowns[0].shape) - len(program.inner.variables[0].shape)
+            batch = np.broadcast_shapes(batch, tuple(unknowns[0].shape)[:lead])
+        good = None
+        if self.on_error == "flag" and any(k >= len(unknowns) for k in program.after.inputs()):
+            good, unknowns = _flagged(xp, unknowns, [v.shape for v in program.inner.variables])
+        out = []
+        for value, shape in zip(program.after.evaluate(xp, [*unknowns, *theta]), program.after.shapes(), strict=True):
+            full = (*batch, *shape)
+            value = value if tuple(value.shape) == full else xp.broadcast_to(value, full)
+            if good is not None:
+                value = xp.where(xp.reshape(good, (*good.shape, *(1,) * len(shape))), value, xp.full_like(value, np.nan))
+            out.append(value)
+        return tuple(out)
+
+    def starts(self, xp: Any, theta: Sequence[Any], init: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Starts of the unknowns from starts of the user's variables.
+
+        Raises:
+            ShapeError: An unknown variable or a wrong shape.
+        """
+        program, host = self.program, arrays.get("numpy")
+        fixed = [np.asarray(xp.numpy(t), dtype=np.float64) for t in theta]
+        given: dict[str, np.ndarray] = {}
+        for name, value in init.items():
+            if name not in program.variables:
+                raise ShapeError(f"there is no variable '{name}' to start", where="init", expected=f"some of {list(program.variables)}")
+            array, shape = np.asarray(value, dtype=np.float64), program.variables[name]
+            if tuple(array.shape[array.ndim - len(shape) :]) != shape:
+                raise ShapeError(
+                    f"the start of '{name}' has the wrong shape", where="init", expected=f"{shape} after any batch", got=str(array.shape)
+                )
+            given[name] = array
+        found: dict[str, np.ndarray] = {}
+        for k, (name, graph) in enumerate(zip(program.variables, program.start, strict=True)):
+            if name in given:
+                inputs: list[Any] = [None] * len(program.variables) + fixed
+                inputs[k] = given[name]
+                found[program.inner.variables[k].name] = np.asarray(graph.evaluate(host, inputs)[0])
+        return found
+
+    def solution(self, values: Sequence[Any], inner: LeastSquaresSolution) -> LeastSquaresSolution:
+        """The answer of `solve` from what `call` returned."""
+        *outputs, value = values
+        named = MappingProxyType(dict(zip(self.program.outputs, outputs, strict=True)))
+        return LeastSquaresSolution(tuple(outputs), named, value, inner.info)
+
+
+def _flagged(xp: Any, unknowns: list[Any], shapes: list[tuple[int, ...]]) -> tuple[Any, list[Any]]:
+    """Which instances have a solution, and unknowns that are ones where there is none."""
+    good: Any = None
+    for z, shape in zip(unknowns, shapes, strict=True):
+        axes = tuple(range(-len(shape), 0))
+        whole = xp.sum(z, axis=axes) if axes else z
+        good = xp.isfinite(whole) if good is None else good & xp.isfinite(whole)
+    safe = []
+    for z, shape in zip(unknowns, shapes, strict=True):
+        safe.append(xp.where(xp.reshape(good, (*good.shape, *(1,) * len(shape))), z, xp.ones_like(z)))
+    return good, safe
+
+
+class NonlinearLayer:
+    """A compiled nonlinear problem as a function of numpy arrays; the derivatives inside come from whichever framework is installed."""
+
+    def __init__(self, compiled: CompiledNonlinear) -> None:
+        self.compiled = compiled
+        name = next((n for n in ("torch", "jax", "tensorflow") if importlib.util.find_spec(n)), None)
+        if name is None:
+            raise MissingDependencyError(
+                "nonlinear problems need the derivatives of a framework", mend="pip install 'layercompiler[torch]' (or jax, tensorflow)"
+            )
+        self._layer, self._xp = compiled.to(name), arrays.get(name)
+
+    def __call__(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> tuple[np.ndarray, ...]:
+        """Solve for one array per parameter, (batch..., *shape), by position or name; a tuple of arrays, one per output."""
+        outputs = self._layer(*self._given(args), init=init, **dict(zip(named, self._given(named.values()), strict=True)))
+        return tuple(self._xp.numpy(x) for x in outputs)
+
+    def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
+        """Solve, and tell what happened to each instance."""
+        found = self._layer.solve(*self._given(args), init=init, **dict(zip(named, self._given(named.values()), strict=True)))
+        outputs = tuple(self._xp.numpy(x) for x in found.outputs)
+        named_outputs = MappingProxyType(dict(zip(self.compiled.program.outputs, outputs, strict=True)))
+        return LeastSquaresSolution(outputs, named_outputs, self._xp.numpy(found.value), found.info)
+
+    def _given(self, values: Any) -> list[Any]:
+        return [self._xp.new(np.asarray(v, dtype=np.float64)) for v in values]
+
+    def __repr__(self) -> str:
+        return f"NonlinearLayer[numpy]({self.compiled.describe()})"
