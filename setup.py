@@ -9,7 +9,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = "layercompiler/kernels/src"
-PLAIN = ["ordering.cpp", "symbolic.cpp", "program.cpp", "residual.cpp", "pool.cpp", "targets.cpp", "api.cpp", "simplex.cpp"]
+PLAIN = [
+    *("ordering.cpp", "symbolic.cpp", "program.cpp", "residual.cpp", "pool.cpp", "targets.cpp"),
+    *("api.cpp", "api_dense_qp.cpp", "simplex.cpp"),
+]
+PER_TARGET = ["target.cpp", "dense_target.cpp"]
 # gnu++17 with contraction off: every fused multiply-add is written as one, so that an instance gives the same bits in every pack width.
 FLAGS = [
     "-std=gnu++17",
@@ -58,11 +62,11 @@ class BuildKernels(build_ext):
                     extra_postargs=[*FLAGS, "-pthread", *extra],
                     depends=ext.depends,
                 )
-            for name, flags in TARGETS.items():
+            for target, flags in TARGETS.items():
                 objects += self.compiler.compile(
-                    [f"{SOURCES}/target.cpp"],
-                    output_dir=os.path.join(self.build_temp, name),
-                    macros=[("LC_TARGET", name)],
+                    [f"{SOURCES}/{name}" for name in PER_TARGET],
+                    output_dir=os.path.join(self.build_temp, target),
+                    macros=[("LC_TARGET", target)],
                     extra_postargs=FLAGS + flags + extra,
                     depends=ext.depends,
                 )
@@ -77,7 +81,7 @@ setup(
     ext_modules=[
         Extension(
             "layercompiler.kernels._lanes",
-            sources=[f"{SOURCES}/{name}" for name in [*PLAIN, "target.cpp"]],
+            sources=[f"{SOURCES}/{name}" for name in [*PLAIN, *PER_TARGET]],
             depends=[os.path.join(SOURCES, name) for name in sorted(os.listdir(SOURCES))],
             optional=True,
         )

@@ -25,7 +25,8 @@ import torch
 
 import layercompiler as lc
 from benchmarks import results as results_file
-from benchmarks.discrete_problems import PROBLEMS, costs, path_data
+from benchmarks.discrete_problems import PROBLEMS, costs
+from benchmarks.discrete_regret import regret, task
 
 
 def installed(name):
@@ -104,8 +105,9 @@ def _rows(program, add):
 
 def maps():
     rows = [
-        "| problem (320 calls) | named oracle | HiGHS, LP first | whole at the root | cvxpy.solve | ratio | SCIP | Gurobi | largest gap |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| problem (320 calls) | named oracle | compiled simplex | HiGHS, LP first | whole at the root | cvxpy.solve "
+        "| its ratio to oracle/simplex/HiGHS | SCIP | Gurobi | largest gap |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, (make, _) in PROBLEMS.items():
         problem, c, x = make()
@@ -115,6 +117,8 @@ def maps():
         milp = lc.compile(problem, parameters=[c], variables=[x], estimator=lc.DBB(), solver="highs")
         t_auto, found = timed(lambda k=auto, a=theta: k.solve(a))
         t_milp, exact = timed(lambda k=milp, a=theta: k.solve(a), 1)
+        small = lc.compile(problem, parameters=[c], variables=[x], estimator=lc.DBB(), solver="simplex")
+        t_small, ours = timed(lambda k=small, a=theta: k.solve(a))
         program = milp.problem.fixed
         bound = milp.space.bind([theta], True)
         nodes = milp.space.engine.solve(-bound.scores, milp.options).nodes
@@ -126,7 +130,7 @@ def maps():
             problem.solve(solver=cp.HIGHS, mip_rel_gap=0.0)
             peer.append(problem.value)
         t_cvxpy = (time.perf_counter() - began) / few
-        gaps = [np.abs(found.value[:few] - peer).max(), np.abs(exact.value - found.value).max()]
+        gaps = [np.abs(found.value[:few] - peer).max(), *(np.abs(k.value - found.value).max() for k in (exact, ours))]
         others = []
         sign = -1.0 if isinstance(problem.objective, cp.Maximize) else 1.0
         for package, solve in (("pyscipopt", scip), ("gurobipy", gurobi)):
@@ -141,11 +145,10 @@ def maps():
             except Exception as error:
                 others.append(type(error).__name__)
         named = f"{t_auto / 320 * 1e6:.1f}" if auto.space.match else "-"
-        best = t_auto if auto.space.match else t_milp
-        ratio = f"{t_cvxpy / (best / 320):.0f}x" + (f" ({t_cvxpy / (t_milp / 320):.0f}x by HiGHS)" if auto.space.match else "")
+        ratio = "/".join(f"{t_cvxpy / (t / 320):.0f}x" for t in ((t_auto,) if auto.space.match else ()) + (t_small, t_milp))
         rows.append(
-            f"| {name} | {named} | {t_milp / 320 * 1e6:.0f} | {100 * (nodes == 0).mean():.0f} % | {t_cvxpy * 1e6:.0f} | {ratio} "
-            f"| {others[0]} | {others[1]} | {max(gaps):.0e} |"
+            f"| {name} | {named} | {t_small / 320 * 1e6:.1f} | {t_milp / 320 * 1e6:.0f} | {100 * (nodes == 0).mean():.0f} % "
+            f"| {t_cvxpy * 1e6:.0f} | {ratio} | {others[0]} | {others[1]} | {max(gaps):.0e} |"
         )
         print(rows[-1], flush=True)
     return ["### Solves (MAP calls), microseconds per call", "", *rows]
@@ -294,14 +297,6 @@ def overhead():
 # --------------------------------------------------------------------------------------------------------------------------- spo
 
 
-def split():
-    """Notebook 03's split: 1000 to train, 1000 to test, random_state 42, as scikit-learn permutes."""
-    x, c = path_data()
-    order = np.random.RandomState(42).permutation(2000)
-    test, train = order[:1000], order[1000:2000]
-    return x[train], x[test], c[train], c[test]
-
-
 def epoch(layer, x, c, z):
     """One epoch of SPO+ on notebook 03."""
     torch.manual_seed(0)
@@ -320,14 +315,16 @@ def epoch(layer, x, c, z):
 
 
 def spo():
-    x, _, c, _ = split()
-    oracle = lc.oracles.DagPath.grid(5, 5)
-    z = torch.tensor(oracle(c).astype(np.float32))
-    x, c = torch.tensor(x), torch.tensor(c)
+    data = task("path")
+    oracle = data.problem
+    x, c, z = (torch.tensor(a) for a in (data.x, data.c, data.z))
     problem, parameter, variable = PROBLEMS["path 5x5 (LP)"][0]()
     layers = {
         "ours, cp.Problem, recognised oracle": lc.export(
             problem, "torch", parameters=[parameter], variables=[variable], estimator=lc.Identity()
+        ),
+        "ours, cp.Problem, compiled simplex": lc.export(
+            problem, "torch", parameters=[parameter], variables=[variable], estimator=lc.Identity(), solver="simplex"
         ),
         "ours, cp.Problem on HiGHS": lc.export(
             problem, "torch", parameters=[parameter], variables=[variable], estimator=lc.Identity(), solver="highs"
@@ -367,73 +364,6 @@ def _pyepo(x, c):
             optimizer.step()
 
     return run
-
-
-# ------------------------------------------------------------------------------------------------------------------------ regret
-
-PYEPO = (
-    "SPO+ 7.59/165, PG 14.16/223, DPO 9.88/306, DPOMul 12.24/297, PFY 7.29/297, PFYMul 7.54/293, I-MLE 12.07/609, AI-MLE 7.24/614, "
-    "RFWO 7.40/3363, RFY 7.79/3347, DBB 15.12/298, NID 8.90/156, NCE 10.29/19, CMAP 12.97/21, lsLTR 9.59/16, prLTR 9.73/17, ptLTR 8.47/17"
-)
-
-
-def regret(seeds=(42, 0, 1, 2, 3)):
-    x, xe, c, ce = split()
-    oracle = lc.oracles.DagPath.grid(5, 5)
-    z, ze = oracle(c), oracle(ce)
-    pool = torch.tensor(np.unique(z, axis=0).astype(np.float32))
-    x, c, z = torch.tensor(x), torch.tensor(c), torch.tensor(z.astype(np.float32))
-    L = lc.losses
-
-    def through(loss, **targets):
-        return lambda layer, p, c, z: layer.loss(loss, p, **{k: {"true": c, "solution": z, "pool": pool}[k] for k in targets}).mean()
-
-    def l1(layer, p, c, z):
-        return (layer(p)[0] - z).abs().mean()
-
-    def cost(layer, p, c, z):
-        return (layer(p)[0] * c).sum(1).mean()
-
-    methods = {
-        "SPO+": (lc.Identity(), through(L.SPOPlus(), true=1, solution=1)),
-        "perturbed Fenchel-Young (3 samples, normal)": (lc.Identity(), through(L.PerturbedFenchelYoung(3), solution=1)),
-        "perturbed Fenchel-Young (3 samples, Gumbel)": (
-            lc.Identity(),
-            through(L.PerturbedFenchelYoung(3, 1.0, lc.noise.Gumbel()), solution=1),
-        ),
-        "Fenchel-Young, squared norm": (lc.Identity(), through(L.FenchelYoung(), solution=1)),
-        "NCE": (lc.Identity(), through(L.NCE(), solution=1, pool=1)),
-        "MAP-contrastive": (lc.Identity(), through(L.MAPContrastive(), solution=1, pool=1)),
-        "I-MLE central (3 samples) + L1": (lc.IMLE(samples=3), l1),
-        "I-MLE central (3 samples) + cost": (lc.IMLE(samples=3), cost),
-        "adaptive I-MLE (3 samples) + L1": (lambda: lc.AdaptiveIMLE(samples=3, target=4.0), l1),
-        "perturbed (10 samples) + cost": (lc.Perturbed(samples=10), cost),
-        "identity + cost": (lc.Identity(), cost),
-        "DBB + cost": (lc.DBB(step=1.0), cost),
-    }
-    rows = ["| method | test regret, seed 42 | mean of 5 seeds | seconds for 20 epochs |", "|---|---|---|---|"]
-    for name, (estimator, loss) in methods.items():
-        found, spent = [], []
-        for seed in seeds:
-            torch.manual_seed(seed)
-            model = torch.nn.Linear(5, 40)
-            optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-            layer = lc.export(oracle, "torch", estimator=estimator() if callable(estimator) else estimator)
-            began = time.perf_counter()
-            for _ in range(20):
-                for rows_ in torch.randperm(1000).split(32):
-                    value = loss(layer, model(x[rows_]), c[rows_], z[rows_])
-                    optimizer.zero_grad()
-                    value.backward()
-                    optimizer.step()
-            spent.append(time.perf_counter() - began)
-            with torch.no_grad():
-                predicted = oracle(model(torch.tensor(xe)).numpy())
-            found.append(100 * ((ce * predicted).sum() - (ce * ze).sum()) / (ce * ze).sum())
-        rows.append(f"| {name} | {found[0]:.2f} % | {np.mean(found):.2f} % | {np.mean(spent):.1f} |")
-        print(rows[-1], flush=True)
-    note = f"PyEPO's stored table, regret % / seconds on its authors' machine with Gurobi and two processes: {PYEPO}."
-    return ["### Test regret on PyEPO's notebook 03 (5x5 paths, degree 4, noise 0.5, 20 epochs)", "", *rows, "", note]
 
 
 # ------------------------------------------------------------------------------------------------------------------------ cosine

@@ -56,3 +56,25 @@ def path_data(count=2000, features=5, grid=(5, 5), degree=4, noise=0.5, seed=42)
     x = rng.normal(0, 1, (count, features))
     c = (((x @ B.T) / np.sqrt(features) + 3) ** degree + 1) / 3.5**degree
     return x.astype(np.float32), (c * rng.uniform(1 - noise, 1 + noise, c.shape)).astype(np.float32)
+
+
+def knapsack_data(count=2000, features=5, items=32, rows=2, degree=4, noise=0.5, seed=42):
+    """Weights, features and values of items by the recipe of PyEPO's knapsack generator."""
+    rng = np.random.RandomState(seed)
+    weights = rng.choice(range(300, 800), size=(rows, items)) / 100
+    B = rng.binomial(1, 0.5, (items, features))
+    x = rng.normal(0, 1, (count, features))
+    c = 5 * ((x @ B.T / np.sqrt(features) + 3) ** degree + 1) / 3.5**degree
+    return weights, x.astype(np.float32), np.ceil(c * rng.uniform(1 - noise, 1 + noise, c.shape)).astype(np.float32)
+
+
+def tour_data(count=2000, features=5, cities=10, degree=4, noise=0.5, seed=42):
+    """Features and edge costs by the recipe of PyEPO's generator of tours."""
+    rng = np.random.RandomState(seed)
+    places = np.concatenate([rng.uniform(-2, 2, (cities // 2, 2)), rng.normal(0, 1, (cities - cities // 2, 2))])
+    i, j = np.triu_indices(cities, 1)
+    B = rng.binomial(1, 0.5, (len(i), features)) * rng.uniform(-2, 2, (len(i), features))
+    x = rng.normal(0, 1, (count, features))
+    c = (x @ B.T / np.sqrt(features) + 3) ** degree / 3 ** (degree - 1)
+    c = np.linalg.norm(places[i] - places[j], axis=1) + c * rng.uniform(1 - noise, 1 + noise, c.shape)
+    return x.astype(np.float32), np.around(c, 4).astype(np.float32)

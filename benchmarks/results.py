@@ -3,7 +3,7 @@
 from pathlib import Path
 
 PATH = Path(__file__).parent / "RESULTS.md"
-ORDER = ("cone", "kernels", "discrete", "least_squares")
+ORDER = ("cone", "qp", "kernels", "discrete", "least_squares")
 
 
 def write(section, text, path=PATH):

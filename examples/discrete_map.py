@@ -1,8 +1,9 @@
 """Shortest paths on a map under sum-of-gamma noise, and learning the map's weights from a single path.
 
-The upper row shows the marginals of sampled paths at temperatures 0, 1, 2 and 5: how probable it is for each tile to be on the path. The
-rows below learn weights from random ones by the Hamming loss to one given path, with I-MLE, and show path and weights as they go. Takes
-a few seconds and writes discrete_map.png.
+Writes two pictures. discrete_map.png has one column per temperature 0, 1, 2 and 5: a single sampled path, the marginals (how probable it
+is for each tile to be on the path), and how the Hamming loss to one given path falls when weights are learned from random ones by I-MLE
+at that temperature. discrete_map_learning.png has one strip per temperature: paths and weights after 0, 5, 20 and 120 steps. Takes half
+a minute.
 """
 
 import matplotlib
@@ -15,6 +16,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 SIDE, STEPS = 20, 120
+TEMPERATURES, SHOWN = (0, 1, 2, 5), (0, 5, 20, 120)
 
 
 def terrain(rng):
@@ -26,60 +28,66 @@ def terrain(rng):
     return 0.5 + 8.5 * (waves - waves.min()) / np.ptp(waves)
 
 
-def marginals(weights, temperature):
-    """Sampled paths' mean."""
-    estimator = lc.IMLE(samples=200, noise=lc.noise.SumOfGamma(k=1.3 * SIDE, terms=100), temperature=temperature)
-    return lc.export(lc.oracles.GridPath(SIDE, SIDE), "numpy", estimator=estimator)(weights, seed=0)[0]
+def noisy(temperature, samples):
+    """I-MLE with sum-of-gamma noise."""
+    return lc.IMLE(samples=samples, noise=lc.noise.SumOfGamma(k=1.3 * SIDE, terms=100), temperature=temperature, output="all")
 
 
-def learn(goal):
+def learn(goal, temperature):
     """Weights whose shortest path is the goal, from random ones; what was seen on the way."""
     torch.manual_seed(0)
     weights = torch.nn.Parameter(1.0 + torch.rand(SIDE, SIDE))
-    estimator = lc.IMLE(samples=30, noise=lc.noise.SumOfGamma(k=1.3 * SIDE, terms=100), temperature=1.0, step=1.0)
-    layer = lc.export(lc.oracles.GridPath(SIDE, SIDE), "torch", estimator=estimator)
+    layer = lc.export(lc.oracles.GridPath(SIDE, SIDE), "torch", estimator=noisy(temperature, 30))
     optimizer = torch.optim.Adam([weights], lr=0.05)
     target = torch.tensor(goal, dtype=torch.float32)
     seen, losses = [], []
     for step in range(STEPS + 1):
-        (path,) = layer(weights)
+        path = layer(weights)[0].mean(0)
         loss = (path * (1 - target) + (1 - path) * target).sum()
-        if step in (0, 5, 20, STEPS):
-            seen.append((step, path.detach().numpy().copy(), weights.detach().numpy().copy()))
+        if step in SHOWN:
+            seen.append((path.detach().numpy().copy(), weights.detach().numpy().copy()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    found = layer.solve(weights.detach().numpy()).outputs[0]
-    return seen, losses, found
+    return seen, losses, layer.solve(weights.detach().numpy()).outputs[0]
 
 
 def main():
     """Sample, learn, draw."""
     weights = terrain(np.random.default_rng(3))
     goal = lc.oracles.GridPath(SIDE, SIDE)(weights)
-    seen, losses, found = learn(goal)
-    wrong = int(np.abs(found - goal).sum())
-    print(f"one path of {int(goal.sum())} tiles: Hamming loss {losses[0]:.1f} -> {losses[-1]:.2f}, without noise {wrong} tiles wrong")
     figure, axes = plt.subplots(3, 5, figsize=(13, 8))
+    strip, cells = plt.subplots(2 * len(TEMPERATURES), len(SHOWN), figsize=(8, 16))
     axes[0, 0].imshow(weights, cmap="gray_r")
     axes[0, 0].set_title("the map (black: costly)")
-    for ax, temperature in zip(axes[0, 1:], (0, 1, 2, 5), strict=True):
-        ax.imshow(marginals(weights, temperature), cmap="magma", vmin=0, vmax=1)
-        ax.set_title(f"marginals, temperature {temperature}")
     axes[1, 0].imshow(goal, cmap="magma")
-    axes[1, 0].set_title("the path to learn from")
-    for (step, path, learned), top, low in zip(seen, axes[1, 1:], axes[2, 1:], strict=True):
-        top.imshow(path, cmap="magma", vmin=0, vmax=1)
-        top.set_title(f"paths after {step} steps")
-        low.imshow(learned, cmap="gray_r")
-        low.set_title("weights")
-    for ax in axes.ravel():
+    axes[1, 0].set_title("its shortest path")
+    axes[2, 0].set_axis_off()
+    for column, temperature in enumerate(TEMPERATURES):
+        paths = lc.export(lc.oracles.GridPath(SIDE, SIDE), "numpy", estimator=noisy(temperature, 200))(weights, seed=0)[0]
+        seen, losses, found = learn(goal, temperature)
+        wrong = int(np.abs(found - goal).sum())
+        print(
+            f"temperature {temperature}: Hamming loss to a path of {int(goal.sum())} tiles {losses[0]:.1f} -> {losses[-1]:.2f}, "
+            f"without noise {wrong} tiles wrong"
+        )
+        one, many, curve = axes[:, column + 1]
+        one.imshow(paths[0], cmap="magma", vmin=0, vmax=1)
+        one.set_title(f"a path, temperature {temperature}")
+        many.imshow(paths.mean(0), cmap="magma", vmin=0, vmax=1)
+        many.set_title("marginals")
+        curve.plot(losses)
+        curve.set_title("learning from one path: loss")
+        for k, (path, learned) in enumerate(seen):
+            cells[2 * column, k].imshow(path, cmap="magma", vmin=0, vmax=1)
+            cells[2 * column, k].set_title(f"T = {temperature}, step {SHOWN[k]}")
+            cells[2 * column + 1, k].imshow(learned, cmap="gray_r")
+    for ax in [*axes[:2].ravel(), *cells.ravel()]:
         ax.set_xticks([]), ax.set_yticks([])
-    axes[2, 0].plot(losses)
-    axes[2, 0].set_title("Hamming loss")
-    figure.tight_layout()
-    figure.savefig("discrete_map.png", dpi=70)
+    for drawn, name in ((figure, "discrete_map.png"), (strip, "discrete_map_learning.png")):
+        drawn.tight_layout()
+        drawn.savefig(name, dpi=70)
 
 
 if __name__ == "__main__":

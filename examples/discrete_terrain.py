@@ -1,8 +1,14 @@
 """Learns what terrain costs from pictures and the paths taken: a synthetic stand-in for the Warcraft maps.
 
 A map has 12x12 tiles of five kinds with costs between 0.8 and 9.2, each rendered as a noisy 6x6 patch. A small network sees the picture and
-predicts a cost per tile; the only supervision is the shortest path (8 neighbours). I-MLE, black-box differentiation and perturbed
-optimizers train the same network. Takes under a minute and writes discrete_terrain.png.
+predicts a cost per tile; the only supervision is the shortest path (8 neighbours). The same network is trained by the Hamming loss through
+I-MLE, black-box differentiation and perturbed optimizers, and by the perturbed Fenchel-Young loss.
+
+The gradient of a perturbed optimizer through a loss is unbiased but noisy: of 144 costs each sample says only whether all its noise
+together was good. Two independent estimates with five samples have a cosine of 0.00 here, with 50 samples 0.06, with 500 samples 0.52
+(noise of standard deviation 1), so five samples learn little. The perturbed Fenchel-Young loss has the difference of paths itself as its
+gradient, which five samples estimate well: with perturbed optimizers and a known best path it is the loss to use. Takes a minute and
+writes discrete_terrain.png.
 """
 
 import time
@@ -55,17 +61,23 @@ def quality(model, picture, costs, best):
 
 
 def main():
-    """Train with three estimators, draw."""
+    """Train in four ways, draw."""
     rng = np.random.default_rng(0)
     train, _, goal = maps(1500, rng)
     test, costs, best = maps(200, rng)
-    estimators = {
-        "I-MLE (5 samples)": lc.IMLE(samples=5, noise=lc.noise.SumOfGamma(1.3 * SIDE, 100), temperature=1.0, step=1.0),
-        "black box": lc.DBB(step=1.0),
-        "perturbed (5 samples)": lc.Perturbed(samples=5, temperature=1.0),
+    young = lc.losses.PerturbedFenchelYoung(samples=5, temperature=1.0)
+
+    def hamming(layer, predicted, path):
+        return (layer(predicted)[0] * (1 - 2 * path)).sum((1, 2)).mean()
+
+    methods = {
+        "I-MLE (5 samples)": (lc.IMLE(samples=5, noise=lc.noise.SumOfGamma(1.3 * SIDE, 100), temperature=1.0, step=1.0), hamming),
+        "black box": (lc.DBB(step=1.0), hamming),
+        "perturbed (5 samples)": (lc.Perturbed(samples=5, temperature=1.0), hamming),
+        "perturbed Fenchel-Young": (lc.Identity(), lambda layer, predicted, path: layer.loss(young, predicted, solution=path).mean()),
     }
     curves, shown = {}, None
-    for name, estimator in estimators.items():
+    for name, (estimator, loss_of) in methods.items():
         torch.manual_seed(0)
         model = network()
         layer = lc.export(lc.oracles.GridPath(SIDE, SIDE), "torch", estimator=estimator)
@@ -75,15 +87,14 @@ def main():
         began = time.perf_counter()
         for _ in range(EPOCHS):
             for rows in torch.randperm(len(train)).split(32):
-                (path,) = layer(model(train[rows]))
-                loss = (path * (1 - 2 * goal[rows])).sum((1, 2)).mean()
+                loss = loss_of(layer, model(train[rows]), goal[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
             schedule.step()
             curves[name].append(quality(model, test, costs, best))
         spent = time.perf_counter() - began
-        print(f"{name:22s} optimal paths {curves[name][-1][0]:5.1f} %, excess cost {curves[name][-1][1]:5.2f} %, {spent:.1f} s", flush=True)
+        print(f"{name:24s} optimal paths {curves[name][-1][0]:5.1f} %, excess cost {curves[name][-1][1]:5.2f} %, {spent:.1f} s", flush=True)
         if shown is None:
             shown = model(test[:1]).detach().numpy()[0]
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.6))

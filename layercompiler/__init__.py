@@ -26,8 +26,11 @@ if TYPE_CHECKING:
         StraightThrough,
     )
     from layercompiler.export import compile, export, load
+    from layercompiler.implicit.decorators import custom_fixed_point, custom_root, root_jvp, root_vjp
+    from layercompiler.implicit.problem import Argmin, Declarative, FixedPoint, Root, Unrolled
     from layercompiler.plan import CompiledProblem
     from layercompiler.problems.factors import SE2, SE3, SO2, SO3, Diagonal, Euclidean, Full, LeastSquares, Scale, factor
+    from layercompiler.problems.qp import QP
     from layercompiler.programs.blackbox import BlackBox
     from layercompiler.programs.robust import Cauchy, GemanMcClure, Huber, PseudoHuber, Welsch
     from layercompiler.solvers import Options
@@ -38,16 +41,20 @@ __version__ = "0.1.0"
 __all__ = [
     "DBB",
     "IMLE",
+    "QP",
     "SE2",
     "SE3",
     "SO2",
     "SO3",
     "AdaptiveIMLE",
+    "Argmin",
     "BlackBox",
     "Cauchy",
     "CompiledProblem",
+    "Declarative",
     "Diagonal",
     "Euclidean",
+    "FixedPoint",
     "Full",
     "GemanMcClure",
     "Huber",
@@ -58,29 +65,39 @@ __all__ = [
     "Options",
     "Perturbed",
     "PseudoHuber",
+    "Root",
     "Scale",
     "ScoreFunction",
     "Solution",
     "Status",
     "StraightThrough",
+    "Unrolled",
     "Welsch",
     "compile",
+    "custom_fixed_point",
+    "custom_root",
     "errors",
     "export",
     "factor",
     "imle",
     "load",
+    "root_jvp",
+    "root_vjp",
 ]
 
 _ESTIMATORS = ("AdaptiveIMLE", "DBB", "IMLE", "Identity", "Perturbed", "ScoreFunction", "StraightThrough")
 _LEAST_SQUARES = ("SE2", "SE3", "SO2", "SO3", "Diagonal", "Euclidean", "Full", "LeastSquares", "Scale", "factor")
 _ROBUST = ("Cauchy", "GemanMcClure", "Huber", "PseudoHuber", "Welsch")
+_IMPLICIT = ("Argmin", "Declarative", "FixedPoint", "Root", "Unrolled")
 _ORIGIN = {
     **dict.fromkeys(_ESTIMATORS, "derivatives.perturbation.estimators"),
     "BlackBox": "programs.blackbox",
+    "QP": "problems.qp",
     **dict.fromkeys(_LEAST_SQUARES, "problems.factors"),
     **dict.fromkeys(_ROBUST, "programs.robust"),
     "LeastSquaresOptions": "solvers.least_squares",
+    **dict.fromkeys(_IMPLICIT, "implicit.problem"),
+    **dict.fromkeys(("custom_fixed_point", "custom_root", "root_jvp", "root_vjp"), "implicit.decorators"),
     "imle": "decorator",
     "CompiledProblem": "plan",
     "Info": "status",
@@ -91,8 +108,13 @@ _ORIGIN = {
     "export": "export",
     "load": "export",
 }
-_MODULES = ("errors", "functions", "inspect", "jax", "manifolds", "tensorflow", "torch")
-_ALIASES = {"losses": "derivatives.perturbation.losses", "noise": "derivatives.perturbation.noise", "oracles": "solvers.oracles"}
+_MODULES = ("errors", "functions", "implicit", "inspect", "jax", "manifolds", "tensorflow", "torch")
+_ALIASES = {
+    "linear": "derivatives.solves",
+    "losses": "derivatives.perturbation.losses",
+    "noise": "derivatives.perturbation.noise",
+    "oracles": "solvers.oracles",
+}
 
 
 class _Package(ModuleType):

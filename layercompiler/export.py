@@ -10,7 +10,7 @@ from typing import Any
 
 from layercompiler import frameworks
 from layercompiler.errors import NotAProblemError, OptionError, StoreError
-from layercompiler.plan import CompiledProblem
+from layercompiler.plan import CompiledProblem, compile_program
 from layercompiler.plan.nonlinear import CompiledNonlinear
 from layercompiler.programs.blackbox import BlackBox
 from layercompiler.programs.nonlinear import NonlinearProgram
@@ -22,6 +22,7 @@ from layercompiler.solvers.least_squares.options import METHODS
 # What compiles a problem of one of our own classes: a function of the problem and a `Request`, "module:function" in this package.
 _COMPILERS: dict[str, str] = {
     "layercompiler.programs.blackbox.BlackBox": "export:_compile_discrete",
+    "layercompiler.problems.qp.QP": "export:_compile_qp",
     "layercompiler.problems.factors.LeastSquares": "plan.least_squares:compile_least_squares",
     "layercompiler.programs.least_squares.LeastSquaresProgram": "plan.least_squares:compile_least_squares",
 }
@@ -58,11 +59,12 @@ def compile(
     """Compile a problem once, free of any framework: numpy in, numpy out.
 
     Args:
-        problem: A `cvxpy.Problem`, DCP or DGP, and DPP in its parameters; or a `LeastSquares`.
+        problem: A `cvxpy.Problem`, DCP or DGP, and DPP in its parameters; or a `LeastSquares`; or a `QP`, whose parameters and
+            outputs are given by name.
         parameters: Parameters in call order; None for all, in order of appearance. Others are constants with their `.value`.
         variables: Outputs: variables, dual variables (`constraint.dual_variables[i]`), affine expressions, or
             `problem.objective` for the optimal value; None for all variables.
-        solver: "auto" or the name of an engine ("lanes", "clarabel", "scs", "ecos", ...), or of a method of nonlinear least squares
+        solver: "auto" or the name of an engine ("lanes", "dense_qp", "clarabel", "scs", ...), or of a method of nonlinear least squares
             ("levenberg_marquardt", "gauss_newton", "dogleg"), which then takes the problem whether it is convex or not.
         on_error: "raise", or "flag" for NaN outputs and zero derivatives of failed instances.
         gp: True for a geometric program, False for a convex one, None to detect.
@@ -140,12 +142,25 @@ def _compiler(problem: Any, request: Request) -> Callable[[Any, Request], Any]:
     return _compile_convex
 
 
+def _check_solver(solver: Any, others: Sequence[str] = ()) -> None:
+    if solver is None or not isinstance(solver, str):
+        raise OptionError("the solver is given by name", expected="a string such as 'auto'", got=repr(solver))
+    if solver.lower() not in ("auto", *others):
+        engine(solver)
+
+
+def _compile_qp(problem: Any, request: Request) -> CompiledProblem:
+    from layercompiler.problems.qp import compile_qp
+
+    _check_solver(request.solver)
+    program = compile_qp(problem, request.parameters, request.variables)
+    return compile_program(program, request.solver, request.on_error, Options.of(request.options))
+
+
 def _compile_convex(problem: Any, request: Request) -> Any:
-    if request.solver is None or not isinstance(request.solver, str):
-        raise OptionError("the solver is given by name", expected="a string such as 'auto'", got=repr(request.solver))
-    nonlinear = request.solver.lower() in METHODS or isinstance(request.options, LeastSquaresOptions)
-    if not nonlinear and request.solver.lower() != "auto":
-        engine(request.solver)
+    least_squares = isinstance(request.options, LeastSquaresOptions)
+    _check_solver(request.solver, (str(request.solver).lower(),) if least_squares else tuple(METHODS))
+    nonlinear = least_squares or request.solver.lower() in METHODS
     if not _of_cvxpy(problem):
         raise NotAProblemError(
             "only a cvxpy.Problem can be compiled here",
@@ -159,7 +174,7 @@ def _compile_convex(problem: Any, request: Request) -> Any:
     if isinstance(program, NonlinearProgram):
         return CompiledNonlinear(program, request.solver, request.on_error, LeastSquaresOptions.of(request.options))
     options: Any = request.options
-    return CompiledProblem(program, request.solver, request.on_error, Options.of(options))
+    return compile_program(program, request.solver, request.on_error, Options.of(options))
 
 
 def _compile_discrete(problem: Any, request: Request) -> Any:
@@ -202,5 +217,5 @@ def load(path: str | Path, framework: str | None = None) -> Any:
 
         compiled: Any = CompiledDiscrete(*restore(path, program, settings.get("discrete")), solver, on_error, options)
     else:
-        compiled = CompiledProblem(program, solver, on_error, options)
+        compiled = compile_program(program, solver, on_error, options)
     return compiled if framework is None else frameworks.layer(compiled, framework)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,6 +125,34 @@ class Arrays(ABC):
     def lu_solve(self, LU: Any, pivots: Any, b: Any, *, transposed: bool = False) -> Any:
         """Solve A x = b, or A'x = b, for b (..., n, k), given `lu_factor(A)`."""
 
+    def is_array(self, value: Any) -> bool:
+        """Whether a value is an array: numpy's or the framework's."""
+        return isinstance(value, (np.ndarray, np.generic)) or (hasattr(value, "dtype") and hasattr(value, "shape"))
+
+    def is_floating(self, x: Any) -> bool:
+        """Whether an array has a floating type, so that it has derivatives."""
+        return "float" in str(x.dtype)
+
+    def tree(self, value: Any) -> tuple[list[Any], Function]:
+        """Leaves of nested tuples, lists and dicts, and the function that builds the nest from leaves."""
+        if isinstance(value, dict):
+            keys = sorted(value, key=str)
+            leaves, build = self.tree([value[k] for k in keys])
+            return leaves, lambda new: type(value)(zip(keys, build(new), strict=True))
+        if isinstance(value, (tuple, list)):
+            parts = [self.tree(v) for v in value]
+            ends = np.cumsum([0] + [len(p[0]) for p in parts])
+            named = isinstance(value, tuple) and hasattr(value, "_fields")
+
+            def build(new: Any) -> Any:
+                items = [p[1](new[a:b]) for p, a, b in zip(parts, ends, ends[1:], strict=False)]
+                return type(value)(*items) if named else type(value)(items)
+
+            return [leaf for p in parts for leaf in p[0]], build
+        if value is None:
+            return [], lambda new: None
+        return [value], lambda new: new[0]
+
     # Transformations -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -157,6 +186,15 @@ class Arrays(ABC):
         _, push = self.vjp(lambda c: pull(c)[0], self.zeros_like(value))  # a pullback is linear: its own pullback is the derivative
         return value, lambda v: push(v)[0]
 
+    def pullback(self, f: Function, x: Any) -> Function:
+        """c -> its pullback through f at x, for repeated use on numbers: not to be differentiated again."""
+        _, pull = self.vjp(f, x)
+        return lambda c: pull(c)[0]
+
+    def pushforward(self, f: Function, x: Any) -> Function:
+        """v -> the derivative of f at x along v, for repeated use on numbers: not to be differentiated again."""
+        return self.linearize(f, x)[1]
+
     @abstractmethod
     def implicit(self, rule: Implicit, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
         """The array `rule.value(known, args)` as a differentiable function of `args`: it solves `rule.residual(y, *args) = 0`.
@@ -164,17 +202,27 @@ class Arrays(ABC):
         Differentiable forwards, backwards and mapped, to any order: the derivative is evaluated at the result itself, not at a constant.
         """
 
-    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...]]:
-        """(g, c) with g(*args, *c) = f(*args): c are the tensors beyond its arguments that f uses and derivatives may be asked of.
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any]:
+        """(g, c, f(*args)) with g(*args, *c) = f(*args): c are tensors beyond its arguments that f uses and derivatives may be asked of.
 
-        Where a framework differentiates such tensors by itself, c is empty and g is f.
+        Where a framework differentiates such tensors by itself, c is empty and g is f. The value is a constant.
         """
-        return f, ()
+        args = tuple(self.stop_gradient(a) for a in args)
+        return f, (), self.stop_gradient(f(*args))
+
+    def host(self, f: Callable[..., np.ndarray], like: Any, *args: Any) -> Any:
+        """The array of f(*args), a function of numpy arrays, as a constant of the shape and type of `like`."""
+        return self.new(f(*(self.numpy(a) for a in args)), like)
+
+    def constant(self) -> AbstractContextManager[Any]:
+        """A context in which the framework keeps no record for derivatives, where it has one."""
+        return nullcontext()
 
     def opaque(self, f: Callable[..., tuple[Any, ...]], mapped: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
-        """Arrays f(*args) as constants, computed on numbers wherever the framework has them, under its transformations too.
+        """Arrays f(*args) as constants, computed on numbers where the framework maps by a transformation that cannot branch.
 
-        `mapped(axes)` is f with one more leading batch dimension on the arguments whose axis is 0 and on every result.
+        `mapped(axes, size, f)` is f with one more leading batch dimension, of this size, on the arguments whose axis is 0 and on every
+        result.
         """
         return tuple(self.stop_gradient(v) for v in f(*(self.stop_gradient(a) for a in args)))
 

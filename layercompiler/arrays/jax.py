@@ -62,6 +62,13 @@ class Jax(Arrays):
             one = jax.vmap(one)
         return one(LU, pivots, b)
 
+    def is_floating(self, x: Any) -> bool:
+        return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+    def tree(self, value: Any) -> tuple[list[Any], Function]:
+        leaves, structure = jax.tree_util.tree_flatten(value)
+        return leaves, lambda new: jax.tree_util.tree_unflatten(structure, new)
+
     def linearize(self, f: Function, x: Any) -> tuple[Any, Function]:
         return jax.linearize(f, x)
 
@@ -71,8 +78,11 @@ class Jax(Arrays):
     def linear_solve(self, matvec: Function, b: Any, solve: Function) -> Any:
         return jax_implicit.linear_solve(matvec, b, solve)
 
-    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...]]:
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any]:
         return jax_implicit.captures(f, args)
+
+    def host(self, f: Any, like: Any, *args: Any) -> Any:
+        return jax_implicit.host(f, like, args)
 
     def vjp(self, f: Function, *args: Any) -> Any:
         return jax.vjp(f, *args)

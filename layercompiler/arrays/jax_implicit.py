@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Values = tuple[Any, ...]
 
@@ -54,11 +55,25 @@ def linear_solve(matvec: Callable[[Any], Any], b: Any, solve: Callable[..., Any]
     )
 
 
-def captures(f: Callable[..., Any], args: Values) -> tuple[Callable[..., Any], Values]:
+def host(f: Callable[..., Any], like: Any, args: Values) -> Any:
+    """See `Arrays.host`."""
+    args = tuple(jax.lax.stop_gradient(a) for a in args)
+    shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
+
+    def call(*values: Any) -> np.ndarray:
+        return np.asarray(f(*(np.asarray(v) for v in values)), like.dtype)
+
+    return jax.pure_callback(call, shape, *args, vmap_method="sequential")
+
+
+def captures(f: Callable[..., Any], args: Values) -> tuple[Callable[..., Any], Values, Any]:
     """See `Arrays.captures`."""
+    args = tuple(jax.lax.stop_gradient(a) for a in args)
     closed = jax.make_jaxpr(f)(*args)
+    consts = [jax.lax.stop_gradient(c) for c in closed.consts]
+    value = jax.core.eval_jaxpr(closed.jaxpr, consts, *args)[0]
     if not any(isinstance(c, jax.core.Tracer) for c in closed.consts):
-        return f, ()
+        return f, (), value
     moving = [i for i, c in enumerate(closed.consts) if isinstance(c, jax.core.Tracer)]
     count = len(args)
 
@@ -68,4 +83,4 @@ def captures(f: Callable[..., Any], args: Values) -> tuple[Callable[..., Any], V
             consts[i] = value
         return jax.core.eval_jaxpr(closed.jaxpr, consts, *values[:count])[0]
 
-    return explicit, tuple(closed.consts[i] for i in moving)
+    return explicit, tuple(closed.consts[i] for i in moving), value

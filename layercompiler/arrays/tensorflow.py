@@ -59,6 +59,14 @@ class TensorFlow(Arrays):
         x = tf.linalg.triangular_solve(lower, tf.linalg.triangular_solve(LU, b, lower=False, adjoint=True), adjoint=True)
         return tf.gather(x, tf.argsort(pivots, axis=-1), axis=-2, batch_dims=len(LU.shape) - 2)
 
+    def host(self, f: Any, like: Any, *args: Any) -> Any:
+        args = tuple(tf.stop_gradient(a) for a in args)
+        if tf.executing_eagerly():
+            return self.new(f(*(a.numpy() for a in args)), like)
+        result = tf.stop_gradient(tf.numpy_function(f, args, like.dtype))
+        result.set_shape(like.shape)
+        return result
+
     def implicit(self, rule: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
         return tensorflow_implicit.implicit(self, rule, known, args)
 

@@ -59,7 +59,7 @@ class Torch(Arrays):
         return torch.linalg.solve_triangular(L.mT, b, upper=lower) if transposed else torch.linalg.solve_triangular(L, b, upper=not lower)
 
     def lu_factor(self, A: torch.Tensor) -> tuple[Any, Any]:
-        return torch.linalg.lu_factor(A)
+        return tuple(torch.linalg.lu_factor_ex(A)[:2])  # a singular instance shows in its solutions, and must not stop the others
 
     def lu_solve(self, LU: Any, pivots: Any, b: torch.Tensor, *, transposed: bool = False) -> torch.Tensor:
         return torch.linalg.lu_solve(LU, pivots, b, adjoint=transposed)
@@ -67,8 +67,46 @@ class Torch(Arrays):
     def implicit(self, rule: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> torch.Tensor:
         return torch_implicit.implicit(self, rule, known, args)
 
-    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...]]:
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any]:
         return torch_implicit.captures(f, args)
+
+    def pullback(self, f: Function, x: torch.Tensor) -> Function:
+        if self.traced(x):
+            return super().pullback(f, x)
+        with torch.enable_grad():  # plain autograd: a call costs a fifth of one through torch.func
+            x = x.detach().requires_grad_()
+            value = f(x)
+        if not value.requires_grad:
+            return torch.zeros_like
+        return lambda c: _grad(value, x, c)
+
+    def pushforward(self, f: Function, x: torch.Tensor) -> Function:
+        if self.traced(x):
+            return super().pushforward(f, x)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = f(x)
+            if not value.requires_grad:
+                return torch.zeros_like
+            c = torch.zeros_like(value, requires_grad=True)
+            pulled = torch.autograd.grad(value, x, c, create_graph=True)[0]  # linear in c: its pullback is the derivative
+        return lambda v: _grad(pulled, c, v)
+
+    def constant(self) -> Any:
+        return torch.no_grad()
+
+    def host(self, f: Any, like: Any, *args: Any) -> torch.Tensor:
+        def call(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (self.new(f(*(v.detach().cpu().numpy() for v in values)), like),)
+
+        def mapped(axes: Any, size: int, inner: Any) -> Any:
+            def rows(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                found = [inner(*(v if axis is None else v[i] for v, axis in zip(values, axes, strict=True)))[0] for i in range(size)]
+                return (torch.stack(found),)
+
+            return rows
+
+        return torch_implicit.opaque(call, mapped, args)[0]
 
     def opaque(self, f: Any, mapped: Any, *args: Any) -> tuple[Any, ...]:
         return torch_implicit.opaque(f, mapped, args)
@@ -97,6 +135,13 @@ class Torch(Arrays):
         from layercompiler.arrays.torch_trace import Traced
 
         return Traced(f)
+
+
+def _grad(value: torch.Tensor, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    found = torch.autograd.grad(value, x, c, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(x) if found is None else found
 
 
 ARRAYS = Torch(namespace)

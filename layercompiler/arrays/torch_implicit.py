@@ -93,7 +93,8 @@ def _placed(args: Any, at: list[int], some: Any) -> list[Any]:
 class _Opaque(torch.autograd.Function):
     @staticmethod
     def forward(f: Any, mapped: Any, *args: Any) -> Any:
-        return tuple(v.clone() for v in f(*args))
+        with torch.enable_grad():  # a solver may differentiate
+            return tuple(v.detach().clone() for v in f(*args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -110,17 +111,16 @@ class _Opaque(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, axes: Any, f: Any, mapped: Any, *args: Any) -> Any:
         moved = [a if axis is None else a.movedim(axis, 0) for a, axis in zip(args, axes[2:], strict=True)]
-        lanes = tuple(None if axis is None else 0 for axis in axes[2:])
-        results = _Opaque.apply(mapped(lanes, info.batch_size), lambda inner, size: mapped(lanes, size), *moved)
+        results = _Opaque.apply(mapped(tuple(None if axis is None else 0 for axis in axes[2:]), info.batch_size, f), mapped, *moved)
         return results, (0,) * len(results)
 
 
 def opaque(f: Callable[..., Any], mapped: Callable[..., Any], args: Tensors) -> Tensors:
     """See `Arrays.opaque`."""
-    if not any(_functorch.is_functorch_wrapped_tensor(a) for a in args):
-        with torch.no_grad():
-            return tuple(v.detach() for v in f(*(a.detach() for a in args)))
-    return tuple(v.detach() for v in _Opaque.apply(f, mapped, *(a.detach() for a in args)))
+    args = tuple(a.detach() for a in args)
+    if any(_functorch.is_functorch_wrapped_tensor(a) for a in args):
+        return tuple(v.detach() for v in _Opaque.apply(f, mapped, *args))
+    return tuple(v.detach() for v in f(*args))
 
 
 class _Watch(TorchFunctionMode):
@@ -156,21 +156,22 @@ class _Replace(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def captures(f: Callable[..., Any], args: Tensors) -> tuple[Callable[..., Any], Tensors]:
+def captures(f: Callable[..., Any], args: Tensors) -> tuple[Callable[..., Any], Tensors, Any]:
     """See `Arrays.captures`: module parameters and closed-over tensors become arguments.
 
     f is run once and watched; then every operation that touches a captured tensor gets its stand-in instead.
     """
+    args = tuple(a.detach() for a in args)
     watch = _Watch(args)
     with torch.no_grad(), watch:
-        f(*args)
+        value = f(*args)
     found = tuple(watch.found.values())
     if not found:
-        return f, ()
+        return f, (), value.detach()
     count = len(args)
 
     def explicit(*values: Any) -> Any:
         with _Replace({id(c): v for c, v in zip(found, values[count:], strict=True)}):
             return f(*values[:count])
 
-    return explicit, found
+    return explicit, found, value.detach()

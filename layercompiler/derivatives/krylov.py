@@ -31,21 +31,23 @@ def cg(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None) ->
 
 def _cg(A: Operator, product: Product, b: Any, tol: float, limit: int, M: Product | None) -> Any:
     xp = A.xp
-    M = M or (lambda r: r)
-    z = M(b)
+    z = b if M is None else M(b)
 
-    def go(k: Any, x: Any, r: Any, p: Any, rz: Any, rr: Any) -> Any:
-        return (k < limit) & xp.any(rr > tol**2)
+    rz = A.dot(b, z)
+    zero = xp.zeros_like(rz)
 
-    def step(k: Any, x: Any, r: Any, p: Any, rz: Any, rr: Any) -> Any:
+    def go(k: Any, x: Any, r: Any, p: Any, rz: Any, active: Any) -> Any:
+        return (k < limit) & xp.any(active)
+
+    def step(k: Any, x: Any, r: Any, p: Any, rz: Any, active: Any) -> Any:
         q = product(p)
-        alpha = xp.where(rr > tol**2, safe(xp, rz, A.dot(p, q)), xp.zeros_like(rz))
+        alpha = xp.where(active, rz / A.dot(p, q), zero)
         x, r = x + alpha * p, r - alpha * q
-        z = M(r)
-        new = A.dot(r, z)
-        return k + 1, x, r, z + safe(xp, new, rz) * p, new, A.dot(r, r)
+        new = A.dot(r, r) if M is None else A.dot(r, z := M(r))
+        rr = new if M is None else A.dot(r, r)
+        return k + 1, x, r, (r if M is None else z) + xp.where(active, new / rz, zero) * p, new, rr > tol**2
 
-    return xp.while_loop(go, step, (xp.new(0), xp.zeros_like(b), b, z, A.dot(b, z), A.dot(b, b)))[1]
+    return xp.while_loop(go, step, (xp.new(0), xp.zeros_like(b), b, z, rz, A.dot(b, b) > tol**2))[1]
 
 
 def normal_cg(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None) -> Any:
@@ -59,29 +61,29 @@ def bicgstab(A: Operator, b: Any, tol: float, limit: int, M: Product | None = No
     """Stabilised bi-conjugate gradients for any square A: short recurrences, two products a step."""
     xp = A.xp
     M = M or (lambda r: r)
+    rr = A.dot(b, b)
+    zero = xp.zeros_like(rr)
 
-    def go(k: Any, x: Any, r: Any, p: Any, rho: Any, rr: Any) -> Any:
-        return (k < limit) & xp.any(rr > tol**2)
+    def go(k: Any, x: Any, r: Any, p: Any, rho: Any, active: Any) -> Any:
+        return (k < limit) & xp.any(active)
 
-    def step(k: Any, x: Any, r: Any, p: Any, rho: Any, rr: Any) -> Any:
-        active = rr > tol**2
-        zero = xp.zeros_like(rho)
+    def step(k: Any, x: Any, r: Any, p: Any, rho: Any, active: Any) -> Any:
         ph = M(p)
         v = A.matvec(ph)
-        alpha = xp.where(active, safe(xp, rho, A.dot(b, v)), zero)
+        alpha = xp.where(active, rho / A.dot(b, v), zero)
         s = r - alpha * v
         sh = M(s)
         t = A.matvec(sh)
-        omega = xp.where(active, safe(xp, A.dot(t, s), A.dot(t, t)), zero)
-        x, r = x + alpha * ph + omega * sh, xp.where(active, s - omega * t, r)
+        tt = A.dot(t, t)
+        omega = xp.where(active & (tt > 0), A.dot(t, s) / tt, zero)
+        x, r = x + alpha * ph + omega * sh, s - omega * t
         new = A.dot(b, r)
-        beta = safe(xp, new, rho) * safe(xp, alpha, omega)
-        broken = active & ((xp.abs(new) < 1e-30) | (omega == 0))  # the shadow residual is used up: start afresh from r
-        p = xp.where(broken, r, r + beta * (p - omega * v))
-        return k + 1, x, r, p, xp.where(broken, A.dot(r, b), new), A.dot(r, r)
+        active = active & (A.dot(r, r) > tol**2)
+        going = active & (xp.abs(new) > 1e-30) & (omega != 0)  # else the shadow residual is used up: start afresh from r
+        p = r + xp.where(going, (new / rho) * (alpha / omega), zero) * (p - omega * v)
+        return k + 1, x, r, p, xp.where(active & ~going, A.dot(b, r), new), active
 
-    rr = A.dot(b, b)
-    return xp.while_loop(go, step, (xp.new(0), xp.zeros_like(b), b, b, rr, rr))[1]
+    return xp.while_loop(go, step, (xp.new(0), xp.zeros_like(b), b, b, rr, rr > tol**2))[1]
 
 
 def gmres(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None, restart: int = 30) -> Any:

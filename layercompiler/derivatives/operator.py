@@ -77,6 +77,7 @@ class Operator:
         basis = xp.new(eye.reshape(self.size, *self.shape), self.like)
         if self.size == 0:
             return xp.zeros_like(xp.new(np.zeros((*lead, 0, 0)), self.like))
+        self.rmatvec(xp.zeros_like(self.like))  # linearised out here: what is linearised inside of vmap stays there
         rows = xp.reshape(over(xp, self.rmatvec, basis), (self.size, *lead, self.size))
         return xp.moveaxis(rows, 0, -2)
 
@@ -95,15 +96,14 @@ def jacobian(xp: Arrays, f: Product, y: Any, batch: int, structure: frozenset[st
 
     def rmatvec(u: Any) -> Any:
         if not reverse:
-            _, pull = xp.vjp(f, y)
-            reverse.append(lambda c: pull(c)[0])
+            reverse.append(xp.pullback(f, y))
         return reverse[0](u)
 
     def matvec(v: Any) -> Any:
         if structure:  # symmetric, so the cheaper direction serves
             return rmatvec(v)
         if not forward:
-            forward.append(xp.linearize(f, y)[1])
+            forward.append(xp.pushforward(f, y))
         return forward[0](v)
 
     if xp.traced(y):  # what is linearised first inside of a traced loop cannot be used outside of it

@@ -81,19 +81,23 @@ def attach(
     Cost: one evaluation of F here; one linear solve per tangent or cotangent.
     """
     theta = tuple(xp.asarray(t) if not hasattr(t, "dtype") else t for t in theta)
-    unknown = set(structure) - STRUCTURES
+    f, found, _ = xp.captures(F, (y, *theta))
+    settings = Settings(linear_solve or Auto(), frozenset(structure), on_error)
+    return explicit(xp, f, y, (*theta, *found), settings, batch, factor)
+
+
+def explicit(xp: Arrays, F: Residual, y: Any, theta: tuple[Any, ...], settings: Settings, batch: int, factor: Factor | None) -> Any:
+    """As `attach`, for F that captures nothing (`Arrays.captures`)."""
+    unknown = settings.structure - STRUCTURES
     if unknown:
         raise OptionError("unknown structure of a Jacobian", expected=f"of {sorted(STRUCTURES)}", got=str(sorted(unknown)))
-    if on_error not in ("raise", "warn", "flag"):
-        raise OptionError("unknown value of on_error", expected="'raise', 'warn' or 'flag'", got=repr(on_error))
-    y = xp.stop_gradient(y)
-    f, found = xp.captures(F, (y, *theta))
-    settings = Settings(linear_solve or Auto(), frozenset(structure), on_error)
+    if settings.on_error not in ("raise", "warn", "flag"):
+        raise OptionError("unknown value of on_error", expected="'raise', 'warn' or 'flag'", got=repr(settings.on_error))
     kept = () if factor is None else tuple(xp.stop_gradient(a) for a in factor.arrays)
-    args = (*theta, *found, *kept)
-    own = tuple(range(len(args) - len(kept), len(args)))
+    args = (*theta, *kept)
+    own = tuple(range(len(theta), len(args)))
     shape = None if factor is None else (factor.kind, factor.sign)
-    return xp.implicit(Root(f, batch, settings, shape, own), (y,), args)
+    return xp.implicit(Root(F, batch, settings, shape, own), (xp.stop_gradient(y),), args)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,12 @@ class Auto(LinearSolve):
     """Dense LU for small blocks; for larger ones CG if the Jacobian is symmetric (told or probed), else BiCGSTAB, then GMRES, then LU.
 
     Whatever comes first is kept only if its residual passes; the last resort is the pseudo-inverse.
+
+    Args:
+        probe: Whether to look for symmetry, at the price of two products.
     """
+
+    probe: bool = True
 
     def solve(self, A: Operator, b: Any) -> Any:
         """See `LinearSolve.solve`."""
@@ -158,7 +163,7 @@ class Auto(LinearSolve):
         if A.xp.traced(b):  # no numbers to decide by
             first = CG() if A.structure & {"psd", "negative"} else LU() if A.size <= 1024 else GMRES()
             return first.solve(A, b)
-        symmetric = A.symmetric or is_symmetric(A)
+        symmetric = A.symmetric or (self.probe and is_symmetric(A))
         x = (CG(maxiter=2 * A.size) if symmetric else BiCGSTAB(maxiter=A.size)).solve(A, b)
         if not symmetric and bool(np.any(A.xp.numpy(error(A, x, b)) > accepted(A, 1e-9))):
             x = GMRES(maxiter=max(300, A.size)).solve(A, b)
@@ -210,8 +215,10 @@ def solve(
         raise OptionError("not a linear solve", expected="such as layercompiler.linear.CG()", got=repr(linear))
     if A.size == 0 or 0 in A.shape:
         return b
-    scale = A.norm(b)
-    unit = krylov.safe(xp, b, scale)
+    largest = xp.max(xp.abs(b), axis=A.axes, keepdims=True) if A.axes else xp.abs(b)
+    unit = krylov.safe(xp, b, largest)  # in two steps: squares of tiny numbers vanish
+    scale = A.norm(unit)
+    unit, scale = krylov.safe(xp, unit, scale), scale * largest
     if factor is not None:
         x = refined(A, factor, unit, transposed)
     else:

@@ -1,6 +1,7 @@
 """Compiled kernels: whole solvers in C++ with one problem instance per SIMD lane; optional, see `available`."""
 
 from layercompiler.kernels.conic import Conic, ConicSolution
+from layercompiler.kernels.dense_qp import DenseFactors, DenseQP, DenseSolution, operations
 from layercompiler.kernels.layout import cone_list
 from layercompiler.kernels.ldl import LDL, Factor
 from layercompiler.kernels.library import available, instruction_set, peak_rate
@@ -11,6 +12,9 @@ __all__ = [
     "LDL",
     "Conic",
     "ConicSolution",
+    "DenseFactors",
+    "DenseQP",
+    "DenseSolution",
     "Factor",
     "Linearization",
     "Newton",
@@ -19,5 +23,6 @@ __all__ = [
     "available",
     "cone_list",
     "instruction_set",
+    "operations",
     "peak_rate",
 ]

@@ -22,7 +22,7 @@ from layercompiler.plan.arguments import Arguments
 from layercompiler.plan.evaluation import Bound, Evaluation
 from layercompiler.plan.report import report
 from layercompiler.plan.search import Search
-from layercompiler.programs.cone import ConeProgram, OutputSpec, ParameterSpec
+from layercompiler.programs.cone import ConeProgram, Data, OutputSpec, ParameterSpec
 from layercompiler.programs.presolve import eliminate
 from layercompiler.programs.store import save
 from layercompiler.solvers import Options
@@ -47,15 +47,23 @@ class CompiledProblem:
         self.solver, self.on_error, self.options = solver, on_error, options or Options()
         self.elimination = eliminate(program)
         self.structure = self.elimination.structure
-        rng = np.random.default_rng(0)
-        samples = program.bind([rng.uniform(0.5, 1.5, (2, c.size)) for c in program.channels], 2)
-        self.map = residual_map(self.structure, self.elimination.bind(samples).data)
-        self.search = Search(self.structure, self.map, solver)
         self.reader = Arguments(program)
         self.fingerprint = _fingerprint(program)
+        self._plan(solver)
+
+    def _plan(self, solver: str) -> None:
+        """Choose the engines and the linear system."""
+        self.map = residual_map(self.structure, self._samples())
+        self.search = Search(self.structure, self.map, solver)
+
+    def _samples(self) -> Data:
+        """Data at two random parameter values."""
+        rng = np.random.default_rng(0)
+        samples = self.program.bind([rng.uniform(0.5, 1.5, (2, c.size)) for c in self.program.channels], 2)
+        return self.elimination.bind(samples).data
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CompiledProblem, (self.program, self.solver, self.on_error, self.options)
+        return type(self), (self.program, self.solver, self.on_error, self.options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledProblem:
         return self

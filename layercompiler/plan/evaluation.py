@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,14 +22,14 @@ from layercompiler.derivatives.system import Linearization
 from layercompiler.errors import DerivativeError, ShapeError, SolveError
 from layercompiler.plan.arguments import Values
 from layercompiler.plan.chain import Chain
-from layercompiler.programs.cone import Data
+from layercompiler.programs.cone import Data, Structure
 from layercompiler.programs.presolve import Reduction
 from layercompiler.status import Info, Solution, Status
 
 if TYPE_CHECKING:
     from layercompiler.plan.compiled import CompiledProblem
 
-_ACCURATE = 1e-9  # relative residual of the linear system below which a derivative is returned as it is
+ACCURATE = 1e-9  # relative residual of the linear system below which a derivative is returned as it is
 _LEAST_SQUARES = 3000  # largest system that falls back to dense least squares
 
 
@@ -42,7 +43,13 @@ class Bound:
     reduction: Reduction
     scaled: Data
     scaling: Scaling | None
-    products: Products
+    structure: Structure
+
+    @cached_property
+    def products(self) -> Products:
+        """Products with the scaled matrices."""
+        with np.errstate(all="ignore"):
+            return Products.of(self.structure, self.scaled)
 
     @classmethod
     def of(cls, problem: CompiledProblem, values: Values) -> Bound:
@@ -52,7 +59,7 @@ class Bound:
             full = problem.program.bind(chain.thetas(), values.count)
             reduction = problem.elimination.bind(full)
             scaled, scaling = problem.map.equilibrate(reduction.data)
-        return cls(values, chain, full, reduction, scaled, scaling, Products.of(problem.structure, scaled))
+        return cls(values, chain, full, reduction, scaled, scaling, problem.structure)
 
 
 class Evaluation:
@@ -239,14 +246,14 @@ class Evaluation:
     def _robust(self, a: np.ndarray, b: np.ndarray, u: np.ndarray, t: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Least squares where refinement left a residual: singular systems get their minimum-norm solution."""
         asked = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
-        poor = asked & ~(residual <= _ACCURATE)
+        poor = asked & ~(residual <= ACCURATE)
         poor[self.bad] = False
         if poor.any():
             if self.problem.map.order > _LEAST_SQUARES:
                 raise DerivativeError(
                     "the linear system of the derivative is singular and too large for least squares",
                     where=f"instances {np.flatnonzero(poor)[:8].tolist()}",
-                    expected=f"relative residual <= {_ACCURATE:g}",
+                    expected=f"relative residual <= {ACCURATE:g}",
                     got=f"{np.nanmax(residual[poor]):.1e}",
                     mend="add a small strictly convex term to the objective so that the solution is unique",
                 )

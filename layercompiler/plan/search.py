@@ -44,7 +44,7 @@ class Search:
         solver: Name of an engine, or "auto".
     """
 
-    def __init__(self, structure: Structure, residual_map: ResidualMap, solver: str) -> None:
+    def __init__(self, structure: Structure, residual_map: ResidualMap, solver: str, reason: str = "asked for") -> None:
         self.structure, self.map = structure, residual_map
         self.attempts: list[tuple[Engine, float]] = []
         self.reason = ""
@@ -52,7 +52,7 @@ class Search:
             first = self._choose()
         else:
             first = engine(solver)
-            self.reason = "asked for"
+            self.reason = reason
             if not first.accepts(structure):
                 kinds = sorted({cone.name for cone, _ in structure.cones.blocks})
                 raise UnsupportedConeError(
@@ -164,15 +164,15 @@ class Search:
         self, state: _State, pending: np.ndarray, data: Data, products: Products, raw: Raw, name: str, options: Options, affordable: int
     ) -> None:
         status = raw.status
-        certified = _certified(self.structure, data, products, raw)
-        state.conclude(pending[certified], status[certified], raw.iterations[certified], name)
+        proven = certified(self.structure, data, products, raw)
+        state.conclude(pending[proven], status[proven], raw.iterations[proven], name)
         limited = ((status == Status.ITERATION_LIMIT) & (options.max_iterations is not None)) | (
             (status == Status.TIME_LIMIT) & (options.time_limit is not None)
         )
         with np.errstate(all="ignore"):
             finite = np.isfinite(raw.x).all(axis=1) & np.isfinite(raw.y).all(axis=1) & np.isfinite(raw.s).all(axis=1)
         certificate = (status == Status.PRIMAL_INFEASIBLE) | (status == Status.DUAL_INFEASIBLE)
-        usable = finite & ~certified & ~certificate
+        usable = finite & ~proven & ~certificate
         for index, steps in ((np.flatnonzero(usable & ~limited), affordable), (np.flatnonzero(usable & limited), 0)):
             if len(index) == 0:
                 continue
@@ -238,7 +238,7 @@ class _State:
         return Found(self.point, self.linear, self.status, self.iterations, self.refinements, self.engine)
 
 
-def _certified(structure: Structure, data: Data, products: Products, raw: object) -> np.ndarray:
+def certified(structure: Structure, data: Data, products: Products, raw: object) -> np.ndarray:
     """(B,) bool: claims of infeasibility whose certificate holds on the data.
 
     Primal infeasible: y in K*, A'y = 0, b'y < 0. Dual infeasible: Px = 0, -Ax in K, q'x < 0.

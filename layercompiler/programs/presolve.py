@@ -164,7 +164,8 @@ def eliminate(program: ConeProgram) -> Elimination:
     """Choose the defined variables whose substitution does not increase the number of nonzeros, and plan it."""
     s = program.structure
     k, i, entry, P_kk = _candidates(program)
-    chosen = _profitable(s, k, i, entry, P_kk)
+    # Programs written as matrices go to the kernels as they are.
+    chosen = _profitable(s, k, i, entry, P_kk) if program.kind != "QP" else np.zeros(0, np.intp)
     k, i, entry, P_kk = k[chosen], i[chosen], entry[chosen], P_kk[chosen]
     c = program.A.constant[entry]
     keep_x = np.setdiff1d(np.arange(s.n), k)

@@ -92,7 +92,7 @@ def load(path: str | Path) -> tuple[ConeProgram | None, dict[str, Any]]:
 
 
 def _program(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> ConeProgram:
-    _require(header["kind"] in ("DCP", "DGP"), "the kind of the saved layer is unknown", "kind")
+    _require(header["kind"] in ("DCP", "DGP", "QP"), "the kind of the saved layer is unknown", "kind")
     n = _whole(header["n"], "n")
     cones = _cones(header["cones"])
     parameters = tuple(ParameterSpec(str(name), _shape(shape, name), tuple(map(str, a))) for name, shape, a in header["parameters"])

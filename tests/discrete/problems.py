@@ -16,8 +16,8 @@ def shortest_path(k, boolean=True):
     return cp.Problem(cp.Minimize(c @ x), [A @ x == b] + ([] if boolean else [x >= 0])), c, x
 
 
-def knapsack(n=12, dim=2, capacity=12.0, seed=0):
-    weights = np.random.RandomState(seed).choice(range(300, 800), size=(dim, n)) / 100
+def knapsack(n=12, dim=2, capacity=12.0, seed=0, weights=None):
+    weights = np.random.RandomState(seed).choice(range(300, 800), size=(dim, n)) / 100 if weights is None else weights
     c, x = cp.Parameter(n, name="c"), cp.Variable(n, boolean=True, name="x")
     return cp.Problem(cp.Maximize(c @ x), [weights @ x <= capacity]), c, x
 

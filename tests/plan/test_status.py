@@ -155,7 +155,7 @@ def test_a_warm_start_serves_the_instances_it_fits():
     z = problem.evaluate(theta).z.copy()
     z[1] = np.nan
     again = problem.evaluate(theta, warm_start=z)
-    assert again.info.engine.tolist() == ["warm start", "lanes" if kernels.available() else "clarabel", "warm start"]
+    assert again.info.engine.tolist() == ["warm start", "dense_qp" if kernels.available() else "clarabel", "warm start"]
     np.testing.assert_allclose(again.outputs[0], problem.evaluate(theta).outputs[0], atol=1e-10)
 
 

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "interface.hpp"
 #include "pool.hpp"
 #include "program.hpp"
 #include "residual.hpp"
@@ -22,61 +23,7 @@
 
 using namespace layercompiler;
 
-#define LC_API extern "C" __attribute__((visibility("default")))
-
 namespace {
-
-thread_local std::string last_error;
-
-template <class Function> int guarded(Function&& function) {
-  try {
-    function();
-    return 0;
-  } catch (const std::bad_alloc&) {
-    last_error = "out of memory";
-  } catch (const std::exception& e) {
-    last_error = e.what();
-  } catch (...) {
-    last_error = "unknown failure";
-  }
-  return -1;
-}
-
-struct Release {
-  void operator()(void* p) const { std::free(p); }
-};
-using Memory = std::unique_ptr<double, Release>;
-
-// Blocks of freed factors are kept for the next factor: fresh pages would cost as much as the arithmetic.
-class Recycler {
- public:
-  Memory take(size_t bytes) {
-    {
-      std::lock_guard<std::mutex> lock(guard_);
-      for (auto it = free_.begin(); it != free_.end(); ++it)
-        if (it->second >= bytes && it->second <= 2 * bytes + 4096) {
-          Memory found = std::move(it->first);
-          sizes_ -= it->second;
-          free_.erase(it);
-          return found;
-        }
-    }
-    void* fresh = std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
-    if (!fresh) throw std::bad_alloc();
-    return Memory(static_cast<double*>(fresh));
-  }
-  void give(Memory memory, size_t bytes) {
-    std::lock_guard<std::mutex> lock(guard_);
-    if (free_.size() >= 4 || sizes_ + bytes > (size_t{256} << 20)) return;
-    sizes_ += bytes;
-    free_.emplace_back(std::move(memory), bytes);
-  }
-
- private:
-  std::mutex guard_;
-  std::vector<std::pair<Memory, size_t>> free_;
-  size_t sizes_ = 0;
-};
 
 struct Ldl {
   Symbolic symbolic;

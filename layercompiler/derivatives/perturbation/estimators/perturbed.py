@@ -22,6 +22,10 @@ class Perturbed(Estimator):
     The estimate is unbiased for f(E z); each sample of "all" outputs counts as an estimate of the mean. It differentiates the
     distribution of the noise and never the solver, so parameters may also enter the constraints.
 
+    The variance grows with the number d of perturbed scores: with fewer samples than d the direction is mostly noise, which training has
+    to average over many steps. Where the best solution is known, `losses.PerturbedFenchelYoung` is the loss for perturbed optimizers: its
+    gradient is a difference of solutions, of low variance. The projection helps where many equalities are known.
+
     Args:
         baseline: "leave-one-out" subtracts from each sample's <z, dy> the mean of the others (a control variate, unbiased); a single
             sample has no others, and the solution without noise stands in for them, at the price of one more solve. "none" does not.

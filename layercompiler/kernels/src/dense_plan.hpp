@@ -1,0 +1,80 @@
+// Plain structures of the dense QP kernels: minimise 1/2 x'Qx + q'x subject to Ax = b, Gx <= h. No containers: see vec.hpp.
+#pragma once
+#include "shared.hpp"
+
+namespace layercompiler {
+
+// Numbers of a batch; stride 0 shares one set.
+struct DenseOperand {
+  const double* values;
+  int64_t stride;
+  const double* of(int64_t instance) const { return values + stride * instance; }
+};
+
+// Entries of one matrix; `row` and `col` are null where all entries are given, by rows.
+struct DensePattern {
+  int64_t count;
+  const int32_t *row, *col;
+};
+
+struct DensePlan {
+  int32_t n, p, m, np, pp, mp;  // np, pp, mp: padded to multiples of four
+  DensePattern q, a, g;
+  bool half;  // Q is given by its upper triangle; else by all entries, of which the symmetric part counts
+};
+
+enum DenseForm : int32_t { dual_form, primal_form };
+
+struct DenseRound {
+  DenseForm form;
+  double tolerance;
+  int32_t iterations;
+};
+
+struct DenseData {
+  DenseOperand q, c, a, b, g, h;  // c: linear objective
+};
+
+struct DenseJob {
+  const DensePlan* plan;
+  DenseRound round;
+  DenseData data;
+  const int32_t* index;             // position -> instance
+  const double *start_x, *start_v;  // null, or points whose active set is only factored (primal form)
+  double *x, *v, *y;                // v: duals of the equalities, then z - s; y: duals
+  int8_t* status;
+  int32_t* iterations;
+  double *norm, *margin, *reach;
+  double* storage;
+  int64_t footprint;
+  const void* shared;  // null, or matrices prepared for the whole batch (dual form)
+};
+
+// One right-hand side per instance: Q u + A't + G't = r, A u = h, G_I u = h_I, t = 0 off the active rows I.
+struct DenseAdjoint {
+  const DensePlan* plan;
+  DenseForm form;
+  DenseData data;
+  const int32_t* index;  // -1: the instance was solved elsewhere
+  const double* storage;
+  int64_t footprint;
+  const void* shared;
+  const double *r, *h;
+  double *u, *t, *residual;
+  const double *x, *y;                  // with the next: gradients of the data, written where not null
+  double *dq, *dc, *da, *db, *dg, *dh;  // full matrices by rows
+  double sign;
+};
+
+struct DenseTarget {
+  const char* name;
+  int32_t lanes;
+  int64_t (*footprint)(const DensePlan&, DenseForm, bool shared);  // numbers per instance
+  size_t (*scratch)(const DensePlan&, DenseForm);                  // bytes per thread
+  int64_t (*shared_footprint)(const DensePlan&);
+  void (*share)(const DenseJob&, void* memory, void* scratch);
+  void (*solve)(const DenseJob&, Chunk, void* scratch);
+  void (*adjoint)(const DenseAdjoint&, Chunk, void* scratch);
+};
+
+}  // namespace layercompiler

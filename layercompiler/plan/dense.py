@@ -1,0 +1,259 @@
+"""The run time of linear and quadratic programs on the dense kernels: points come back exact, with the factors that differentiate them.
+
+Programs written as matrices (`layercompiler.QP`) go to the kernel as they are given, and gradients come back in that form. Others go
+through the parameter map and the presolve of `CompiledProblem`. What the kernel does not solve is solved by the other engines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from layercompiler import kernels
+from layercompiler.cones.base import KINK
+from layercompiler.derivatives.dense import SINGULAR, DenseLinearization, DenseMap
+from layercompiler.derivatives.residual_map import Point
+from layercompiler.derivatives.scaling import Equilibrator, Scaling
+from layercompiler.kernels import DenseSolution, operations
+from layercompiler.plan.ambiguity import ambiguity
+from layercompiler.plan.compiled import CompiledProblem
+from layercompiler.plan.evaluation import Bound, Evaluation
+from layercompiler.plan.matrices import Matrices, MatrixEvaluation
+from layercompiler.plan.search import Search, certified
+from layercompiler.programs.cone import ConeProgram, Data, Structure
+from layercompiler.programs.presolve import eliminate
+from layercompiler.solvers import Options, Raw
+from layercompiler.solvers.dense_qp import NOT_CONVEX, DenseEngine
+from layercompiler.status import Info, Status
+
+
+@dataclass
+class Answer:
+    """What became of a batch: points in the coordinates of the reduced program, and the factors where they are those of all points."""
+
+    x: np.ndarray
+    v: np.ndarray
+    y: np.ndarray
+    status: np.ndarray
+    norm: np.ndarray
+    margin: np.ndarray
+    reach: np.ndarray
+    iterations: np.ndarray
+    engine: np.ndarray
+    factors: Any
+
+
+_TINY = 3e5  # operations of one instance below which the overhead of a general engine decides
+_RATE = 4.0  # operations of the dense kernels in the time of one of the lanes engine, in its iterations and its refinement
+_LANES = 14  # factorisations that the lanes engine and its refinement take
+
+
+def compile_program(program: ConeProgram, solver: str, on_error: str, options: Options) -> CompiledProblem:
+    """The run time of a program: on the dense kernels where they are asked for, or where they are there and faster by the model."""
+    name = solver.lower()
+    if name == "auto" and kernels.available() and _advantage(eliminate(program).structure, program.kind):
+        return DenseProblem(program, solver, on_error, options)
+    return (DenseProblem if name == "dense_qp" else CompiledProblem)(program, solver, on_error, options)
+
+
+def _advantage(structure: Structure, kind: str) -> str:
+    """Why the dense kernels are the better choice; empty where they are not."""
+    if not DenseEngine.accepts(structure):
+        return ""
+    if kind == "QP":
+        return "given as matrices"
+    dense = operations(structure.n, *_rows(structure))
+    if dense <= _TINY:
+        return f"linear cones, {dense / 1e3:.0f} thousand operations"
+    cones = kernels.cone_list(structure.cones.blocks)
+    lanes = kernels.Conic(structure.n, (structure.P_rows, structure.P_cols), (structure.A_rows, structure.A_cols), cones)
+    ratio = _LANES * _RATE * lanes.flops / dense
+    return f"linear cones, modelled {ratio:.1f} times as fast as lanes" if ratio > 1 else ""
+
+
+def _rows(structure: Structure) -> tuple[int, int]:
+    zero = sum(count for cone, count in structure.cones.blocks if cone.name == "zero")
+    return zero, structure.m - zero
+
+
+class DenseProblem(CompiledProblem):
+    """A compiled problem with zero and nonnegative cones only, on the dense kernels; see `CompiledProblem`."""
+
+    def _plan(self, solver: str) -> None:
+        samples = self._samples()
+        reason = _advantage(self.structure, self.program.kind) if solver.lower() == "auto" else "asked for"
+        self.dense = DenseEngine(self.structure)
+        self.map = DenseMap(self.structure, samples, self.dense)
+        self.search = Search(self.structure, self.map, "dense_qp", reason)
+        self.matrices = Matrices.of(self.program)
+
+    @cached_property
+    def rest(self) -> CompiledProblem:
+        """The same program on the other engines, for what the kernel does not solve."""
+        return CompiledProblem(self.program, "auto", "flag", self.options)
+
+    def evaluate(self, arrays: Sequence[Any], *, warm_start: Any = None, options: Options | None = None) -> Evaluation:
+        """See `CompiledProblem.evaluate`."""
+        began = time.perf_counter()
+        options = options or self.options
+        threads = self._threads(options)
+        quick = self.matrices.read(arrays) if self.matrices is not None else None
+        free = options.time_limit is None and options.max_iterations is None
+        found = None
+        if self.matrices is not None and quick is not None and free and warm_start is None:
+            found = self.matrices.kernel.solve(*quick.operands, threads=threads)
+            if not found.status.any() and not (found.reach > SINGULAR).any():
+                return MatrixEvaluation(self, self.matrices, arrays, quick, found, self._facts(_answer(found), quick.batch, began), threads)
+        values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error == "raise")
+        bound = Bound.of(self, values)
+        answer = self._solve(bound, values, options, self._start(warm_start, values), free, threads, found)
+        point = self._point(bound, answer)
+        linear: Any = None
+        if answer.factors is not None:
+            linear = DenseLinearization(self.map, bound.scaled, point, answer.factors, answer.reach, threads)
+        info = self._facts(answer, values.batch, began)
+        singular = (answer.status == Status.SOLVED) & ~(answer.reach <= SINGULAR)
+        if singular.any():
+            linear = linear or self.map.linearize(bound.scaled, point, threads)
+            ambiguous, many = ambiguity(self.program, *self._calm(bound, point, linear))
+            shape = values.batch
+            info = replace(
+                info,
+                degenerate=info.degenerate | (singular & ambiguous).reshape(shape),
+                unique=~(singular & many).reshape(shape),
+            )
+        evaluation = Evaluation(self, bound, point, linear, info)
+        if self.on_error == "raise" and not info.ok.all():
+            evaluation.raise_failures()
+        return evaluation
+
+    def _threads(self, options: Options) -> int:
+        return options.workers or self.threads
+
+    def _solve(
+        self, bound: Bound, values: Any, options: Options, start: np.ndarray | None, free: bool, threads: int, found: DenseSolution | None
+    ) -> Answer:
+        """The kernel where no limit is set, and the other engines for what it leaves open."""
+        n, m, count = self.structure.n, self.structure.m, values.count
+        data = bound.scaled
+        if free:
+            points = None
+            if start is not None:
+                ok = np.isfinite(start).all(axis=1)
+                flat = np.where(ok[:, None], start, 0.0)
+                points = (flat[:, :n], flat[:, n:])
+            answer = _answer(found or self.dense.run(_sized(data, count), threads, start=points))
+            if points is not None:
+                answer.engine[ok & (answer.status == Status.SOLVED) & (answer.iterations == 0)] = "warm start"
+        else:
+            answer = _nothing(n, m, count)
+        claims = (answer.status == Status.PRIMAL_INFEASIBLE) | (answer.status == Status.DUAL_INFEASIBLE)
+        if claims.any():
+            part = np.flatnonzero(claims)
+            raw = Raw(answer.x[part], answer.y[part], np.zeros((len(part), m)), answer.status[part], answer.iterations[part])
+            false = part[~certified(self.structure, data.take(part), bound.products.take(part), raw)]
+            answer.status[false] = Status.FAILED
+        answer.status[~values.finite] = Status.NONFINITE_INPUT
+        open_ = np.flatnonzero(answer.status == Status.FAILED)
+        answer.status[answer.status == NOT_CONVEX] = Status.FAILED
+        if len(open_):
+            self._rescue(answer, open_, bound, values, options)
+        return answer
+
+    def _rescue(self, answer: Answer, index: np.ndarray, bound: Bound, values: Any, options: Options) -> None:
+        """Solve the instances `index` by the other engines."""
+        arrays = [
+            (flat if len(flat) == 1 else flat[index]).reshape(-1, *p.shape) for flat, p in zip(values.flat, self.parameters, strict=True)
+        ]
+        if all(len(a) == 1 for a in arrays):  # also where there are no parameters: then one instance stands for all
+            arrays = [np.broadcast_to(a, (len(index), *a.shape[1:])) for a in arrays]
+        found = self.rest.evaluate(arrays, options=replace(options, check_domain=False))
+        status = found.info.status.reshape(-1)
+        index = index[: len(status)]
+        e = self.elimination
+        x, y = (found.x[:, e.keep_x], found.y[:, e.keep_y]) if e.active else (found.x, found.y)
+        ok = status == Status.SOLVED
+        answer.status[index], answer.norm[index] = status, found.info.residual.reshape(-1)
+        answer.iterations[index] += found.info.iterations.reshape(-1)
+        answer.engine[index] = found.info.engine.reshape(-1)
+        at = index[ok]
+        if len(at) == 0:
+            return
+        part = bound.scaled.take(at)
+        x, y = x[ok], y[ok]
+        s = part.b - bound.products.take(at).A(x)
+        zero = self.dense.kernel.equalities
+        # The factors of these points are made when they are asked for.
+        answer.x[at], answer.y[at] = x, y
+        answer.v[at] = np.where(np.arange(y.shape[1]) < zero, y, np.where(y > s, y, -np.maximum(s, 0.0)))
+        smooth = ~found.info.degenerate.reshape(-1)[ok]
+        answer.margin[at] = np.where(smooth, np.inf, 0.0)
+        answer.reach[at] = 0.0
+        answer.factors = None
+
+    def _point(self, bound: Bound, answer: Answer) -> Point:
+        bad = answer.status != Status.SOLVED
+        x, v = answer.x, answer.v
+        if bad.any():
+            x, v = x.copy(), v.copy()
+            x[bad], v[bad] = 0.0, 0.0
+        y = self.structure.cones.project_dual(v).y
+        none = np.zeros((len(x), 0))
+        return Point(self.structure.cones, x, v, y, none, none, answer.norm)
+
+    def _calm(self, bound: Bound, point: Point, linear: DenseLinearization) -> tuple[Bound, Point, Any]:
+        """The same in equilibrated coordinates, where sizes can be compared."""
+        data, scaling = Equilibrator(self.structure)(bound.scaled)
+        if scaling is None:
+            return bound, point, linear
+        scaled = replace(point, x=point.x / scaling.x, v=point.v / scaling.y, y=point.y / scaling.y)
+        return replace(bound, scaled=data, scaling=scaling), scaled, _Scaled(linear, scaling)
+
+    def _facts(self, answer: Answer, shape: tuple[int, ...], began: float) -> Info:
+        solved = answer.status == Status.SOLVED
+        return Info(
+            status=answer.status.reshape(shape),
+            residual=answer.norm.reshape(shape),
+            iterations=answer.iterations.reshape(shape),
+            refinements=np.zeros(shape, int),
+            degenerate=(solved & (answer.margin <= KINK)).reshape(shape),
+            unique=np.ones(shape, bool),
+            engine=answer.engine.reshape(shape),
+            time=time.perf_counter() - began,
+        )
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """A linearization in scaled coordinates."""
+
+    linear: DenseLinearization
+    scaling: Scaling
+
+    def solve(self, r_x: np.ndarray, h: np.ndarray, refine: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `Linearization.solve`."""
+        k = self.scaling
+        u, t, residual = self.linear.solve(r_x / k.r_x, h / k.r_y, refine)
+        return u / k.x, t / k.y, residual
+
+
+def _answer(found: DenseSolution) -> Answer:
+    engine = np.full(len(found.x), "dense_qp", dtype=object)
+    return Answer(found.x, found.v, found.y, found.status, found.norm, found.margin, found.reach, found.iterations, engine, found.factors)
+
+
+def _nothing(n: int, m: int, count: int) -> Answer:
+    x, v = np.zeros((count, n)), np.zeros((count, m))
+    far, none = np.full(count, np.inf), np.zeros(count)
+    status, engine = np.full(count, Status.FAILED, np.int8), np.full(count, "", dtype=object)
+    return Answer(x, v, v.copy(), status, far, none, none.copy(), np.zeros(count, int), engine, None)
+
+
+def _sized(data: Data, count: int) -> Data:
+    """`data` with a q for each instance, which tells the batch."""
+    return data if len(data.q) == count else replace(data, q=np.broadcast_to(data.q, (count, data.q.shape[1])))

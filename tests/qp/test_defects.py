@@ -1,0 +1,178 @@
+"""What layers of QPs elsewhere got wrong, held here: shared gradients, weak rows, infeasible and semidefinite instances, dtypes, duals."""
+
+import numpy as np
+import pytest
+
+import layercompiler as lc
+from layercompiler import Status, kernels
+from tests import differences
+from tests.qp import families
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="the kernels are not built")
+EYE = np.eye(2)
+
+
+def layer(n, m, p=0, **settings):
+    return lc.export(lc.QP(n, m, p), "torch", **settings)
+
+
+def tensors(*arrays, dtype=torch.float64):
+    return [torch.tensor(np.asarray(a), dtype=dtype, requires_grad=True) for a in arrays]
+
+
+def test_gradients_of_what_the_batch_shares_are_sums():
+    """Averages, elsewhere."""
+    Q, p, G, h, A, b = families.batch("std", 6, 5, 2, 8)
+    G, A, Q = G[0], A[0], Q[0]
+    h, b = G @ p[0] + 1, A @ p[0]
+    shared = tensors(Q, p, G, h, A, b)
+    w = torch.tensor(np.random.default_rng(0).standard_normal(p.shape))
+    qp = layer(6, 5, 2)
+    plain = torch.autograd.grad(qp(*shared)[0], shared, w)
+    wide = [t if t.shape[:1] == (8,) and t.ndim == 2 and i == 1 else t.expand(8, *t.shape) for i, t in enumerate(shared)]
+    expanded = torch.autograd.grad(qp(*[t.contiguous() for t in wide])[0], shared, w)
+    for a, c in zip(plain, expanded, strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-10, atol=1e-10)
+
+
+def test_a_weakly_active_row_is_no_obstacle():
+    """min |x|^2 / 2 - x_1 with x_1 <= 1, x_2 <= 5: x = (1, 0), not (1, 2.5)."""
+    compiled = lc.compile(lc.QP(2, 2))
+    found = compiled.solve(EYE, np.array([-1.0, 0.0]), EYE, np.array([1.0, 5.0]))
+    np.testing.assert_allclose(found.outputs[0], [1, 0], rtol=0, atol=1e-12)
+    assert found.info.degenerate and found.info.unique
+
+
+def test_duplicated_active_rows():
+    rows = np.array([[1.0, 0], [1, 0], [0, 1]])
+    compiled = lc.compile(lc.QP(2, 3), variables=["x", "z"])
+    found = compiled.evaluate([EYE, np.array([-2.0, 0.0]), rows, np.array([1.0, 1.0, 5.0])])
+    np.testing.assert_allclose(found.outputs[0], [1, 0], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.outputs[1][:2].sum(), 1, rtol=0, atol=1e-12)
+    gradients = found.vjp([np.array([1.0, 1.0]), None])
+    np.testing.assert_allclose(gradients[1], [0, -1], atol=1e-9)
+    np.testing.assert_allclose(gradients[3].sum(), 1, atol=1e-9)
+
+
+def test_gradients_of_G_are_right():
+    """A sign or a factor elsewhere."""
+    Q, p, G, h, A, b = (a[0] for a in families.batch("std", 6, 6, 1, 1))
+    compiled = lc.compile(lc.QP(6, 6, 1))
+    rng = np.random.default_rng(0)
+    arrays, w = [Q, p, G, h, A, b], rng.standard_normal(6)
+    gradients = compiled.evaluate(arrays).vjp([w])
+    for k, name in enumerate("QpGhAb"):
+        directions = [np.zeros_like(a) for a in arrays]
+        directions[k] = rng.standard_normal(arrays[k].shape)
+        slope, error = differences.directional(lambda a: np.array([compiled.evaluate(a).outputs[0] @ w]), arrays, directions)
+        assert abs(float(slope[0]) - float(np.sum(gradients[k] * directions[k]))) <= 10 * float(error[0]) + 1e-8, name
+
+
+@pytest.mark.parametrize("n", [10, 50])
+@pytest.mark.parametrize("kind", ["std", "ill", "dqp", "optnet"])
+def test_gradients_are_exact_in_every_family(kind, n):
+    """To 1e-9, through the layer, where 1e-6 to 1e-4 is common."""
+    arrays = families.batch(kind, n, n, n // 4, 6)
+    w = np.random.default_rng(1).standard_normal((6, n))
+    given = tensors(*arrays)
+    x, z = layer(n, n, n // 4, variables=["x", "z"])(*given)
+    gradients = torch.autograd.grad(x, given, torch.tensor(w))
+    for i in range(6):
+        one = [a[i] for a in arrays]
+        exact, expected = families.active_gradients(*one, x[i].detach().numpy(), z[i].detach().numpy(), w[i])
+        np.testing.assert_allclose(x[i].detach().numpy(), exact, rtol=0, atol=1e-9 * (1 + np.abs(exact).max()))
+        for got, reference in zip(gradients, expected, strict=True):
+            assert np.linalg.norm(got[i].numpy() - reference) <= 1e-9 * np.linalg.norm(reference)
+
+
+def test_float32_tensors_are_solved_in_float64():
+    """Solution and gradient to the rounding of float32; 1e-2 elsewhere. The gradients have the dtype of the tensors."""
+    arrays = families.batch("std", 10, 10, 2, 4)
+    rounded = [a.astype(np.float32) for a in arrays]
+    w = np.random.default_rng(0).standard_normal((4, 10)).astype(np.float32)
+    low, high = tensors(*rounded, dtype=torch.float32), tensors(*rounded)
+    qp = layer(10, 10, 2)
+    (x,), (y,) = qp(*low), qp(*high)
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x.double(), y, rtol=1e-6, atol=1e-6)
+    first, second = torch.autograd.grad(x, low, torch.tensor(w)), torch.autograd.grad(y, high, torch.tensor(w).double())
+    for a, b in zip(first, second, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+def test_an_infeasible_instance_is_flagged_beside_a_good_one():
+    """Zeros and finite gradients, or a banner on the terminal, elsewhere."""
+    rows, p = np.array([[1.0, 0], [-1, 0]]), np.array([1.0, 0.0])
+    given = tensors(EYE, p, rows, np.array([[-1.0, -1.0], [1.0, 1.0]]))
+    qp = layer(2, 2, on_error="flag")
+    (x,) = qp(*given)
+    assert torch.isnan(x[0]).all() and torch.allclose(x[1], torch.tensor([-1.0, 0.0], dtype=torch.float64))
+    found = qp.solve(*given)
+    assert [Status(int(s)) for s in found.status] == [Status.PRIMAL_INFEASIBLE, Status.SOLVED]
+    gradients = torch.autograd.grad(x[1].sum(), given)
+    assert all(torch.isfinite(g).all() for g in gradients) and not gradients[3][0].any()
+    with pytest.raises(lc.errors.SolveError) as raised:
+        layer(2, 2)(*given)
+    assert raised.value.indices == ((0,),)
+
+
+def test_semidefinite_and_linear_objectives():
+    """'Q is not SPD', elsewhere."""
+    compiled = lc.compile(lc.QP(2, 2))
+    found = compiled.solve(np.diag([1.0, 0.0]), np.array([-2.0, 1.0]), np.array([[1.0, 0], [0, -1]]), np.ones(2))
+    np.testing.assert_allclose(found.outputs[0], [1, -1], rtol=0, atol=1e-12)
+    found = compiled.solve(0 * EYE, np.array([-1.0, -1.0]), EYE, np.array([1.0, 2.0]))
+    np.testing.assert_allclose(found.outputs[0], [1, 2], rtol=0, atol=1e-12)
+
+
+def test_duals_are_outputs_with_gradients():
+    arrays = families.batch("std", 5, 6, 2, 3)
+    given = tensors(*arrays)
+    qp = layer(5, 6, 2, variables=["x", "y", "z", "value"])
+    x, y, z, value = qp(*given)
+    Q, p, G, _, A, _ = given
+    stationarity = torch.einsum("bij,bj->bi", Q, x) + p + torch.einsum("bmi,bm->bi", G, z) + torch.einsum("bpi,bp->bi", A, y)
+    assert stationarity.abs().max() < 1e-12
+    # The value's gradient is that of the Lagrangian: p -> x, h -> -z, b -> -y.
+    gradients = torch.autograd.grad(value.sum(), given, retain_graph=True)
+    for got, expected in ((gradients[1], x), (gradients[3], -z), (gradients[5], -y)):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+    assert torch.autograd.gradcheck(lambda *t: qp(*t)[1:3], given, eps=1e-6, atol=1e-5)
+
+
+def test_every_binding_agrees():
+    jax = pytest.importorskip("jax")
+    jax.config.update("jax_enable_x64", True)
+    arrays = families.batch("std", 5, 5, 1, 3)
+    compiled = lc.compile(lc.QP(5, 5, 1))
+    w = np.random.default_rng(0).standard_normal((3, 5))
+    expected, gradients = compiled.to("numpy")(*arrays)[0], compiled.evaluate(arrays).vjp([w])
+    call = compiled.to("jax")
+    np.testing.assert_array_equal(jax.jit(call)(*arrays)[0], expected)
+    found = jax.grad(lambda *a: (call(*a)[0] * w).sum(), argnums=tuple(range(6)))(*arrays)
+    for a, b in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    tf = pytest.importorskip("tensorflow")
+    variables = [tf.Variable(a) for a in arrays]
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(compiled.to("tensorflow")(*variables)[0] * w)
+    for a, b in zip(tape.gradient(loss, variables), gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_constants_and_names():
+    Q, p, G, h, A, b = (a[0] for a in families.batch("std", 4, 4, 1, 1))
+    full = lc.compile(lc.QP(Q, p, G, h, A, b)).evaluate([Q, p, G, h, A, b])
+    part = lc.compile(lc.QP(Q, p, G, h, A, b), parameters=["p", "h"])
+    found = part.evaluate([np.stack([p, p]), h])
+    np.testing.assert_allclose(found.outputs[0][1], full.outputs[0], rtol=0, atol=1e-12)
+    w = np.ones(4)
+    np.testing.assert_allclose(found.vjp([np.stack([w, 0 * w])])[0][0], full.vjp([w])[1], atol=1e-10)
+    with pytest.raises(lc.errors.BuildError):
+        lc.compile(lc.QP(Q, p), parameters=["G"])
+    with pytest.raises(lc.errors.BuildError):
+        lc.compile(lc.QP(3, 2), parameters=["p"])
+    with pytest.raises(lc.errors.ShapeError):
+        lc.QP(Q, p, G[:, :2], h)
