@@ -2,7 +2,8 @@
 
 Two kinds of disks (diameters 1 and 0.6) in a periodic box push each other apart; the FIRE method and a few steps of Newton's find a minimum
 of the energy. The derivative of all positions along a change of the smaller diameter is one forward-mode product through the implicit
-rule. Blondel et al. 2022 (section 4.4) found that differentiating the steps of FIRE does not converge; how far it is off here after how many
+rule. Blondel et al. 2022 (section 4.4) found that differentiating the steps of FIRE does not converge; how far it is
+off here after how many
 steps is shown. Takes half a minute and writes implicit_spheres.png.
 """
 
