@@ -43,7 +43,8 @@ class LeastSquaresLayer:
         given = [tf.convert_to_tensor(v) for v in p.arguments.bind(args, named)]
         dtype = given[0].dtype if given and given[0].dtype.is_floating else tf.float64
         start = {k: np.asarray(v) for k, v in (init or {}).items()}
-        batch = p.batch_shape([tuple(t.shape) for t in given], start)
+        shapes: Any = [tuple(t.shape) for t in given]
+        batch = p.batch_shape(shapes, start)
         theta = [tf.cast(t, tf.float64) for t in p.aligned(given, batch)]
 
         @tf.custom_gradient
