@@ -37,12 +37,19 @@ def episodes(images, digits, classes, count, shots, rng):
     """Pictures to learn from (count, WAYS * shots, 64), queries (count, WAYS * QUERIES, 64), in order of the drawn classes."""
     support, query = [], []
     for _ in range(count):
-        for c in rng.permutation(classes):
+        for c in rng.permutation(classes)[:WAYS]:
             rows = rng.choice(np.flatnonzero(digits == c), shots + QUERIES, replace=False)
             support.append(images[rows[:shots]])
             query.append(images[rows[shots:]])
     as_tensor = lambda parts: torch.tensor(np.array(parts)).reshape(count, -1, 64)  # noqa: E731
     return as_tensor(support), as_tensor(query)
+
+
+def turned(images, digits):
+    """Each digit in eight positions, as eight classes."""
+    pictures = images.reshape(-1, 8, 8)
+    views = [np.rot90(v, k, (1, 2)) for v in (pictures, pictures[:, :, ::-1]) for k in range(4)]
+    return np.concatenate(views).reshape(-1, 64), np.concatenate([digits + 10 * k for k in range(8)])
 
 
 def embedding():
@@ -80,6 +87,7 @@ def main():
     images, digits = load_digits(return_X_y=True)
     images = images / 16
     rng = np.random.default_rng(0)
+    many, names = turned(images[digits < 5], digits[digits < 5])
     truth = torch.arange(WAYS).repeat_interleave(QUERIES)
     layers = {1: head(1), 5: head(5)}
     tests = {shots: episodes(images, digits, np.arange(5, 10), 100, shots, np.random.default_rng(1)) for shots in layers}
@@ -89,7 +97,7 @@ def main():
     optimizer = torch.optim.Adam([*model.parameters(), scale], lr=2e-3)
     began, curve = time.perf_counter(), []
     for step in range(STEPS):
-        support, query = episodes(images, digits, np.arange(5), 4, 5, rng)
+        support, query = episodes(many, names, np.unique(names), 4, 5, rng)
         logits = scores(layers[5], model, support + 0.1 * torch.randn_like(support), query + 0.1 * torch.randn_like(query), scale)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), truth.repeat(4))
         optimizer.zero_grad()

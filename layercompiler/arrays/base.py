@@ -118,6 +118,18 @@ class Arrays(ABC):
         """Solve L x = b, or L'x = b, for L (..., n, n) and b (..., n, k)."""
 
     @abstractmethod
+    def cholesky(self, A: Any) -> tuple[Any, Any]:
+        """(L, ok): lower factors of symmetric A (..., n, n), and where A is positive definite; elsewhere L is of no use."""
+
+    def cholesky_solve(self, L: Any, b: Any) -> Any:
+        """Solve L L'x = b for L (..., n, n) and b (..., n, k)."""
+        return self.solve_triangular(L, self.solve_triangular(L, b), transposed=True)
+
+    def add_diagonal(self, A: Any, d: Any) -> Any:
+        """A + diag(d) for A (..., n, n) and d (..., n)."""
+        return A + d[..., None] * self.eye_like(A, A.shape[-1])
+
+    @abstractmethod
     def lu_factor(self, A: Any) -> tuple[Any, Any]:
         """Packed LU of (..., n, n) and its pivots, in the framework's own form, for `lu_solve`."""
 
@@ -229,6 +241,10 @@ class Arrays(ABC):
     @abstractmethod
     def while_loop(self, condition: Function, body: Function, state: tuple[Any, ...]) -> tuple[Any, ...]:
         """Iterate body while condition holds; traced where the framework traces. Not differentiated through by contract."""
+
+    def cond(self, condition: Any, yes: Function, no: Function, *args: Any) -> Any:
+        """yes(*args) or no(*args), as a scalar condition says; traced where the framework traces."""
+        return yes(*args) if bool(condition) else no(*args)
 
     @abstractmethod
     def compile(self, f: Function) -> Function:

@@ -51,6 +51,10 @@ class Jax(Arrays):
     def solve_triangular(self, L: Any, b: Any, *, lower: bool = True, transposed: bool = False) -> Any:
         return jax.scipy.linalg.solve_triangular(L, b, lower=lower, trans=1 if transposed else 0)
 
+    def cholesky(self, A: Any) -> tuple[Any, Any]:
+        L = jnp.linalg.cholesky(A)
+        return L, jnp.all(jnp.isfinite(jnp.diagonal(L, axis1=-2, axis2=-1)), axis=-1)
+
     def lu_factor(self, A: Any) -> tuple[Any, Any]:
         return jax.scipy.linalg.lu_factor(A)
 
@@ -98,6 +102,9 @@ class Jax(Arrays):
 
     def while_loop(self, condition: Function, body: Function, state: tuple[Any, ...]) -> tuple[Any, ...]:
         return jax.lax.while_loop(lambda s: condition(*s), lambda s: tuple(body(*s)), tuple(state))
+
+    def cond(self, condition: Any, yes: Function, no: Function, *args: Any) -> Any:
+        return jax.lax.cond(condition, yes, no, *args)
 
     def compile(self, f: Function) -> Function:
         return jax.jit(f)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,21 @@ class Numpy(Arrays):
         return out if keepdims else np.squeeze(out, axis=axis)
 
     def solve_triangular(self, L: Any, b: Any, *, lower: bool = True, transposed: bool = False) -> np.ndarray:
-        return scipy.linalg.solve_triangular(L, b, lower=lower, trans=1 if transposed else 0)
+        if L.ndim == 2:
+            return scipy.linalg.solve_triangular(L, b, lower=lower, trans=1 if transposed else 0, check_finite=False)
+        return np.linalg.solve(L.swapaxes(-1, -2) if transposed else L, b)  # a batch in one call of LAPACK
+
+    def cholesky(self, A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            L = np.linalg.cholesky(A)
+            return L, np.isfinite(L).all(axis=(-2, -1))
+        except np.linalg.LinAlgError:
+            L, ok = np.full(A.shape, np.nan), np.zeros(A.shape[:-2], bool)
+            for i in np.ndindex(*ok.shape):
+                with suppress(np.linalg.LinAlgError):
+                    L[i] = np.linalg.cholesky(A[i])
+                    ok[i] = np.isfinite(L[i]).all()
+            return L, ok
 
     def lu_factor(self, A: Any) -> tuple[Any, Any]:
         flat = A.reshape(-1, *A.shape[-2:])

@@ -49,6 +49,10 @@ class TensorFlow(Arrays):
     def solve_triangular(self, L: Any, b: Any, *, lower: bool = True, transposed: bool = False) -> Any:
         return tf.linalg.triangular_solve(L, b, lower=lower, adjoint=transposed)
 
+    def cholesky(self, A: Any) -> tuple[Any, Any]:
+        L = tf.linalg.cholesky(A)  # on the CPU TensorFlow raises where A is not positive definite
+        return L, tf.reduce_all(tf.math.is_finite(tf.linalg.diag_part(L)), -1)
+
     def lu_factor(self, A: Any) -> tuple[Any, Any]:
         return tuple(tf.linalg.lu(A))
 
@@ -118,6 +122,9 @@ class TensorFlow(Arrays):
 
     def while_loop(self, condition: Function, body: Function, state: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(tf.while_loop(condition, body, tuple(state)))
+
+    def cond(self, condition: Any, yes: Function, no: Function, *args: Any) -> Any:
+        return tf.cond(condition, lambda: yes(*args), lambda: no(*args))
 
     def compile(self, f: Function) -> Function:
         return tf.function(f)

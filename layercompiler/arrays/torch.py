@@ -20,6 +20,26 @@ class Torch(Arrays):
 
     name = "torch"
 
+    # The standard's meaning without the checks of dtypes, which cost more than the work on small tensors.
+    matmul = staticmethod(torch.matmul)
+    abs = staticmethod(torch.abs)
+    sqrt = staticmethod(torch.sqrt)
+    zeros_like = staticmethod(torch.zeros_like)
+    ones_like = staticmethod(torch.ones_like)
+    isfinite = staticmethod(torch.isfinite)
+
+    def max(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        return torch.amax(x, () if axis is None else axis, keepdim=keepdims)
+
+    def sum(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        return torch.sum(x, axis, keepdim=keepdims)
+
+    def clip(self, x: torch.Tensor, lower: Any = None, upper: Any = None) -> torch.Tensor:
+        return torch.clamp(x, lower, upper)
+
+    def concat(self, parts: Sequence[torch.Tensor], axis: int = 0) -> torch.Tensor:
+        return torch.cat(list(parts), axis)
+
     def new(self, value: Any, like: Any = None) -> torch.Tensor:
         array = np.ascontiguousarray(value).reshape(np.shape(value))  # ascontiguousarray makes scalars (1,)
         device = None if like is None else like.device
@@ -57,6 +77,18 @@ class Torch(Arrays):
 
     def solve_triangular(self, L: torch.Tensor, b: torch.Tensor, *, lower: bool = True, transposed: bool = False) -> torch.Tensor:
         return torch.linalg.solve_triangular(L.mT, b, upper=lower) if transposed else torch.linalg.solve_triangular(L, b, upper=not lower)
+
+    def cholesky(self, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        L, info = torch.linalg.cholesky_ex(A)  # on the device: no exception, so no synchronization
+        return L, info == 0
+
+    def cholesky_solve(self, L: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.cholesky_solve(b, L)
+
+    def add_diagonal(self, A: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        out = A.expand(torch.broadcast_shapes(A.shape[:-2], d.shape[:-1]) + A.shape[-2:]).clone()
+        out.diagonal(dim1=-2, dim2=-1).add_(d)
+        return out
 
     def lu_factor(self, A: torch.Tensor) -> tuple[Any, Any]:
         return tuple(torch.linalg.lu_factor_ex(A)[:2])  # a singular instance shows in its solutions, and must not stop the others

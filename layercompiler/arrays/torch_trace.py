@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 import warnings
 from collections import OrderedDict
@@ -10,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from layercompiler.errors import UnsupportedTransformError
 
@@ -31,6 +32,7 @@ class Traced:
         self._lock = threading.Lock()
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
+        tensors = tuple(t.contiguous() for t in tensors)  # views in the graph are right for the strides it was recorded with
         key = tuple((t.shape, t.dtype, t.device) for t in tensors)
         found = self._graphs.get(key)
         if found is None:
@@ -48,28 +50,77 @@ class Traced:
         return Traced, (self._function,)
 
 
-def _record(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any]:
-    spec: Any = None
+class _Tape(TorchDispatchMode):
+    """Records operations below all transformations, where tensors are plain."""
 
-    def flat(*inputs: torch.Tensor) -> list[torch.Tensor]:
-        nonlocal spec
-        leaves, spec = pytree.tree_flatten(function(*inputs))
-        return leaves
+    def __init__(self, module: torch.nn.Module, inputs: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.module, self.graph, self.mutable = module, fx.Graph(), False
+        self.nodes: dict[int, fx.Node] = {}
+        self.alive: list[Any] = []  # so that no id is used twice
+        for position, tensor in enumerate(inputs):
+            self.bind(tensor, self.graph.placeholder(f"x{position}"))
 
-    # distinct tensors: inputs that are one object would be taken for one argument
-    inputs = [t.detach().clone() for t in tensors]
-    with torch.no_grad():
-        module = make_fx(flat, tracing_mode="real", _error_on_data_dependent_ops=True)(*inputs)
-    for node in module.graph.nodes:
-        if node.op == "get_attr" and getattr(_attribute(module, node.target), "requires_grad", False):
+    def bind(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        self.nodes[id(tensor)] = node
+        self.alive.append(tensor)
+        node.meta["like"] = (tuple(tensor.shape), tensor.dtype)
+
+    def node(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if id(value) not in self.nodes:
+            if value.requires_grad:
+                raise UnsupportedTransformError(
+                    "a residual closes over a tensor that requires a gradient, which would be lost",
+                    expected="every such tensor among the parameters",
+                    mend="make the tensor a parameter of the problem and an argument of the residual",
+                )
+            self.bind(value, _attach(self.module, self.graph, value))
+        return self.nodes[id(value)]
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is _aten._local_scalar_dense.default:
             raise UnsupportedTransformError(
-                "a residual closes over a tensor that requires a gradient, which would be lost",
-                expected="every such tensor among the parameters",
-                mend="make the tensor a parameter of the problem and an argument of the residual",
+                "a residual looks at the numbers of a tensor", got=str(function), mend="use torch.where instead of branches"
             )
-    _fold(module)
-    _share(module)
-    module.graph.eliminate_dead_code()
+        taken = pytree.tree_map(self.node, (args, kwargs))
+        result = function(*args, **kwargs)
+        if not isinstance(result, (torch.Tensor, tuple, list)):
+            return result  # a fact about shapes
+        made = self.graph.call_function(function, *taken)
+        self.mutable |= function._schema.is_mutable
+        if isinstance(result, torch.Tensor):
+            self.bind(result, made)
+        elif isinstance(result, (tuple, list)):
+            for k, part in enumerate(result):
+                if isinstance(part, torch.Tensor):
+                    self.bind(part, self.graph.call_function(operator.getitem, (made, k)))
+        return result
+
+
+def _attach(module: torch.nn.Module, graph: fx.Graph, tensor: torch.Tensor) -> fx.Node:
+    name = f"c{sum(1 for _ in module.buffers())}"
+    module.register_buffer(name, tensor.detach(), persistent=False)
+    return graph.get_attr(name)
+
+
+def _record(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any]:
+    # distinct tensors: inputs that are one object would be taken for one argument
+    inputs = [t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
+    tape = _Tape(torch.nn.Module(), inputs)
+    with torch.no_grad(), tape:
+        value = function(*inputs)
+    leaves, spec = pytree.tree_flatten(value)
+    tape.graph.output([tape.node(leaf) for leaf in leaves])
+    module = fx.GraphModule(tape.module, tape.graph)
+    if not tape.mutable:
+        _fold(module)
+        _simplify(module)
+        _share(module)
+        _fold(module)
+        module.graph.eliminate_dead_code()
     module.recompile()
     return _compiled(module, inputs), spec
 
@@ -95,26 +146,73 @@ def _attribute(module: Any, target: str) -> Any:
 def _fold(module: fx.GraphModule) -> None:
     """Nodes that depend on no input, computed now."""
     values: dict[fx.Node, Any] = {}
-    count = 0
     for node in list(module.graph.nodes):
         if node.op == "get_attr":
             values[node] = _attribute(module, node.target)
             continue
-        if node.op != "call_function" or any(n not in values for n in node.all_input_nodes):
+        if node.op != "call_function":
             continue
-        arguments, named = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-        with torch.no_grad():
-            value = node.target(*arguments, **named)
+        if node.target in _FILLS and _like(node) is not None:
+            shape, dtype = node.meta["like"]
+            value = torch.full(shape, _FILLS[node.target], dtype=dtype)
+        elif any(n not in values for n in node.all_input_nodes):
+            continue
+        else:
+            arguments, named = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+            with torch.no_grad():
+                value = node.target(*arguments, **named)
         values[node] = value
         if isinstance(value, torch.Tensor):
-            name = f"_folded{count}"
-            count += 1
-            module.register_buffer(name, value, persistent=False)
             with module.graph.inserting_before(node):
-                constant = module.graph.get_attr(name)
+                constant = _attach(module, module.graph, value)
+            constant.meta = dict(node.meta)
             values[constant] = value
             node.replace_all_uses_with(constant)
             module.graph.erase_node(node)
+
+
+_aten = torch.ops.aten
+_FILLS = {_aten.zeros_like.default: 0.0, _aten.ones_like.default: 1.0}
+_SAME = {_aten.alias.default, _aten.reshape.default, _aten.expand.default, _aten.detach.default}
+_SAME |= {_aten.slice.Tensor, _aten._to_copy.default, _aten.lift_fresh_copy.default, _aten.clone.default}
+
+
+def _like(node: Any) -> tuple[tuple[int, ...], torch.dtype] | None:
+    """Shape and dtype of a node's tensor."""
+    return node.meta.get("like") if isinstance(node, fx.Node) else None
+
+
+def _simplify(module: fx.GraphModule) -> None:
+    """Operations that change nothing: views of the same shape, sums with zero, products with one."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or _like(node) is None or not node.args:
+            continue
+        if node.target in (_aten.view.default, _aten._unsafe_view.default):
+            node.target = _aten.reshape.default  # a dropped copy may have been what made a view possible
+        other = None
+        if node.target in _SAME and _like(node.args[0]) == _like(node):
+            other = node.args[0]
+        elif node.target in (_aten.add.Tensor, _aten.mul.Tensor) and len(node.args) == 2 and not node.kwargs:
+            neutral = 0.0 if node.target is _aten.add.Tensor else 1.0
+            for kept, dropped in (node.args, node.args[::-1]):
+                if _like(kept) == _like(node) and _constant(module, dropped) == neutral:
+                    other = kept
+        if other is not None:
+            node.replace_all_uses_with(other)
+            module.graph.erase_node(node)
+
+
+def _constant(module: fx.GraphModule, value: Any) -> float | None:
+    """The number that a constant is full of."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return None
+    tensor = _attribute(module, str(value.target))
+    if not tensor.is_floating_point() or not tensor.numel():
+        return None
+    first = float(tensor.reshape(-1)[0])
+    return first if bool((tensor == first).all()) else None
 
 
 def _share(module: fx.GraphModule) -> None:

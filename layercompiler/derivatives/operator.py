@@ -59,7 +59,7 @@ class Operator:
 
     def norm(self, a: Any) -> Any:
         """Euclidean norms per instance, (batch..., 1, ...)."""
-        return self.xp.sqrt(self.dot(a, a))
+        return self.xp.linalg.vector_norm(a, axis=self.axes, keepdims=True) if self.axes else self.xp.abs(a)
 
     def flat(self, a: Any) -> Any:
         """(batch..., n) of (batch..., event...)."""

@@ -10,6 +10,8 @@ from layercompiler.functions.iteration import iterate
 from layercompiler.functions.operands import operands
 
 STARTS, CANDIDATES = 8, 256
+_CONVEX = ("quadratic", "pseudo-huber", "huber")
+_Penalty = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
 
 
 def robust_pool(x: Any, penalty: str = "huber", width: Any = 1.0) -> Any:
@@ -44,10 +46,10 @@ def robust_pool(x: Any, penalty: str = "huber", width: Any = 1.0) -> Any:
     xp, x, width = operands(x, width)
     if penalty == "quadratic":
         return xp.mean(x, axis=-1)
-    value, slope, curvature = _PENALTIES[penalty]
+    _, slope, curvature = _PENALTIES[penalty]
     width = width[..., None]
     x0, a0 = xp.stop_gradient(x), xp.stop_gradient(width)
-    y = xp.stop_gradient(_best(xp, x0, a0, value, slope, curvature))
+    y = xp.stop_gradient(_best(xp, x0, a0, _PENALTIES[penalty], 1 if penalty in _CONVEX else STARTS))
     for _ in range(2):
         z = y[..., None] - x
         bend = xp.sum(curvature(xp, z, width), axis=-1)
@@ -57,15 +59,16 @@ def robust_pool(x: Any, penalty: str = "huber", width: Any = 1.0) -> Any:
     return y
 
 
-def _best(xp: Any, x: Any, a: Any, value: Callable[..., Any], slope: Callable[..., Any], curvature: Callable[..., Any]) -> Any:
+def _best(xp: Any, x: Any, a: Any, penalty: _Penalty, starts: int) -> Any:
     """The best of the points reached from several starts, (...)."""
+    value, slope, curvature = penalty
     n = x.shape[-1]
     order = xp.sort(x + xp.zeros_like(a), axis=-1)
     count = min(n, CANDIDATES)
     candidates = xp.stack([order[..., (2 * k + 1) * n // (2 * count)] for k in range(count)], axis=-1) if count < n else order
     cost = xp.sum(value(xp, candidates[..., :, None] - x[..., None, :], a[..., None]), axis=-1)
-    best = xp.argsort(cost, axis=-1)[..., : min(STARTS, count)]
-    starts = xp.take_along_axis(candidates, best, axis=-1)[..., None]
+    best = xp.argsort(cost, axis=-1)[..., : min(starts, count)]
+    points = xp.take_along_axis(candidates, best, axis=-1)[..., None]
     x, a = x[..., None, :], a[..., None, :]
     scale = xp.max(xp.abs(x), axis=-1, keepdims=True) + a
 
@@ -88,8 +91,8 @@ def _best(xp: Any, x: Any, a: Any, value: Callable[..., Any], slope: Callable[..
         after = xp.where(better & (bend > 0), after, y)
         return after, xp.abs(after - y) / scale
 
-    far = xp.ones_like(starts)
-    y, _ = iterate(xp, lambda y, moved: xp.any(moved > 1e-6), reweight, (starts, far), 100)
+    far = xp.ones_like(points)
+    y, _ = iterate(xp, lambda y, moved: xp.any(moved > 1e-6), reweight, (points, far), 100)
     y, _ = iterate(xp, lambda y, moved: xp.any(moved > 1e-15), newton, (y, far), 50)
     cost = xp.sum(value(xp, y - x, a), axis=-1)
     first = xp.argmin(cost, axis=-1)
@@ -108,7 +111,6 @@ def _root(xp: Any, z: Any, a: Any) -> Any:
     return xp.sqrt(1.0 + (z / a) ** 2)
 
 
-_Penalty = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
 _PENALTIES: dict[str, _Penalty] = {
     "quadratic": (
         lambda xp, z, a: 0.5 * z * z,

@@ -50,7 +50,7 @@ class Solver(ABC):
 def norm(xp: Arrays, a: Any, batch: int) -> Any:
     """Norms per instance, (batch..., 1...)."""
     axes = tuple(range(batch, len(a.shape)))
-    return xp.sqrt(xp.sum(a * a, axis=axes, keepdims=True)) if axes else xp.abs(a)
+    return xp.linalg.vector_norm(a, axis=axes, keepdims=True) if axes else xp.abs(a)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from layercompiler.jax.native import Function
 from layercompiler.memory import Memory
+from layercompiler.plan.native import Native
 
 Arrays = Sequence[np.ndarray]
 Dims = tuple[int, ...]
@@ -27,10 +29,18 @@ class Host:
     Args:
         problem: A `CompiledProblem`.
         options: `Options` of its solves instead of its own.
+
+    Attributes:
+        native: The problem as a pure jax function, None where it cannot be one.
+        asked: Whether that is used on the host too, because the user asked for it.
     """
 
     def __init__(self, problem: Any, options: Any = None) -> None:
         self.problem, self.options, self.memory = problem, options, Memory(problem)
+        solver = problem.solver.lower()
+        found = Native.of(problem, options) if solver in ("auto", "interior_point") else None
+        self.native: Any = None if found is None else Function(found)
+        self.asked = solver == "interior_point"
         self.shapes = tuple(p.shape for p in problem.parameters)
         self.results = tuple(o.shape for o in problem.outputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from layercompiler.errors import DtypeError, UnsupportedTransformError
+from layercompiler.jax import native
 from layercompiler.jax.host import Host
 from layercompiler.jax.primitives import solve as solve_batch
 from layercompiler.status import Solution
@@ -18,6 +20,9 @@ from layercompiler.status import Solution
 
 class Layer:
     """A batched, differentiable optimization problem: parameters in, solutions out.
+
+    On a GPU (with `jax_enable_x64`) dense problems of linear and second-order cones are solved there, as part of the compiled function; so
+    they are on any device with solver="interior_point". All others are solved on the host.
 
     The leading axes of all arrays are batch axes and broadcast as in numpy. The results have the dtype of the arguments, while the host
     solves in float64 (also with `jax_enable_x64` off). The layer holds no state and is no pytree: close over it, as over any function.
@@ -101,6 +106,9 @@ def run(host: Host, args: tuple[Any, ...], named: dict[str, Any], warm_start: An
     batch = host.problem.batch_shape([a.shape for a in arrays])
     if not arrays:
         return tuple(jnp.asarray(y, dtype) for y in host.problem.evaluate([], options=host.options).outputs)
+    if _natively(host):
+        outputs, _ = host.native([a.astype(jnp.float64) for a in arrays], batch)
+        return tuple(y.astype(dtype) for y in outputs)
     aligned = [_align(a, len(batch) + len(p.shape), dtype) for a, p in zip(arrays, specs, strict=True)]
     return tuple(solve_batch(host, aligned, _start(warm_start, batch, host.problem.zsize, dtype)))
 
@@ -117,9 +125,23 @@ def solve(host: Host, args: tuple[Any, ...], named: dict[str, Any], warm_start: 
         )
     arrays = [_array(v, p.name) for v, p in zip(values, host.problem.parameters, strict=True)]
     dtype = _dtype(values, arrays)
+    if _natively(host) and arrays:
+        began, batch = time.perf_counter(), host.problem.batch_shape([a.shape for a in arrays])
+        outputs, facts = host.native([a.astype(jnp.float64) for a in arrays], batch)
+        told = native.info(facts, time.perf_counter() - began)
+        outputs: Any = tuple(y.astype(dtype) for y in outputs)
+        named_outputs: Any = dict(zip((o.name for o in host.problem.outputs), outputs, strict=True))
+        return Solution(outputs, named_outputs, np.asarray(facts["value"]), told)
     found = host.problem.solve(*(np.asarray(a.astype(dtype)) for a in arrays), warm_start=warm_start, options=host.options)
     outputs = tuple(jnp.asarray(y, dtype) for y in found.outputs)
     return replace(found, outputs=outputs, values=MappingProxyType(dict(zip(found.values, outputs, strict=True))))
+
+
+def _natively(host: Host) -> bool:
+    """Whether the array interior point solves a call: on a GPU, and where it was asked for; it needs float64."""
+    if host.native is None or not jax.config.jax_enable_x64:
+        return False
+    return host.asked or jax.default_backend() in ("gpu", "cuda", "rocm")
 
 
 def _array(value: Any, name: str) -> jax.Array:

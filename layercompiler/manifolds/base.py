@@ -30,8 +30,8 @@ class Manifold(ABC):
         """X moved along v: x + v, or x exp(v)."""
 
     @abstractmethod
-    def expand(self, xp: Any, x: Any, v: Any) -> Any:
-        """`retract` to second order in v: equal to it at v = 0 with first and second derivatives, and polynomial, for differentiation."""
+    def tangent(self, xp: Any, x: Any, v: Any) -> Any:
+        """The velocity (..., ambient) of the stored numbers when x moves along v: the derivative of `retract` at v = 0, linear in v."""
 
     @abstractmethod
     def local(self, xp: Any, x: Any, y: Any) -> Any:

@@ -25,9 +25,9 @@ class Vectors(Manifold):
         """X + v."""
         return x + v
 
-    def expand(self, xp: Any, x: Any, v: Any) -> Any:
-        """X + v."""
-        return x + v
+    def tangent(self, xp: Any, x: Any, v: Any) -> Any:
+        """V."""
+        return v
 
     def local(self, xp: Any, x: Any, y: Any) -> Any:
         """Y - x."""

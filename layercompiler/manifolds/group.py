@@ -27,10 +27,6 @@ class Group(Manifold):
         """The tangent of an element, its angle at most pi."""
 
     @abstractmethod
-    def second(self, xp: Any, v: Any) -> Any:
-        """`exp` to second order, a polynomial."""
-
-    @abstractmethod
     def compose(self, xp: Any, x: Any, y: Any) -> Any:
         """x y."""
 
@@ -61,10 +57,6 @@ class Group(Manifold):
     def retract(self, xp: Any, x: Any, v: Any) -> Any:
         """X exp(v)."""
         return self.compose(xp, x, self.exp(xp, v))
-
-    def expand(self, xp: Any, x: Any, v: Any) -> Any:
-        """X exp(v) to second order."""
-        return self.compose(xp, x, self.second(xp, v))
 
     def local(self, xp: Any, x: Any, y: Any) -> Any:
         """log(x^-1 y)."""

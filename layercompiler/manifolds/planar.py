@@ -23,9 +23,9 @@ class Rotation2(Group):
         """See `Group.exp`."""
         return xp.concat([xp.cos(v), xp.sin(v)], axis=-1)
 
-    def second(self, xp: Any, v: Any) -> Any:
-        """See `Group.second`."""
-        return xp.concat([1 - v * v / 2, v], axis=-1)
+    def tangent(self, xp: Any, x: Any, v: Any) -> Any:
+        """See `Manifold.tangent`."""
+        return xp.concat([-x[..., 1:], x[..., :1]], axis=-1) * v
 
     def log(self, xp: Any, x: Any) -> Any:
         """See `Group.log`."""
@@ -86,11 +86,10 @@ class Motion2(Group):
         a, b = sinc(xp, square), t * versine(xp, square)
         return xp.stack([xp.cos(t), xp.sin(t), a * x - b * y, b * x + a * y], axis=-1)
 
-    def second(self, xp: Any, v: Any) -> Any:
-        """See `Group.second`."""
-        x, y, t = parts(v, 1, 1, 1)
-        h = t / 2
-        return xp.stack([1 - h * t, t, x - h * y, y + h * x], axis=-1)
+    def tangent(self, xp: Any, x: Any, v: Any) -> Any:
+        """See `Manifold.tangent`."""
+        (c, s), (a, b, t) = parts(x[..., :2], 1, 1), parts(v, 1, 1, 1)
+        return xp.stack([-s * t, c * t, c * a - s * b, s * a + c * b], axis=-1)
 
     def log(self, xp: Any, x: Any) -> Any:
         """See `Group.log`."""

@@ -29,9 +29,10 @@ class Rotation3(Group):
         )
         return xp.concat([cosine[..., None], v / 2 * half[..., None]], axis=-1)
 
-    def second(self, xp: Any, v: Any) -> Any:
-        """See `Group.second`."""
-        return xp.concat([1 - xp.sum(v * v, axis=-1, keepdims=True) / 8, v / 2], axis=-1)
+    def tangent(self, xp: Any, x: Any, v: Any) -> Any:
+        """See `Manifold.tangent`."""
+        w, u, h = x[..., :1], x[..., 1:], v / 2
+        return xp.concat([-xp.sum(u * h, axis=-1, keepdims=True), w * h + cross(xp, u, h)], axis=-1)
 
     def log(self, xp: Any, x: Any) -> Any:
         """See `Group.log`; at pi, where two tangents have one element, either may come."""
@@ -113,10 +114,10 @@ class Motion3(Group):
         moved = u + versine(xp, t)[..., None] * first + third(xp, t)[..., None] * cross(xp, w, first)
         return xp.concat([ROTATION.exp(xp, w), moved], axis=-1)
 
-    def second(self, xp: Any, v: Any) -> Any:
-        """See `Group.second`."""
-        u, w = parts(v, 3, 3)
-        return xp.concat([ROTATION.second(xp, w), u + cross(xp, w, u) / 2], axis=-1)
+    def tangent(self, xp: Any, x: Any, v: Any) -> Any:
+        """See `Manifold.tangent`."""
+        q = x[..., :4]
+        return xp.concat([ROTATION.tangent(xp, q, v[..., 3:]), ROTATION.act(xp, q, v[..., :3])], axis=-1)
 
     def log(self, xp: Any, x: Any) -> Any:
         """See `Group.log`."""

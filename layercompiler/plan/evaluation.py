@@ -71,6 +71,8 @@ class Evaluation:
         info: Per-instance facts.
     """
 
+    fresh = False  # whether results are the caller's to write to, without a copy
+
     def __init__(self, problem: CompiledProblem, bound: Bound, point: Point, linear: Linearization | None, info: Info) -> None:
         self.problem, self.bound, self.point, self.info = problem, bound, point, info
         self._linear = linear
@@ -120,20 +122,7 @@ class Evaluation:
 
     def raise_failures(self) -> None:
         """Raise SolveError naming the failed instances and their statuses."""
-        status = self.info.status.reshape(-1)
-        indices = tuple(tuple(int(j) for j in np.unravel_index(i, self.batch)) if self.batch else () for i in self.bad)
-        shown = "; ".join(
-            f"{'instance ' + str(index[0] if len(index) == 1 else index) if index else 'the instance'}: {Status(int(status[i])).message}"
-            for index, i in list(zip(indices, self.bad, strict=True))[:8]
-        )
-        words = sorted({_WORDS.get(Status(int(status[i])), "not solved") for i in self.bad})
-        raise SolveError(
-            f"{len(self.bad)} of {self.count} instances not solved ({', '.join(words)})",
-            where=shown + ("; ..." if len(self.bad) > 8 else ""),
-            mend="the exception's `.solution` holds all results; export with on_error='flag' to go on without the failed ones",
-            solution=self.solution(),
-            indices=indices,
-        )
+        raise failure(self.info.status, self.batch, self.solution())
 
     # First order ---------------------------------------------------------------------------------------------------------
 
@@ -427,6 +416,25 @@ _WORDS = {
     Status.NONFINITE_INPUT: "NaN or infinite input",
     Status.FAILED: "failed",
 }
+
+
+def failure(status: np.ndarray, batch: tuple[int, ...], solution: Solution | None) -> SolveError:
+    """The error that names the failed instances and their statuses."""
+    flat = status.reshape(-1)
+    bad = np.flatnonzero(flat != Status.SOLVED)
+    indices = tuple(tuple(int(j) for j in np.unravel_index(i, batch)) if batch else () for i in bad)
+    shown = "; ".join(
+        f"{'instance ' + str(index[0] if len(index) == 1 else index) if index else 'the instance'}: {Status(int(flat[i])).message}"
+        for index, i in list(zip(indices, bad, strict=True))[:8]
+    )
+    words = sorted({_WORDS.get(Status(int(flat[i])), "not solved") for i in bad})
+    return SolveError(
+        f"{len(bad)} of {len(flat)} instances not solved ({', '.join(words)})",
+        where=shown + ("; ..." if len(bad) > 8 else ""),
+        mend="the exception's `.solution` holds all results; export with on_error='flag' to go on without the failed ones",
+        solution=solution,
+        indices=indices,
+    )
 
 
 def _or_zero(a: np.ndarray | None) -> np.ndarray | float:

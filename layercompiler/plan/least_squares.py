@@ -12,7 +12,8 @@ from typing import Any, cast
 import numpy as np
 
 from layercompiler import arrays, frameworks
-from layercompiler.errors import NonFiniteInputError, OptionError, ShapeError, SolveError
+from layercompiler.derivatives.rule import attach
+from layercompiler.errors import NonFiniteInputError, OptionError, ShapeError, SolveError, UnsupportedTransformError
 from layercompiler.plan.arguments import Arguments
 from layercompiler.programs.least_squares import LeastSquaresProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions, Result, Solver
@@ -226,6 +227,33 @@ class Prepared:
             )
         return Call(batch, count, tuple(out), tuple(shared), start)
 
+    def aligned(self, theta: Sequence[Any], batch: tuple[int, ...]) -> tuple[Any, ...]:
+        """Parameters with one leading dimension for each of the batch, of size 1 where they are shared."""
+        pairs = zip(theta, self.program.parameters, strict=True)
+        return tuple(self.xp.reshape(t, ((1,) * (len(batch) + len(p.shape) - len(t.shape)) + tuple(t.shape))) for t, p in pairs)
+
+    def stationarity(self, delta: Any, values: Any, *theta: Any) -> Any:
+        """F of the derivative rule: gradient of the objective along tangents at `values` (batch..., ambient) moved by `delta`."""
+        xp, e = self.xp, self.solver.evaluation
+        batch = tuple(delta.shape)[:-1]
+        call = self.regular(theta, np.zeros(0), batch)
+        flat, d = xp.reshape(values, (call.count, e.size)), xp.reshape(delta, (call.count, -1))
+
+        def objective(step: Any) -> Any:
+            return e.objective(e.shift(flat, step), call.theta, call.shared)
+
+        cost, pull = xp.vjp(objective, d)
+        return xp.reshape(pull(xp.ones_like(cost))[0], tuple(delta.shape))
+
+    def attached(self, values: Any, theta: Sequence[Any], on_error: str) -> Any:
+        """Values (batch..., ambient) as a differentiable function of theta (aligned), by the derivative rule."""
+        xp, e = self.xp, self.solver.evaluation
+        batch = tuple(values.shape)[:-1]
+        zero = xp.zeros_like(xp.broadcast_to(values[..., :1], (*batch, e.structure.n)))
+        delta = attach(xp, self.stationarity, zero, (values, *theta), batch=len(batch), structure=("symmetric",), on_error=on_error)
+        flat = e.shift(xp.reshape(values, (-1, e.size)), xp.reshape(delta, (-1, e.structure.n)))
+        return xp.reshape(flat, tuple(values.shape))
+
     def solve(self, call: Call, callback: Any = None) -> Result:
         """Solve; instances whose numbers are not finite get their own status."""
         finite = np.isfinite(call.start).all(axis=1)
@@ -277,3 +305,12 @@ class Prepared:
 def _places(bad: np.ndarray, batch: tuple[int, ...]) -> str:
     places = [tuple(int(k) for k in np.unravel_index(i, batch)) for i in np.flatnonzero(bad)]
     return ", ".join(map(str, places[:8])) + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
+
+
+class LeastSquaresLayer:
+    """Numpy has no derivatives, which every step needs: says so."""
+
+    def __init__(self, compiled: CompiledLeastSquares) -> None:
+        raise UnsupportedTransformError(
+            "least squares needs a framework with automatic derivatives", got="numpy", mend="export to 'torch', 'jax' or 'tensorflow'"
+        )

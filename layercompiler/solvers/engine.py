@@ -202,7 +202,7 @@ def _pool(workers: int) -> Executor:
         return _pools[key]
 
 
-_BUILT_IN = ("lanes", "dense_qp", "clarabel", "scs", "ecos", "moreau", "diffcp")
+_BUILT_IN = ("lanes", "dense_qp", "clarabel", "scs", "ecos", "moreau", "diffcp", "interior_point")
 _registry: dict[str, type[Engine]] = {}
 
 

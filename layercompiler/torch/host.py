@@ -104,7 +104,12 @@ def solve(theta: Sequence[Tensor], warm: Tensor | None, dtypes: str, bound: Boun
 def vjp(theta: Sequence[Tensor], z: Tensor, g: Parts, bound: Bound) -> list[Tensor]:
     """J'g for each parameter."""
     evaluation = _evaluation(bound, theta, z)
-    return _each(evaluation.vjp, (g, output_ranks(bound, z)))
+    groups = (g, output_ranks(bound, z))
+    if getattr(evaluation, "fresh", False) and not extra(*groups):
+        return [
+            torch.from_numpy(a) if a.flags.writeable else _tensor(a) for a in evaluation.vjp([None if p is None else _array(p) for p in g])
+        ]
+    return _each(evaluation.vjp, groups)
 
 
 def jvp(theta: Sequence[Tensor], z: Tensor, h: Parts, bound: Bound) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from layercompiler.errors import DtypeError, InputError, StoreError, UnsupportedTransformError
 from layercompiler.status import Info
-from layercompiler.torch import host, operators
+from layercompiler.torch import host, native, operators
 from layercompiler.torch.registry import Bound, bind
 
 # numpy codes of the floating dtypes; numpy has no bfloat16, whose numbers are at least as coarse as those of float16
@@ -73,7 +74,9 @@ class Layer(torch.nn.Module):
         raises UnsupportedTransformError. Failed instances (with on_error="flag") are NaN, with zero derivatives.
 
     Cost:
-        The problem is solved on the host in float64, whatever the dtype and the device of the tensors are.
+        The problem is solved in float64, whatever the dtype of the tensors is. Dense problems of linear and second-order cones whose
+        tensors are on a GPU are solved there, forward and backward (the array interior point, without warm starts); all others on the
+        host.
     """
 
     def __init__(self, compiled: Any) -> None:
@@ -142,6 +145,9 @@ def run(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_star
     """Outputs and z of a problem, for the arguments of a call."""
     if named or len(tensors) != len(bound.parameters):
         tensors = _bind(bound, tensors, named)
+    if bound.native is not None and (bound.asked or any([isinstance(t, Tensor) and t.is_cuda for t in tensors])):
+        outputs, found = _run_natively(bound, tensors)  # type: ignore[reportCallIssue]
+        return outputs, found["status"]
     theta, codes, dtype, device = _read(tensors, bound.parameters)
     *outputs, z = operators.solve(theta, None if warm_start is None else _start(warm_start), codes, bound)
     if dtype is not torch.float64 or device is not None:
@@ -151,16 +157,43 @@ def run(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_star
 
 def solve(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_start: Any) -> Solution:
     """The solution of a problem, for the arguments of a call."""
+    if bound.native is not None and (bound.asked or any([isinstance(t, Tensor) and t.is_cuda for t in tensors])):
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            raise _no_information()
+        if named or len(tensors) != len(bound.parameters):
+            tensors = _bind(bound, tensors, named)
+        began = time.perf_counter()
+        outputs, found = _run_natively(bound, tensors)  # type: ignore[reportCallIssue]
+        facts = native.info(found, time.perf_counter() - began)
+        values = dict(zip((o.name for o in bound.compiled.outputs), outputs, strict=True))
+        return Solution(outputs, MappingProxyType(values), found["value"], facts, torch.zeros(0))
     outputs, z = run(bound, tensors, named, warm_start)
     evaluation = None if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() else host.recall(z)
     if evaluation is None:
-        raise UnsupportedTransformError(
-            "solve() has no per-instance information inside torch.compile, torch.export or a torch.func transform",
-            mend="call the layer itself there, and solve() outside",
-        )
+        raise _no_information()
     found = evaluation.solution()
     values = dict(zip((o.name for o in bound.compiled.outputs), outputs, strict=True))
     return Solution(outputs, MappingProxyType(values), torch.as_tensor(np.array(found.value)), found.info, z.detach())
+
+
+@torch.compiler.disable
+def _run_natively(bound: Bound, tensors: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Outputs in the dtype of the tensors, by the array interior point on their device."""
+    theta, _, dtype, device = _read(tensors, bound.parameters, host=False)
+    theta = [t.to(device=device) for t in theta] if device is not None else theta
+    compiled = bound.compiled
+    batch = compiled.batch_shape([tuple(t.shape) for t in theta])
+    if device is None and compiled.options.check_domain and not torch._C._are_functorch_transforms_active():
+        compiled.reader.read([host._array(t) for t in theta], True, compiled.on_error == "raise")
+    outputs, found = native.run(bound.native, theta, batch)  # type: ignore[arg-type]
+    return tuple(outputs if dtype is torch.float64 else [x.to(dtype) for x in outputs]), found
+
+
+def _no_information() -> UnsupportedTransformError:
+    return UnsupportedTransformError(
+        "solve() has no per-instance information inside torch.compile, torch.export or a torch.func transform",
+        mend="call the layer itself there, and solve() outside",
+    )
 
 
 def _bind(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
@@ -170,9 +203,10 @@ def _bind(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any]) -> tupl
     return tuple(bound.compiled.arguments(tensors, named))  # says what is wrong
 
 
-def _read(values: Sequence[Any], names: Sequence[str]) -> tuple[list[Tensor], str, torch.dtype, torch.device | None]:
-    """Float64 host tensors, the codes of their dtypes (empty: all float64), and dtype and device of the outputs (None: the host).
+def _read(values: Sequence[Any], names: Sequence[str], host: bool = True) -> tuple[list[Tensor], str, torch.dtype, torch.device | None]:
+    """Float64 tensors (on the host, or where they are), the codes of their dtypes (empty: all float64), dtype and device of the outputs.
 
+    The device is None for the host.
     Tensors decide about the outputs; among none, numpy arrays do. Numbers and lists follow.
     """
     for value in values:
@@ -190,7 +224,8 @@ def _read(values: Sequence[Any], names: Sequence[str]) -> tuple[list[Tensor], st
     deciding = deciding or [t.dtype for t, v in zip(tensors, values, strict=True) if t.is_floating_point() and hasattr(v, "dtype")]
     dtype = functools.reduce(torch.promote_types, deciding) if deciding else torch.get_default_dtype()
     codes = "".join([_CODES.get(t.dtype, "d") for t in tensors])
-    theta = [t if t.dtype is torch.float64 and t.is_cpu else t.to(device="cpu", dtype=torch.float64) for t in tensors]
+    place: Any = {"device": "cpu"} if host else {}
+    theta = [t if t.dtype is torch.float64 and (t.is_cpu or not host) else t.to(dtype=torch.float64, **place) for t in tensors]
     return theta, codes, dtype, _device(tensors)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from layercompiler.errors import DerivativeError, UnsupportedTransformError
 from layercompiler.plan.least_squares import CompiledLeastSquares, LeastSquaresSolution, Prepared
 from layercompiler.solvers.least_squares.linear import PIVOT
+from layercompiler.solvers.least_squares.traced import unrolled
 from layercompiler.status import Status
 from layercompiler.torch.layer import _read
 
@@ -39,7 +40,8 @@ class LeastSquaresLayer(torch.nn.Module):
         ([2.0, -1.0], 0.0)
 
     Differentiability:
-        First order, reverse and forward mode, with respect to every parameter; a start has the derivative zero. A second derivative raises.
+        First order, reverse mode, with respect to every parameter; a start has the derivative zero. Second derivatives and forward
+        mode raise; the jax layer has them.
         By default exact ("implicit"): at a converged point with a positive definite Hessian. Where the Hessian is not definite, a
         layer that raises does so when a gradient is asked for, and one that flags makes the outputs NaN with a zero gradient.
 
@@ -103,6 +105,11 @@ class LeastSquaresLayer(torch.nn.Module):
             theta = [t.cpu() for t in theta]
         node = _Node(prepared, init, callback, on_error or self.compiled.on_error)
         mode = self.compiled.options.backward
+        if node.prepared.xp.traced(*theta):
+            raise UnsupportedTransformError(
+                "least squares in torch is not transformed by torch.func or torch.compile",
+                mend="use autograd (with a batch instead of vmap, create_graph=False), or the jax layer, which takes every transform",
+            )
         flat = _steps(node, theta) if mode in ("truncated", "unrolled") else _Solve.apply(node, *theta)
         batch = flat.shape[:-1]
         outputs = [flat[..., a:b].reshape(*batch, *shape) for a, b, shape in prepared.slices]
@@ -157,7 +164,6 @@ class _Solve(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.node = inputs[0]
         ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
         ctx.set_materialize_grads(False)
         if any(ctx.needs_input_grad[1:]) and ctx.node.on_error == "flag":
             adjoint = ctx.adjoint = _Adjoint(ctx.node, inputs[1:])
@@ -172,27 +178,6 @@ class _Solve(torch.autograd.Function):
         if not hasattr(ctx, "adjoint"):
             ctx.adjoint = _Adjoint(ctx.node, theta)
         return None, *ctx.adjoint.pull(gradient)
-
-    @staticmethod
-    def jvp(ctx: Any, _: Any, *tangents: Tensor | None) -> Tensor:  # type: ignore[override]
-        if not hasattr(ctx, "adjoint"):
-            ctx.adjoint = _Adjoint(ctx.node, ctx.saved_tensors)
-        return ctx.adjoint.push(tangents)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], node: _Node, *theta: Tensor) -> tuple[Any, Any]:  # type: ignore[override]
-        specs = node.prepared.program.parameters
-        lead = max([t.ndim - (d is not None) - len(p.shape) for t, d, p in zip(theta, in_dims[1:], specs, strict=True)], default=0)
-        for v in node.prepared.program.variables:
-            if node.init and v.name in node.init:
-                lead = max(lead, node.init[v.name].ndim - len(v.shape))
-        moved = []
-        for t, d, p in zip(theta, in_dims[1:], specs, strict=True):
-            if d is not None:
-                t = t.movedim(d, 0)
-                t = t.reshape(t.shape[0], *(1,) * (lead - (t.ndim - 1 - len(p.shape))), *t.shape[1:])
-            moved.append(t)
-        return _Solve.apply(node, *moved), 0
 
 
 class _Adjoint:
@@ -218,7 +203,7 @@ class _Adjoint:
     def pull(self, gradient: Tensor) -> list[Tensor]:
         p, call = self.prepared, self.call
         g = gradient.detach().to(torch.float64).reshape(call.count, -1).numpy()
-        g = p.solver.tangent(self.node.result.values, g)
+        g = p.solver.evaluation.lift(self.node.result.values, g)
         touched = np.abs(g).max(axis=1, initial=0.0) > 0
         self.check(touched)
         g = np.where((self.good & touched)[:, None], g, 0.0)
@@ -231,25 +216,6 @@ class _Adjoint:
             _fold(f.reshape((*(() if s else call.batch), *q.shape)), t)
             for f, t, s, q in zip(found, self.theta, call.shared, p.program.parameters, strict=True)
         ]
-
-    def push(self, tangents: tuple[Tensor | None, ...]) -> Tensor:
-        p, call = self.prepared, self.call
-        self.check(np.ones(call.count, bool))
-        along = [torch.zeros_like(t) if d is None else d for t, d in zip(self.theta, tangents, strict=True)]
-        regular = p.regular(along, call.start, call.batch)
-        theta = [
-            t.expand(call.count, *t.shape) if s and not r else t for t, s, r in zip(call.theta, call.shared, regular.shared, strict=True)
-        ]
-        rates = [
-            d.expand(call.count, *d.shape) if r and not s else d for d, s, r in zip(regular.theta, call.shared, regular.shared, strict=True)
-        ]
-        shared = tuple(s and r for s, r in zip(call.shared, regular.shared, strict=True))
-        values = torch.from_numpy(self.node.result.values)
-        rhs = -p.solver.call("push", shared)(values, *theta, *rates).numpy()
-        if self.held is not None:
-            rhs = np.where(self.held, 0.0, rhs)
-        step = np.where(self.good[:, None], self.factor.solve(np.where(self.good[:, None], rhs, 0.0), 2), 0.0)
-        return torch.from_numpy(p.solver.ambient(self.node.result.values, step)).reshape(*call.batch, -1)
 
     def check(self, touched: np.ndarray) -> None:
         bad = touched & ~self.good
@@ -278,4 +244,16 @@ def _fold(gradient: Tensor, like: Tensor) -> Tensor:
 
 
 def _steps(node: _Node, theta: list[Tensor]) -> Tensor:
-    raise NotImplementedError
+    """The values through recorded steps: all of them, or the last ones from the solution."""
+    p = node.prepared
+    batch = p.batch_shape([tuple(t.shape) for t in theta], node.init)
+    start = p.start(batch, node.init)
+    node.run(tuple(t.detach() for t in theta))
+    whole = p.options.backward == "unrolled"
+    count = max(int(node.result.iterations.max(initial=0)), 1) if whole else p.options.truncation
+    call = p.regular(p.aligned(theta, batch), start, batch)
+    values = unrolled(p.solver, start if whole else node.result.values, call.theta, call.shared, count)
+    if node.on_error == "flag":
+        good = torch.from_numpy(node.result.status == Status.SOLVED)
+        values = torch.where(good[:, None], values, torch.full_like(values, float("nan")))
+    return values.reshape(*batch, -1)

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import numpy as np
 
 from layercompiler.errors import UnsupportedTransformError
+from layercompiler.plan.native import Native
 
 _live: WeakValueDictionary[str, Bound] = WeakValueDictionary()
 _traced: dict[str, Bound] = {}
@@ -29,14 +30,19 @@ class Bound:
 
     Attributes:
         name: The name.
+        native: The problem as the array interior point takes it, None where it cannot.
+        asked: Whether tensors on the host take that path too, because the user asked for it.
         parameters: Names of the parameters. (torch.compile guards on what it reads: it should not read the problem itself.)
     """
 
-    __slots__ = ("__weakref__", "compiled", "name", "options", "parameters")
+    __slots__ = ("__weakref__", "asked", "compiled", "name", "native", "options", "parameters")
 
     def __init__(self, compiled: Any, options: Any = None) -> None:
         self.compiled, self.options = compiled, options
         self.parameters = tuple(p.name for p in compiled.parameters)
+        solver = compiled.solver.lower()
+        self.native = Native.of(compiled, options) if solver in ("auto", "interior_point") else None
+        self.asked = solver == "interior_point" and self.native is not None
         self.name = f"{_digest(compiled)}-{_hash(options or compiled.options)}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Bound:

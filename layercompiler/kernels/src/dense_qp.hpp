@@ -290,8 +290,10 @@ template <class F> struct DenseMatrices {
     each(p.a, data.a, p.p, at_a, false);
     each(p.g, data.g, p.m, at_g, false);
     if (!p.half)
-      for (int i = 1; i < p.n; i++)
-        for (int j = 0; j < i; j++) M[i * ld + j] = num<F>(0.5) * (M[i * ld + j] + M[j * ld + i]);
+      for (int I = 0; I < p.n; I += 8)  // by blocks: columns are far apart in memory
+        for (int J = 0; J <= I; J += 8)
+          for (int i = I; i < I + 8 && i < p.n; i++)
+            for (int j = J; j < J + 8 && j < i; j++) M[i * ld + j] = num<F>(0.5) * (M[i * ld + j] + M[j * ld + i]);
     equilibrate(work);
     for (int i = p.n; i < p.np; i++) M[i * ld + i] = num<F>(1);
   }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from layercompiler import arrays
 from layercompiler.programs.least_squares import Argument, Block, LeastSquaresProgram
 from layercompiler.programs.robust import GemanMcClure
 from layercompiler.solvers.least_squares.structure import Dense, Sparse, Structure
+
+_REPEATED = 4e6  # numbers that may be repeated so that factors and instances are mapped over as one
 
 
 class Point(NamedTuple):
@@ -54,13 +58,12 @@ class Evaluation:
         """(B, entries) exact Hessian of the objective along tangents, in the structure's order."""
         return self._merged(self.xp.concat([self._second(s, values, theta, shared) for s in self.structure.blocks], axis=-1))
 
-    def objective(self, values: Any, tangent: Any, theta: Sequence[Any], shared: Sequence[bool]) -> Any:
-        """(B,) the objective at the values moved by a tangent (B, n), to second order in it: for derivatives at tangent = 0."""
-        moved = self.expand(values, tangent)
+    def objective(self, values: Any, theta: Sequence[Any], shared: Sequence[bool]) -> Any:
+        """(B,) the objective."""
         costs = []
         for s in self.structure.blocks:
             one = lambda *inputs, b=s.block: _cost(self.xp, b, self._weighted(b, inputs), self._radius(b, inputs, 1.0))  # noqa: E731
-            cost = self._map(one, s.block, moved, theta, shared)
+            cost = self._map(one, s.block, values, theta, shared)
             costs.append(cost if s.block.count is None else self.xp.sum(cost, axis=-1))
         return sum(costs[1:]) + costs[0]
 
@@ -69,12 +72,24 @@ class Evaluation:
         return [self._map(lambda *i, b=b: self._weighted(b, i), b, values, theta, shared) for b in self.program.blocks]
 
     def retract(self, values: Any, step: Any, xp: Any = None) -> Any:
-        """Values moved by a step (B, n), exactly."""
-        return self._move("retract", values, step, xp or self.xp)
+        """Values moved by a step (B, n)."""
+        return self._move(values, step, xp or self.xp, exact=True)
 
-    def expand(self, values: Any, step: Any, xp: Any = None) -> Any:
-        """Values moved by a step to second order."""
-        return self._move("expand", values, step, xp or self.xp)
+    def shift(self, values: Any, step: Any, xp: Any = None) -> Any:
+        """Values moved along the tangent space, right to first order in the step and linear in it: for derivatives at step = 0."""
+        return self._move(values, step, xp or self.xp, exact=False)
+
+    def lift(self, values: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
+        """Cotangents of the values (B, ambient) as cotangents of the unknown (B, n), on the host."""
+        host, parts = arrays.get("numpy"), []
+        for v, a in zip(self.program.variables, self.program.ambient_offsets, strict=False):
+            g = cotangent[:, a : a + v.size]
+            if v.manifold.name != "euclidean":
+                x, g = (u.reshape(-1, v.elements, v.manifold.ambient) for u in (values[:, a : a + v.size], g))
+                basis = [v.manifold.tangent(host, x, np.broadcast_to(e, (*x.shape[:2], len(e)))) for e in np.eye(v.manifold.dof)]
+                g = np.stack([(g * b).sum(-1) for b in basis], axis=-1).reshape(-1, v.dof)
+            parts.append(g)
+        return np.concatenate(parts, axis=1)[:, self.structure.free]
 
     def split(self, values: Any) -> tuple[Any, ...]:
         """Values (B, ambient) as one array (B, *shape) per variable."""
@@ -127,28 +142,37 @@ class Evaluation:
             r = block.residual(xp, *variables, *arguments)
             return self._weigh(block, r, extra), self._weigh(block, J, extra)
         k = s.cols.shape[1]
-        at = self._local(block, inputs)
-        zero = self._zero(inputs, k)
+        at, zero = self._local(block, inputs), self._zero(inputs, k)
         if k <= 2 * block.dim:
-            columns = xp.vmap(lambda t: xp.jvp(at, (zero,), (t,))[1])(xp.eye_like(zero, k))
-            return at(zero), xp.matrix_transpose(columns)
+            values, columns = self._columns(at, zero, xp.eye_like(zero, k))
+            return values, xp.matrix_transpose(columns)
         r, pull = xp.vjp(at, zero)
         return r, xp.vmap(lambda c: pull(c)[0])(xp.eye_like(r, block.dim))
+
+    def _columns(self, at: Callable[[Any], Any], zero: Any, seeds: Any) -> tuple[Any, Any]:
+        """at(zero), and its derivatives along the seeds (k, n): (k, m)."""
+        values, columns = self.xp.vmap(lambda t: self.xp.jvp(at, (zero,), (t,)))(seeds)
+        return values[0], columns
 
     def _colored(self, s: Sparse, inputs: Any) -> tuple[Any, Any]:
         """Weighted residual (m,) and the nonzeros of its Jacobian."""
         xp = self.xp
         at, zero = self._local(s.block, inputs), self._zero(inputs, len(s.colors))
         seeds = xp.new(np.arange(s.colors.max() + 1)[:, None] == s.colors, zero) * xp.ones_like(zero)
-        columns = xp.vmap(lambda t: xp.jvp(at, (zero,), (t,))[1])(seeds)
-        return at(zero), self._pick(xp.reshape(columns, (-1,)), s.colors[s.local] * s.block.dim + s.rows)
+        values, columns = self._columns(at, zero, seeds)
+        return values, self._pick(xp.reshape(columns, (-1,)), s.colors[s.local] * s.block.dim + s.rows)
 
     def _second(self, s: Dense | Sparse, values: Any, theta: Any, shared: Any) -> Any:
         xp, block = self.xp, s.block
 
         def one(*inputs: Any) -> Any:
-            at = self._local(block, inputs)
-            gradient = xp.grad(lambda d: _cost(xp, block, at(d), self._radius(block, inputs, 1.0)))
+            variables, rest = inputs[: len(block.on)], inputs[len(block.on) :]
+
+            # The derivative along one tangent of the gradient along all: at a stationary point the Hessian of every chart.
+            def gradient(d: Any) -> Any:
+                at = self._local(block, (*self._shifted(block, variables, d), *rest))
+                return xp.grad(lambda e: _cost(xp, block, at(e), self._radius(block, inputs, 1.0)))(xp.zeros_like(d))
+
             zero = self._zero(inputs, s.cols.shape[1] if isinstance(s, Dense) else len(s.colors))
             if isinstance(s, Dense):
                 H = xp.vmap(lambda t: xp.jvp(gradient, (zero,), (t,))[1])(xp.eye_like(zero, s.cols.shape[1]))
@@ -167,20 +191,21 @@ class Evaluation:
         variables, arguments, extra = self._cut(block, inputs)
 
         def at(tangent: Any) -> Any:
-            moved, start = [], 0
-            for position, index, x in zip(block.on, block.index, variables, strict=True):
-                spec = self.program.variables[position]
-                manifold, count = spec.manifold, spec.elements if index is None else 1
-                part = tangent[start : start + count * manifold.dof]
-                start += count * manifold.dof
-                if manifold.name == "euclidean":
-                    moved.append(x + self.xp.reshape(part, x.shape))
-                else:
-                    v = self.xp.reshape(part, (*x.shape[:-1], manifold.dof))
-                    moved.append(manifold.expand(self.xp, x, v))
-            return self._weigh(block, block.residual(self.xp, *moved, *arguments), extra)
+            return self._weigh(block, block.residual(self.xp, *self._shifted(block, variables, tangent), *arguments), extra)
 
         return at
+
+    def _shifted(self, block: Block, variables: Sequence[Any], tangent: Any) -> list[Any]:
+        """One factor's variables moved along its own tangent, to first order."""
+        moved, start = [], 0
+        for position, index, x in zip(block.on, block.index, variables, strict=True):
+            spec = self.program.variables[position]
+            manifold, count = spec.manifold, spec.elements if index is None else 1
+            part = tangent[start : start + count * manifold.dof]
+            start += count * manifold.dof
+            shape = x.shape if manifold.name == "euclidean" else (*x.shape[:-1], manifold.dof)
+            moved.append(x + manifold.tangent(self.xp, x, self.xp.reshape(part, shape)))
+        return moved
 
     def _weighted(self, block: Block, inputs: Any) -> Any:
         variables, arguments, extra = self._cut(block, inputs)
@@ -234,14 +259,33 @@ class Evaluation:
             inputs.append(self._argument(argument, values, theta))
             batched.append(None if argument.parameter is None or shared[argument.parameter] else 0)
             mapped.append(0 if argument.mapped else None)
-        if block.count is not None:
-            if block.count and 0 not in mapped:  # factors that all read the same: repeated
-                inputs.append(self.xp.new(np.zeros(block.count), values))
-                batched.append(None)
-                mapped.append(0)
-                last, one = one, lambda *a: last(*a[:-1])
-            one = self.xp.vmap(one, tuple(mapped))
-        return self.xp.vmap(one, tuple(batched))(*inputs)
+        if block.count is None:
+            return self.xp.vmap(one, tuple(batched))(*inputs)
+        return self._factors(one, block.count, len(values), inputs, batched, mapped)
+
+    def _factors(self, one: Any, count: int, batch: int, inputs: list[Any], batched: list[Any], mapped: list[Any]) -> Any:
+        """`one` of every factor of every instance, by one map where no large argument would be repeated for it."""
+        xp = self.xp
+        large = sum(math.prod(x.shape[1:]) for x, b, m in zip(inputs, batched, mapped, strict=True) if b == 0 and m is None)
+        if large * count * batch > _REPEATED:
+            if 0 not in mapped:  # factors that all read the same
+                inputs, batched, mapped = [*inputs, xp.new(np.zeros(count))], [*batched, None], [*mapped, 0]
+                return self._factors(lambda *a: one(*a[:-1]), count, batch, inputs, batched, mapped)
+            return xp.vmap(xp.vmap(one, tuple(mapped)), tuple(batched))(*inputs)
+        flat, axes = [], []
+        for x, b, m in zip(inputs, batched, mapped, strict=True):
+            if b is None and m is None:
+                flat.append(x)
+                axes.append(None)
+                continue
+            one_shape = tuple(x.shape)[(b == 0) + (m == 0) :]
+            x = xp.reshape(x, (batch if b == 0 else 1, count if m == 0 else 1, *one_shape))
+            flat.append(xp.reshape(xp.broadcast_to(x, (batch, count, *one_shape)), (batch * count, *one_shape)))
+            axes.append(0)
+        found = xp.vmap(one, tuple(axes))(*flat)
+        whole = found if isinstance(found, tuple) else (found,)
+        shaped = tuple(xp.reshape(f, (batch, count, *tuple(f.shape)[1:])) for f in whole)
+        return shaped if isinstance(found, tuple) else shaped[0]
 
     def _argument(self, argument: Argument, values: Any, theta: Sequence[Any]) -> Any:
         if argument.parameter is not None:
@@ -276,7 +320,7 @@ class Evaluation:
         merge = self.structure.merge
         return entries if merge is None else self._scatter(entries, merge, len(self.structure.rows))
 
-    def _move(self, how: str, values: Any, step: Any, xp: Any) -> Any:
+    def _move(self, values: Any, step: Any, xp: Any, exact: bool) -> Any:
         program, structure = self.program, self.structure
         if structure.n != program.dof:
             step = xp.concat([step, xp.zeros_like(step[:, :1])], axis=1)
@@ -291,9 +335,9 @@ class Evaluation:
             if v.manifold.name == "euclidean":
                 parts.append(x + t)
                 continue
-            x = xp.reshape(x, (-1, v.elements, v.manifold.ambient))
-            y = getattr(v.manifold, how)(xp, x, xp.reshape(t, (-1, v.elements, v.manifold.dof)))
-            parts.append(xp.reshape(v.manifold.normalize(xp, y) if how == "retract" else y, (-1, v.size)))
+            x, t = (xp.reshape(u, (-1, v.elements, k)) for u, k in ((x, v.manifold.ambient), (t, v.manifold.dof)))
+            y = v.manifold.normalize(xp, v.manifold.retract(xp, x, t)) if exact else x + v.manifold.tangent(xp, x, t)
+            parts.append(xp.reshape(y, (-1, v.size)))
         return xp.concat(parts, axis=1) if len(parts) > 1 else parts[0]
 
 

@@ -19,11 +19,11 @@ from layercompiler.solvers.least_squares.options import LeastSquaresOptions
 from layercompiler.solvers.least_squares.structure import Structure
 from layercompiler.status import Status
 
-_ROUGH = 1e-3  # relative gradient at which Newton steps take over
-_POLISHED = 1e-13
-_NEWTON = 8
-_STAGE = 5  # steps of each stage of a graduated loss
-_SMALL = 16  # instances below which nothing is gained by leaving finished ones out
+ROUGH = 1e-3  # relative gradient at which Newton steps take over
+POLISHED = 1e-13
+NEWTON = 8
+STAGE = 5  # steps of each stage of a graduated loss
+_SMALL = 64  # instances below which nothing is gained by leaving finished ones out
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,7 @@ class Solver:
                 "widened": lambda values, widen, *theta: tuple(e.linearize(values, theta, shared, widen)),
                 "hessian": lambda values, *theta: e.hessian(values, theta, shared),
                 "pull": lambda values, u, *theta: pull(xp, e, values, u, theta, shared),
-                "push": lambda values, *both: push(xp, e, values, both[: len(shared)], both[len(shared) :], shared),
                 "difference": lambda values, u, *theta: difference(xp, e, values, u, theta, shared, self.options.epsilon),
-                "tangent": lambda values, g: xp.vjp(lambda t: e.expand(values, t), xp.zeros_like(g[:, : self.structure.n]))[1](g)[0],
-                "ambient": lambda values, t: xp.jvp(lambda d: e.expand(values, d), (xp.zeros_like(t),), (t,))[1],
             }
             f = functions[kind]
             found = self._traced[kind, shared] = xp.trace(f) if self.options.trace else f
@@ -125,11 +122,11 @@ class Solver:
             for widen in stages(self.program)[:-1]:
                 instances = self.instances(theta, shared, widen)
                 state = descent.start(instances, values, options, self.method)
-                state, _ = self._descend(instances, state, options.tolerance, _STAGE, None, None)
+                state, _ = self._descend(instances, state, options.tolerance, STAGE, None, None)
                 values = state.values
             instances = self.instances(theta, shared)
             state = descent.start(instances, values, options, self.method)
-            rough = max(_ROUGH, options.tolerance) if options.polish else options.tolerance
+            rough = max(ROUGH, options.tolerance) if options.polish else options.tolerance
             refinements = 0
             for target in (rough, options.tolerance) if options.polish else (rough,):
                 state = self._batch(state, theta, shared, target, callback, history)
@@ -182,34 +179,22 @@ class Solver:
     def _polish(self, state: State, theta: Any, shared: Any) -> tuple[State, int]:
         """Newton steps for the instances that came near, or got stuck near, a stationary point."""
         measure = state.measure
-        near = np.flatnonzero((measure <= _ROUGH) & (measure > _POLISHED) & (state.status != Status.FAILED))
+        near = np.flatnonzero((measure <= ROUGH) & (measure > POLISHED) & (state.status != Status.FAILED))
         if not len(near):
             return state, 0
         if 2 * len(near) > len(measure) or len(measure) <= _SMALL:
             near = np.arange(len(measure))
         instances = self.instances(theta if len(near) == len(measure) else self._take(theta, shared, near), shared)
         part = State(*(a[near] for a in state))
-        ok = (measure[near] <= _ROUGH) & (part.status != Status.FAILED)
+        ok = (measure[near] <= ROUGH) & (part.status != Status.FAILED)
         part = part._replace(status=np.where(ok, RUNNING, part.status))
         steps = 0
-        while (part.status == RUNNING).any() and steps < _NEWTON:
-            part = descent.refine(instances, part, _POLISHED)
-            part = part._replace(status=np.where((part.status == RUNNING) & (part.measure <= _POLISHED), 0, part.status))
+        while (part.status == RUNNING).any() and steps < NEWTON:
+            part = descent.refine(instances, part, POLISHED)
+            part = part._replace(status=np.where((part.status == RUNNING) & (part.measure <= POLISHED), 0, part.status))
             steps += 1
         part = part._replace(status=np.where(ok, 0, part.status))
         return (part if len(near) == len(measure) else State(*(_put(a, near, b) for a, b in zip(state, part, strict=True)))), steps
-
-    def tangent(self, values: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
-        """Cotangents of the values (B, ambient) as cotangents of the unknown (B, n)."""
-        if self.evaluation.flat:
-            return cotangent if self.structure.n == cotangent.shape[1] else cotangent[:, self.structure.free]
-        xp = self.xp
-        return xp.numpy(self.call("tangent", ())(xp.new(values), xp.new(cotangent)))
-
-    def ambient(self, values: np.ndarray, step: np.ndarray) -> np.ndarray:
-        """Velocities of the unknown (B, n) as velocities of the values (B, ambient)."""
-        xp = self.xp
-        return xp.numpy(self.call("ambient", ())(xp.new(values), xp.new(step)))
 
     def _take(self, theta: Any, shared: Any, index: np.ndarray) -> tuple[Any, ...]:
         at = self.xp.new(index)
@@ -232,19 +217,9 @@ def pull(xp: Any, e: Evaluation, values: Any, u: Any, theta: Sequence[Any], shar
     zero = xp.zeros_like(u)
 
     def along(*parameters: Any) -> Any:
-        return -xp.sum(xp.jvp(lambda t: e.objective(values, t, parameters, shared), (zero,), (u,))[1])
+        return -xp.sum(xp.jvp(lambda t: e.objective(e.shift(values, t), parameters, shared), (zero,), (u,))[1])
 
     return xp.vjp(along, *theta)[1](xp.ones_like(u[0, 0])) if theta else ()
-
-
-def push(xp: Any, e: Evaluation, values: Any, theta: Sequence[Any], rates: Sequence[Any], shared: Sequence[bool]) -> Any:
-    """(B, n) derivative of F, the gradient of the objective along tangents, along rates of theta."""
-    zero = xp.zeros_like(values[:, :1] + xp.zeros((1, e.structure.n)))
-
-    def F(*parameters: Any) -> Any:
-        return xp.vjp(lambda t: e.objective(values, t, parameters, shared), zero)[1](xp.ones_like(values[:, 0]))[0]
-
-    return xp.jvp(F, tuple(theta), tuple(rates))[1] if theta else zero
 
 
 def difference(
@@ -258,7 +233,7 @@ def difference(
     h = epsilon / xp.where(length > 0, length, xp.ones_like(length))
 
     def along(*parameters: Any) -> Any:
-        ahead, behind = (e.objective(values, s * h * u, parameters, shared) for s in (1.0, -1.0))
+        ahead, behind = (e.objective(e.retract(values, s * h * u), parameters, shared) for s in (1.0, -1.0))
         return -xp.sum((ahead - behind) / (2 * h[:, 0]))
 
     return xp.vjp(along, *theta)[1](xp.ones_like(u[0, 0])) if theta else ()

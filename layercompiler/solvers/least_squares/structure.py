@@ -23,6 +23,7 @@ class Dense:
         first: With `second` (T,), the local columns of each pair that makes an entry, for all factors alike.
         second: See `first`.
         kept: (entries,) positions in (E * T) of pairs without a fixed column; None for all.
+        n: Length of the free unknown.
     """
 
     block: Block
@@ -32,11 +33,12 @@ class Dense:
     kept: np.ndarray | None = field(repr=False)
     rows_out: np.ndarray = field(repr=False)
     cols_out: np.ndarray = field(repr=False)
+    n: int
 
     @cached_property
     def whole(self) -> bool:
         """Whether the one factor reads the unknown itself, in order."""
-        return len(self.cols) == 1 and bool((self.cols[0] == np.arange(self.cols.shape[1])).all())
+        return self.cols.shape == (1, self.n) and bool((self.cols[0] == np.arange(self.n)).all())
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ class Structure:
         position = np.full(program.dof, -1)
         position[self.free] = np.arange(self.n)
         self.blocks = tuple(
-            _dense(b, position[columns(program, b)]) if b.sparsity is None else _sparse(b, b.sparsity, position[columns(program, b)[0]])
+            _dense(b, position[columns(program, b)], self.n)
+            if b.sparsity is None
+            else _sparse(b, b.sparsity, position[columns(program, b)[0]])
             for b in program.blocks
         )
         rows = np.concatenate([b.rows_out for b in self.blocks]) if self.blocks else np.zeros(0, int)
@@ -119,13 +123,13 @@ class Structure:
         return lower, upper
 
 
-def _dense(block: Block, cols: np.ndarray) -> Dense:
+def _dense(block: Block, cols: np.ndarray, n: int) -> Dense:
     first, second = np.triu_indices(cols.shape[1])
     a, b = cols[:, first].reshape(-1), cols[:, second].reshape(-1)
     keep = (a >= 0) & (b >= 0)
     kept = None if keep.all() else np.flatnonzero(keep)
     a, b = a[keep], b[keep]
-    return Dense(block, cols, first, second, kept, np.minimum(a, b), np.maximum(a, b))
+    return Dense(block, cols, first, second, kept, np.minimum(a, b), np.maximum(a, b), n)
 
 
 def _sparse(block: Block, sparsity: Sparsity, cols: np.ndarray) -> Sparse:

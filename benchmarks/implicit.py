@@ -1,0 +1,369 @@
+"""Implicit differentiation, the peers and us, in one run on one pinned core; writes a section of RESULTS.md.
+
+    python -m benchmarks.implicit [--repeats 15] [--out benchmarks/RESULTS.md]
+
+Two problems. Logistic regression with one penalty per feature (bilevel hyper-gradient), all by the same dense Newton iteration to
+|g| < 1e-10: forward, and forward + gradient, are timed in rounds, each layer once a round, and the minimum is kept; the VJP is their
+difference. An equilibrium layer z = tanh(W z + U x), batch 32, d = 200. Errors are relative to a dense solve, and to autograd through 300
+iterations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+import warnings
+
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false")
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import layercompiler as lc
+from benchmarks import results
+from layercompiler import arrays
+from layercompiler.derivatives.factors import Factor
+from layercompiler.derivatives.rule import attach
+from layercompiler.implicit import Anderson, Picard
+
+jax.config.update("jax_enable_x64", True)
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(1)
+warnings.filterwarnings("ignore")
+DEQ_STEPS = (10, 30, 100, 300)
+
+
+def rounds(calls, repeats):
+    """Least seconds of each call, interleaved so that what the machine does meanwhile falls on all alike."""
+    best = {}
+    for name, call in list(calls.items()):
+        try:
+            call()
+        except Exception as error:
+            print(f"    {name}: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
+            del calls[name]
+    for _ in range(repeats):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            best[name] = min(best.get(name, np.inf), time.perf_counter() - began)
+    return best
+
+
+class Regression:
+    """Data, residual, Hessian and Newton in numpy, jax and torch."""
+
+    def __init__(self, n, p):
+        rng = np.random.default_rng(0)
+        self.p, self.X = p, 3 * rng.standard_normal((n, p)) / np.sqrt(p)
+        w0 = rng.standard_normal(p)
+        self.y = np.sign(self.X @ w0 + 0.5 * rng.standard_normal(n))
+        self.Xv = 3 * rng.standard_normal((200, p)) / np.sqrt(p)
+        self.yv = np.sign(self.Xv @ w0)
+        self.theta = np.full(p, -1.0)
+
+    def in_torch(self):
+        X, y, Xv, yv = (torch.tensor(a) for a in (self.X, self.y, self.Xv, self.yv))
+        XT = X.T.contiguous()
+
+        def F(w, theta):
+            return theta.exp() * w - XT @ (y * torch.sigmoid(-y * (X @ w)))
+
+        def H(w, theta):
+            s = torch.sigmoid(-y * (X @ w))
+            return (XT * (s * (1 - s))) @ X + torch.diag(theta.exp())
+
+        def outer(w):
+            return torch.nn.functional.softplus(-yv * (Xv @ w)).mean()
+
+        def newton(theta):
+            w = torch.zeros(self.p)
+            L = None
+            for _ in range(50):
+                g = F(w, theta)
+                if float(g.norm()) < 1e-10:
+                    break
+                L = torch.linalg.cholesky(H(w, theta))
+                w = w - torch.cholesky_solve(g[:, None], L)[:, 0]
+            return w, L
+
+        return F, H, outer, newton
+
+    def in_jax(self):
+        X, y, Xv, yv = (jnp.asarray(a) for a in (self.X, self.y, self.Xv, self.yv))
+
+        def F(w, theta):
+            return jnp.exp(theta) * w - X.T @ (y * jax.nn.sigmoid(-y * (X @ w)))
+
+        def H(w, theta):
+            s = jax.nn.sigmoid(-y * (X @ w))
+            return (X.T * (s * (1 - s))) @ X + jnp.diag(jnp.exp(theta))
+
+        def outer(w):
+            return jax.nn.softplus(-yv * (Xv @ w)).mean()
+
+        def newton(theta):
+            def step(state):
+                k, w, g = state
+                w = w - jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(H(w, theta)), g)
+                return k + 1, w, F(w, theta)
+
+            start = (0, jnp.zeros(self.p), F(jnp.zeros(self.p), theta))
+            return jax.lax.while_loop(lambda s: (s[0] < 50) & (jnp.linalg.norm(s[2]) >= 1e-10), step, start)[1]
+
+        return F, H, outer, newton
+
+
+def hypergradients(n, p, repeats):
+    """{name: (forward ms, vjp ms, error)}"""
+    case = Regression(n, p)
+    F, H, outer, newton = case.in_torch()
+    theta = torch.tensor(case.theta)
+    w, _ = newton(theta)
+    leaf = w.clone().requires_grad_()
+    (c,) = torch.autograd.grad(outer(leaf), leaf)
+    want = (-theta.exp() * w * torch.linalg.solve(H(w, theta), c)).numpy()
+    xp = arrays.get("torch")
+    layers = {}
+
+    def ours(factor, **options):
+        def layer(theta):
+            with torch.no_grad():
+                w, L = newton(theta.detach())
+            return attach(xp, F, w, (theta,), factor=Factor("cholesky", (L,)) if factor else None, **options)
+
+        return layer
+
+    layers["ours torch, factor"] = ours(True)
+    layers["ours torch, default"] = ours(False)
+    layers["ours torch, CG, psd"] = ours(False, structure=("psd",), linear_solve=lc.linear.CG())
+    layers["ours torch, LU"] = ours(False, linear_solve=lc.linear.LU())
+    try:
+        import torchopt
+
+        for name, solve in {
+            "torchopt normal CG (default)": torchopt.linear_solve.solve_normal_cg(),
+            "torchopt CG 1e-10": torchopt.linear_solve.solve_cg(rtol=1e-10, atol=1e-10),
+            "torchopt inverse": torchopt.linear_solve.solve_inv(),
+        }.items():
+            layers[name] = torchopt.diff.implicit.custom_root(F, argnums=1, solve=solve)(lambda init, theta: newton(theta)[0])
+    except ImportError as error:
+        print(f"    torchopt: {error}")
+    forward, both, found = {}, {}, {}
+    for name, layer in layers.items():
+        call = (lambda t, f=layer: f(torch.zeros(p), t)) if name.startswith("torchopt") else layer
+
+        def gradient(call=call):
+            t = theta.clone().requires_grad_()
+            return torch.autograd.grad(outer(call(t)), t)[0].numpy()
+
+        found[name] = gradient
+        both[name] = gradient
+
+    def forward_torch():
+        with torch.no_grad():
+            return outer(newton(theta)[0])
+
+    forward["torch"] = forward_torch
+    jF, _, jouter, jnewton = case.in_jax()
+    jtheta = jnp.asarray(case.theta)
+    jaxes = {
+        "ours jax, CG, psd": lc.custom_root(jF, solve=lc.linear.CG(), structure=("psd",))(lambda init, t: jnewton(t)),
+        "ours jax, default": lc.custom_root(jF)(lambda init, t: jnewton(t)),
+    }
+    try:
+        import jaxopt
+        from jaxopt import linear_solve
+
+        for name, solve in {
+            "jaxopt normal CG (default)": None,
+            "jaxopt CG 1e-10": lambda A, b: linear_solve.solve_cg(A, b, tol=1e-10),
+            "jaxopt LU": linear_solve.solve_lu,
+        }.items():
+            options = {} if solve is None else {"solve": solve}
+            jaxes[name] = jaxopt.implicit_diff.custom_root(jF, **options)(lambda init, t: jnewton(t))
+    except ImportError as error:
+        print(f"    jaxopt: {error}")
+    for name, solver in jaxes.items():
+        value = jax.jit(jax.grad(lambda t, s=solver: jouter(s(jnp.zeros(p), t))))
+        both[name] = lambda value=value: value(jtheta).block_until_ready()
+        found[name] = lambda value=value: np.asarray(value(jtheta))
+    only = jax.jit(lambda t: jouter(jnewton(t)))
+    forward["jax"] = lambda: only(jtheta).block_until_ready()
+    try:
+        import optimistix as optx
+
+        for name, adjoint in {"optimistix Newton, implicit (default)": optx.ImplicitAdjoint()}.items():
+
+            def root(t, adjoint=adjoint):
+                newton = optx.Newton(rtol=1e-10, atol=1e-10)
+                return optx.root_find(lambda w, t: jF(w, t), newton, jnp.zeros(p), t, max_steps=50, adjoint=adjoint).value
+
+            value = jax.jit(jax.grad(lambda t, f=root: jouter(f(t))))
+            both[name] = lambda value=value: value(jtheta).block_until_ready()
+            found[name] = lambda value=value: np.asarray(value(jtheta))
+            plain = jax.jit(lambda t, f=root: jouter(f(t)))
+            forward[name] = lambda plain=plain: plain(jtheta).block_until_ready()
+    except ImportError as error:
+        print(f"    optimistix: {error}")
+    times = rounds({**{("forward", k): v for k, v in forward.items()}, **{("both", k): v for k, v in both.items()}}, repeats)
+    table = {}
+    for name in both:
+        if ("both", name) in times:
+            base = times.get(("forward", name)) or times[("forward", "torch" if "torch" in name else "jax")]
+            off = np.linalg.norm(found[name]() - want) / np.linalg.norm(want)
+            table[name] = 1e3 * base, 1e3 * (times[("both", name)] - base), off
+    return table
+
+
+def equilibrium(repeats):
+    """{name: (forward + vjp ms, error)}"""
+    rng = np.random.default_rng(0)
+    B, d = 32, 200
+    W, U = 0.45 * rng.standard_normal((d, d)) / np.sqrt(d), rng.standard_normal((d, d)) / np.sqrt(d)
+    x, c = rng.standard_normal((2, B, d))
+    Wt, Ut, xt, ct = (torch.tensor(a) for a in (W, U, x, c))
+
+    def step(z, W, x):
+        return torch.tanh(z @ W.T + x @ Ut.T)
+
+    def hoisted(z, W, u):
+        return torch.tanh(torch.addmm(u, z, W.T))
+
+    def gradient(call):
+        leaf = Wt.clone().requires_grad_()
+        return torch.autograd.grad((call(leaf) * ct).sum(), leaf)[0]
+
+    def unrolled(W, steps=300):
+        z = torch.zeros(B, d)
+        for _ in range(steps):
+            z = step(z, W, xt)
+        return z
+
+    want = gradient(unrolled)
+    start = lambda *_: torch.zeros(B, d)  # noqa: E731
+    calls = {"torch, unrolled 60": lambda: gradient(lambda W: unrolled(W, 60))}
+    for name, solver in {"Picard": Picard(tol=1e-9), "Anderson": Anderson(tol=1e-9)}.items():
+        options = {"init": start, "batch": 1, "linear_solve": lc.linear.BiCGSTAB(tol=1e-9)}
+        layer = lc.export(lc.FixedPoint(hoisted, solver, **options), "torch")
+        calls[f"ours torch, {name}"] = lambda layer=layer: gradient(lambda W: layer(W, xt @ Ut.T))
+    try:
+        from torchdeq import get_deq
+
+        for name in ("fixed_point_iter", "anderson", "broyden"):
+            deq = get_deq(ift=True, f_solver=name, b_solver=name, f_tol=1e-9, b_tol=1e-9, f_max_iter=200, b_max_iter=200)
+            calls[f"torchdeq {name}, ift"] = lambda deq=deq: gradient(lambda W: deq(lambda z: step(z, W, xt), torch.zeros(B, d))[0][-1])
+        default = get_deq(f_tol=1e-9, f_max_iter=200)
+        calls["torchdeq default (phantom)"] = lambda: gradient(lambda W: default(lambda z: step(z, W, xt), torch.zeros(B, d))[0][-1])
+    except ImportError as error:
+        print(f"    torchdeq: {error}")
+    jW, jU, jx, jc = (jnp.asarray(a) for a in (W, U, x, c))
+
+    def jstep(z, W, x):
+        return jnp.tanh(z @ W.T + x @ jU.T)
+
+    layer = lc.export(
+        lc.FixedPoint(
+            lambda z, W, u: jnp.tanh(z @ W.T + u),
+            Picard(tol=1e-9),
+            init=np.zeros((B, d)),
+            batch=1,
+            linear_solve=lc.linear.BiCGSTAB(tol=1e-9),
+        ),
+        "jax",
+    )
+    ours = jax.jit(jax.grad(lambda W: (layer(W, jx @ jU.T) * jc).sum()))
+    calls["ours jax, Picard"] = lambda: ours(jW).block_until_ready()
+    try:
+        import jaxopt
+        from jaxopt import linear_solve
+
+        for name, options in {
+            "default": {},
+            "BiCGSTAB": {"implicit_diff_solve": lambda A, b: linear_solve.solve_bicgstab(A, b, tol=1e-9)},
+        }.items():
+            run = jaxopt.FixedPointIteration(jstep, maxiter=200, tol=1e-9, **options)
+            value = jax.jit(jax.grad(lambda W, run=run: (run.run(jnp.zeros((B, d)), W, jx).params * jc).sum()))
+            calls[f"jaxopt fixed point, {name}"] = lambda value=value: value(jW).block_until_ready()
+    except ImportError as error:
+        print(f"    jaxopt: {error}")
+    times = rounds(calls, repeats)
+    want = want.numpy()
+    return {k: (1e3 * t, float(np.linalg.norm(np.asarray(calls[k]()) - want) / np.linalg.norm(want))) for k, t in times.items()}
+
+
+def memory():
+    """{iterations: (megabytes that autograd keeps unrolled, and with our layer)} for batch 32, d = 256."""
+    rng = np.random.default_rng(0)
+    W, x = torch.tensor(0.4 * rng.standard_normal((256, 256)) / 16, requires_grad=True), torch.tensor(rng.standard_normal((32, 256)))
+
+    def step(z, W, x):
+        return torch.tanh(z @ W.T + x)
+
+    def kept(call):
+        seen = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.update({t.untyped_storage().data_ptr(): t}) or t, lambda t: t):
+            result = call()
+        del result
+        return sum(t.untyped_storage().nbytes() for t in seen.values()) / 2**20
+
+    found = {}
+    for steps in DEQ_STEPS:
+
+        def unrolled(steps=steps):
+            z = torch.zeros(32, 256)
+            for _ in range(steps):
+                z = step(z, W, x)
+            return z
+
+        solver = Picard(tol=0.0, maxiter=steps)
+        layer = lc.export(lc.FixedPoint(step, solver, init=lambda *_: torch.zeros(32, 256), batch=1, tolerance=None), "torch")
+        found[steps] = kept(unrolled), kept(lambda layer=layer: layer(W, x))
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", default=str(results.PATH))
+    options = parser.parse_args()
+    lines = [
+        "## Implicit differentiation",
+        "",
+        "Written by `python -m benchmarks.implicit`; milliseconds, least of interleaved rounds, one core.",
+        "",
+    ]
+    for n, p in ((500, 100), (1000, 300)):
+        print(f"logistic regression {n} x {p}", flush=True)
+        table = hypergradients(n, p, options.repeats)
+        lines += [
+            f"Hyper-gradient of logistic regression, n = {n}, p = {p}:",
+            "",
+            "| | forward | VJP | VJP / forward | error |",
+            "|-|-|-|-|-|",
+        ]
+        lines += [f"| {k} | {f:.2f} | {b:.2f} | {b / f:.3f} | {e:.1e} |" for k, (f, b, e) in table.items()] + [""]
+    print("equilibrium layer", flush=True)
+    table = equilibrium(options.repeats)
+    lines += ["Equilibrium layer z = tanh(W z + U x), batch 32, d = 200, tolerance 1e-9:", "", "| | forward + VJP | error |", "|-|-|-|"]
+    lines += [f"| {k} | {t:.2f} | {e:.1e} |" for k, (t, e) in table.items()] + [""]
+    found = memory()
+    lines += [
+        "Memory kept for the backward pass, MiB:",
+        "",
+        "| iterations | " + " | ".join(map(str, found)) + " |",
+        "|-" * (len(found) + 1) + "|",
+    ]
+    lines += [f"| {name} | " + " | ".join(f"{v[i]:.2f}" for v in found.values()) + " |" for i, name in enumerate(("unrolled", "ours"))]
+    text = "\n".join(lines)
+    print(text)
+    results.write("implicit", text, options.out)
+
+
+if __name__ == "__main__":
+    main()

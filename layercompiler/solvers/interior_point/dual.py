@@ -1,0 +1,370 @@
+"""The dual form: x and y are eliminated once, and a complementarity problem of the order of the inequalities remains.
+
+With Q = L L', M = Q^-1 less its part on the equalities, R = G M G' (m, m):
+
+    s = q + R z,   s in K, z in K, s'z = 0.
+
+One iteration is one Cholesky factorization of R + W^2, W the Nesterov-Todd scaling, and no product with the data. It stops early, at 1e-4:
+one or two Newton steps on the residual map (for polyhedra: solving at the active set) then reach rounding. At v = z - s, with D the
+derivative of the projection and C its root, such a step is
+
+    (C R C + I - D) w = -C q,   z = C w,   s = q + R z,
+
+exact wherever D stays the same, since projections onto cones are positively homogeneous: Proj(v) = D v. The same factor solves every
+linear system of the derivative.
+
+Needs Q positive definite and A of full rank; pays where m is at most about 2n. Instances that lack this are left to the primal form.
+Source: Mehrotra 1992; Amos and Kolter 2017 (the elimination); Vandenberghe 2010 (the scaling); Busseti, Moursi and Boyd 2019 (the step).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from layercompiler.solvers.interior_point.program import (
+    Point,
+    Program,
+    cholesky_solve,
+    missing,
+    point,
+    select,
+    times,
+    times_transposed,
+    triangular,
+)
+from layercompiler.solvers.interior_point.symmetric import Symmetric
+
+EXACT = 1e-12  # relative residual that needs no further round
+_ROUNDS = ((1e-4, 10), (1e-7, 12), (1e-11, 25))  # tolerance of the interior point, and most iterations, before each try of a Newton step
+_RIDGE = 1e-13  # on the unit diagonal of R
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """What eliminating x and y leaves: factors that every right-hand side goes through; leading size 1 where Q, A, G are shared."""
+
+    program: Program
+    L: Any
+    W_A: Any  # L^-1 A'
+    W_G: Any  # L^-1 G'
+    La: Any  # factor of W_A'W_A
+    V: Any  # La^-1 W_A'W_G
+    R: Any
+    ok: Any
+
+    @classmethod
+    def of(cls, program: Program) -> Elimination:
+        """Factor Q, and the equalities in it."""
+        xp, k = program.xp, program.A.shape[1]
+        L, ok = xp.cholesky(program.Q)
+        W_G = triangular(xp, L, xp.matrix_transpose(program.G))
+        R = xp.matmul(xp.matrix_transpose(W_G), W_G)
+        if not k:
+            return cls(program, L, L[:, :, :0], W_G, L[:, :0, :0], W_G[:, :0], R, ok)
+        W_A = triangular(xp, L, xp.matrix_transpose(program.A))
+        S = xp.matmul(xp.matrix_transpose(W_A), W_A)
+        La, full = xp.cholesky(S)
+        # the pivots tell how far a row of A is from the span of those before it
+        full = full & (xp.min(xp.linalg.diagonal(La) ** 2 / (xp.linalg.diagonal(S) + 1e-300), axis=-1) > 1e-12)
+        V = triangular(xp, La, xp.matmul(xp.matrix_transpose(W_A), W_G))
+        return cls(program, L, W_A, W_G, La, V, R - xp.matmul(xp.matrix_transpose(V), V), ok & full)
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """What a later call needs to solve with these factors."""
+        return self.L, self.W_A, self.W_G, self.La, self.V
+
+    def take(self, index: Any, program: Program) -> Elimination:
+        """The instances `index`."""
+        return Elimination(program, *(a if a.shape[0] == 1 else a[index] for a in (*self.arrays, self.R, self.ok)))
+
+    def reduce(self, p: Any, b: Any, h: Any) -> tuple[Any, Any, Any]:
+        """(u, t, q) of a right-hand side."""
+        xp = self.program.xp
+        u = triangular(xp, self.L, p)
+        q = times_transposed(xp, self.W_G, u) + h
+        if not b.shape[1]:
+            return u, None, q
+        t = triangular(xp, self.La, times_transposed(xp, self.W_A, u) + b)
+        return u, t, q - times_transposed(xp, self.V, t)
+
+    def expand(self, u: Any, t: Any, z: Any) -> tuple[Any, Any]:
+        """X and y for given z."""
+        xp = self.program.xp
+        total = u + times(xp, self.W_G, z)
+        if t is None:
+            y = z[:, :0]
+        else:
+            y = triangular(xp, self.La, -t - times(xp, self.V, z), transposed=True)
+            total = total + times(xp, self.W_A, y)
+        return -triangular(xp, self.L, total, transposed=True), y
+
+
+@dataclass(frozen=True)
+class Linearized:
+    """The factored system of the residual map at v, in the dual form."""
+
+    form: Elimination
+    v: Any
+    Lt: Any  # factor of C R C + I - D
+    ok: Any
+
+    @classmethod
+    def at(cls, form: Elimination, v: Any) -> Linearized:
+        """Factor at v."""
+        xp, cone = form.program.xp, form.program.cone
+        if not cone.m:
+            return cls(form, v, xp.matmul(v[:, :, None], v[:, None, :]), form.ok)
+        D = cone.derivative(xp, v)
+        if cone.groups:
+            C = D.map(xp.sqrt)
+            R = form.R + xp.zeros_like(v)[:, :, None]
+            CR = cone.apply(xp, C, R)
+            T = cone.apply(xp, C, xp.matrix_transpose(CR)) + cone.apply(xp, D.map(lambda d: 1.0 - d), xp.eye_like(v, cone.m) + 0.0 * R)
+            T = xp.add_diagonal(T, 1e-15 * xp.abs(xp.linalg.diagonal(T)))
+        else:
+            act = D.linear
+            T = xp.add_diagonal(form.R * (act[:, :, None] * act[:, None, :]), 1.0 - act)
+        Lt, ok = xp.cholesky(T)
+        return cls(form, v, Lt, ok & form.ok)
+
+    def solve(self, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
+        """(dx, dy, dz) with Q dx + A'dy + G'dz = r_x, A dx = r_y, G dx + ds = r_z, dz = D dv, ds = dz - dv."""
+        xp, cone = self.form.program.xp, self.form.program.cone
+        u, t, q = self.form.reduce(-r_x, r_y, r_z)
+        if not cone.m:
+            return *self.form.expand(u, t, q), q
+        C = cone.derivative(xp, self.v)
+        C = C.map(xp.sqrt) if cone.groups else C
+        dz = cone.apply(xp, C, cholesky_solve(xp, self.Lt, -cone.apply(xp, C, q)))
+        return *self.form.expand(u, t, dz), dz
+
+    def refined(self, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
+        """`solve`, and once more for what is missing on the data."""
+        found = self.solve(r_x, r_y, r_z)
+        left = missing(self.form.program, self.v, (r_x, r_y, r_z), found)
+        return tuple(a + b for a, b in zip(found, self.solve(*left), strict=True))  # type: ignore[return-value]
+
+    def newton(self) -> Point:
+        """The Newton step from v on the residual map."""
+        program = self.form.program
+        zero = program.xp.sum(self.v, axis=1, keepdims=True) * 0.0
+        x, y, z = self.refined(zero - program.p, zero + program.b, zero + program.h)
+        return point(program, x, y, program.cone.join_parts(program.xp, z, program.h - times(program.xp, program.G, x), self.v > 0))
+
+
+@dataclass(frozen=True)
+class Complementarity:
+    """The problem s = q + R z in units where R has a unit diagonal (per cone) and q a largest entry of one."""
+
+    xp: Any
+    cone: Symmetric
+    R: Any
+    q: Any
+    row: Any  # z = scale z_here / row... see `unscale`
+    scale: Any
+
+    @classmethod
+    def of(cls, form: Elimination, q: Any) -> Complementarity:
+        """Scale."""
+        xp, cone = form.program.xp, form.program.cone
+        diagonal = xp.linalg.diagonal(form.R)
+        linear, parts = cone.split(diagonal)
+        parts = [xp.max(p, axis=2, keepdims=True) + xp.zeros_like(p) for p in parts]
+        row = 1.0 / xp.sqrt(xp.clip(cone.join(xp, linear, parts), 1e-30, None))
+        q = q * row
+        scale = xp.clip(xp.max(xp.abs(q), axis=1), 1e-30, None)[:, None]
+        R = xp.add_diagonal(form.R * (row[:, :, None] * row[:, None, :]), xp.full_like(row, _RIDGE))
+        return cls(xp, cone, R, q / scale, row, scale)
+
+    def take(self, index: Any) -> Complementarity:
+        """The instances `index`."""
+        arrays = (a if a.shape[0] == 1 else a[index] for a in (self.R, self.q, self.row, self.scale))
+        return Complementarity(self.xp, self.cone, *arrays)
+
+    def v(self, z: Any, s: Any) -> Any:
+        """Z - s in the units of the program, with the active set that shows in these units."""
+        return self.cone.join_parts(self.xp, self.scale * z * self.row, self.scale * s / self.row, z > s)
+
+    def start(self) -> tuple[Any, Any, Any]:
+        """(z, s, dead): the solution of s = q + R z with z = -s, moved into the cone."""
+        xp, cone = self.xp, self.cone
+        L, ok = xp.cholesky(xp.add_diagonal(self.R, xp.ones_like(self.row)))
+        z = cholesky_solve(xp, L, -self.q)
+        e = xp.new(cone.identity, z)
+        out, back = cone.shift(xp, z)[:, None], cone.shift(xp, -z)[:, None]
+        zero = xp.zeros_like(out)
+        s = -z + e * (xp.where(back > -1e-8, back + 1.0, zero))
+        z = z + e * (xp.where(out > -1e-8, out + 1.0, zero))
+        dead = ~ok | ~xp.all(xp.isfinite(z), axis=1)
+        return select(xp, dead, e + xp.zeros_like(z), z), select(xp, dead, e + xp.zeros_like(z), s), dead
+
+    def iterate(self, state: tuple[Any, ...], tolerance: float, limit: int, every: int) -> tuple[Any, ...]:
+        """Predictor-corrector steps from (z, s, dead, idle, iterations) until the instances that are not idle are done.
+
+        Args:
+            state: z and s (B, m); dead (B,) where no step could be taken; idle (B,) what is left alone; iterations (B,).
+            tolerance: Of s'z / degree and of s - q - R z.
+            limit: Most iterations.
+            every: Whether all are done is asked only then: on a device a question costs a synchronization.
+        """
+        xp, cone, R = self.xp, self.cone, self.R
+        z, s, dead, idle, iterations = state
+        r = self.q + times(xp, R, z) - s
+
+        def going(z: Any, s: Any, r: Any, dead: Any) -> Any:
+            mu = xp.sum(s * z, axis=1) / cone.degree
+            return ~((mu < tolerance) & (xp.max(xp.abs(r), axis=1) < tolerance)) & ~dead & ~idle
+
+        def goes_on(z: Any, s: Any, r: Any, dead: Any, active: Any, iterations: Any, turn: Any) -> Any:
+            if isinstance(turn, int):
+                return turn < limit and (turn % every != 0 or bool(xp.any(active)))
+            return (turn < limit) & xp.any(active)
+
+        def step(z: Any, s: Any, r: Any, dead: Any, active: Any, iterations: Any, turn: Any) -> tuple[Any, ...]:
+            mu = xp.sum(s * z, axis=1)
+            W = cone.scaling(xp, s, z)
+            L, ok = xp.cholesky(cone.add_square(xp, R, W))
+            dz = cholesky_solve(xp, L, -s - r)
+            ds = -s - cone.square(xp, W, dz)
+            a = _length(xp, cone, z, s, dz, ds, 1.0)
+            sigma = (xp.sum((s + a * ds) * (z + a * dz), axis=1) / mu) ** 3
+            u = cone.corrector(xp, W, s, z, ds, dz, (sigma * mu / cone.degree)[:, None])
+            dz = cholesky_solve(xp, L, -u - r)
+            ds = -u - cone.square(xp, W, dz)
+            a = _length(xp, cone, z, s, dz, ds, 0.995)
+            dead = dead | (active & ~(ok & xp.isfinite(a[:, 0]) & (mu > 0)))
+            moved = (active & ~dead)[:, None]
+            none = xp.zeros_like(z)
+            z, s = z + xp.where(moved, a * dz, none), s + xp.where(moved, a * ds, none)
+            r = xp.where(moved, (1.0 - a) * r, r)
+            return z, s, r, dead, going(z, s, r, dead), iterations + xp.astype(active, iterations.dtype), turn + 1
+
+        turn = xp.zeros_like(iterations[0]) if xp.name in ("jax", "tensorflow") else 0
+        z, s, _, dead, _, iterations, _ = xp.while_loop(goes_on, step, (z, s, r, dead, going(z, s, r, dead), iterations, turn))
+        return z, s, dead, idle, iterations
+
+
+def _length(xp: Any, cone: Symmetric, z: Any, s: Any, dz: Any, ds: Any, share: float) -> Any:
+    """(B, 1), the share of the way to the boundary, at most one."""
+    inverse = xp.maximum(cone.inverse_step(xp, z, dz), cone.inverse_step(xp, s, ds))
+    return (1.0 / xp.clip(inverse / share, 1.0, None))[:, None]
+
+
+def solve(program: Program, compact: bool, every: int) -> tuple[Point, Linearized, Any]:
+    """Solve in the dual form.
+
+    Args:
+        program: Numbers of a batch.
+        compact: Whether instances that are not done may be collected into a smaller batch (not where shapes must be known beforehand).
+        every: See `Complementarity.iterate`.
+
+    Returns:
+        The points (residual infinite where the form failed), the linearization that led to them, and iterations (B,).
+    """
+    xp, cone, B = program.xp, program.cone, program.batch
+    form = Elimination.of(program)
+    _, _, q = form.reduce(program.p, program.b, program.h)
+    q = xp.broadcast_to(q, (B, cone.m))
+    zeros = xp.sum(q, axis=1) * 0.0
+    iterations = xp.astype(xp.where(xp.isfinite(zeros), zeros, xp.zeros_like(zeros)), xp.int32)
+    if not cone.m:
+        at = Linearized.at(form, q)
+        return _usable(xp, at.newton(), at.ok), at, iterations
+    problem = Complementarity.of(form, q)
+    z, s, dead = problem.start()
+    run = _by_compaction if compact else _in_one_loop
+    return run(form, problem, z, s, dead | ~form.ok, iterations, every)
+
+
+def _by_compaction(
+    form: Elimination, problem: Complementarity, z: Any, s: Any, dead: Any, iterations: Any, every: int
+) -> tuple[Point, Linearized, Any]:
+    """Rounds on what is not done yet, as ever smaller batches."""
+    xp, whole = form.program.xp, form
+    idle = dead & ~dead
+    best: Point | None = None
+    at = index = iterations  # set in the first round
+    for tolerance, limit in _ROUNDS:
+        count = iterations if best is None else iterations[index]
+        z, s, dead, _, count = problem.iterate((z, s, dead, idle, count), tolerance, limit, every)
+        here = Linearized.at(form, problem.v(z, s))
+        found = _usable(xp, here.newton(), here.ok)
+        if bool(xp.any((found.residual > EXACT) & ~dead)):
+            again = Linearized.at(form, found.v)
+            better = _usable(xp, again.newton(), again.ok)
+            gain = better.residual < found.residual
+            found = better.where(xp, gain, found)
+            here = Linearized(form, select(xp, gain, again.v, here.v), select(xp, gain, again.Lt, here.Lt), here.ok)
+        if best is None:
+            best, at, iterations = found, here, count
+            index = xp.nonzero(~dead | dead)[0]
+        else:
+            keep = found.residual < best.residual[index]
+            rows = index[keep]
+            best = Point(*(put(xp, a, rows, b[keep]) for a, b in zip(best.arrays, found.arrays, strict=True)))
+            at = Linearized(whole, put(xp, at.v, rows, here.v[keep]), put(xp, at.Lt, rows, here.Lt[keep]), at.ok)
+            iterations = put(xp, iterations, index, count)
+        left = ~((found.residual <= EXACT) | dead)
+        if not bool(xp.any(left)):
+            break
+        index = index[left]
+        z, s, dead, idle = z[left], s[left], dead[left], idle[left]
+        form = form.take(left, form.program.take(left))
+        problem = problem.take(left)
+    assert best is not None
+    return best, at, iterations
+
+
+def _in_one_loop(
+    form: Elimination, problem: Complementarity, z: Any, s: Any, dead: Any, iterations: Any, every: int
+) -> tuple[Point, Linearized, Any]:
+    """The same rounds on the whole batch, for compilers and devices: the loop's body is compiled once."""
+    xp = form.program.xp
+    eager = xp.name not in ("jax", "tensorflow")
+    tolerances = xp.new(np.array([t for t, _ in _ROUNDS]), z)
+    limits = np.array([limit for _, limit in _ROUNDS], np.int32)
+    limits = limits if eager else xp.astype(xp.new(limits), xp.int32)
+
+    def goes_on(z: Any, s: Any, dead: Any, done: Any, iterations: Any, x: Any, y: Any, v: Any, residual: Any, *rest: Any) -> Any:
+        more = xp.any(~done)
+        return (rest[-1] < 2 * len(_ROUNDS)) and bool(more) if eager else (rest[-1] < 2 * len(_ROUNDS)) & more
+
+    def body(z: Any, s: Any, dead: Any, done: Any, iterations: Any, x: Any, y: Any, v: Any, residual: Any, *rest: Any) -> tuple[Any, ...]:
+        at, Lt, turn = rest
+        fresh, k = turn % 2 == 0, turn // 2  # every other turn only repeats the Newton step
+        limit = (int(limits[k]) if fresh else 0) if eager else xp.where(fresh, limits[k], xp.zeros_like(limits[k]))
+        z, s, dead, _, iterations = problem.iterate((z, s, dead, done, iterations), tolerances[k], limit, every)
+        start = problem.v(z, s)
+        here = Linearized.at(form, (start if fresh else v) if eager else xp.where(fresh, start, v))
+        found = _usable(xp, here.newton(), here.ok)
+        gain = (found.residual < residual) & ~done
+        best = found.where(xp, gain, Point(x, y, v, residual))
+        at, Lt = select(xp, gain, here.v, at), select(xp, gain, here.Lt, Lt)
+        return z, s, dead, done | (best.residual <= EXACT) | dead, iterations, *best.arrays, at, Lt, turn + 1
+
+    turn = 0 if eager else xp.zeros_like(iterations[0])
+    n, k = form.L.shape[-1], form.La.shape[-1]
+    worst = xp.full_like(z[:, 0], xp.inf)
+    x, y = xp.broadcast_to(xp.zeros_like(z[:, :1]), (len(z), n)), xp.broadcast_to(xp.zeros_like(z[:, :1]), (len(z), k))
+    none = xp.zeros_like(z)
+    state = (z, s, dead, dead, iterations, x, y, none, worst, none, problem.R * 0.0 + none[:, :, None], turn)
+    _, _, _, _, iterations, x, y, v, residual, at, Lt, _ = xp.while_loop(goes_on, body, state)
+    return Point(x, y, v, residual), Linearized(form, at, Lt, form.ok), iterations
+
+
+def _usable(xp: Any, found: Point, ok: Any) -> Point:
+    """Points with an infinite residual instead of numbers that are not finite."""
+    good = ok & xp.isfinite(found.residual) & xp.all(xp.isfinite(found.x), axis=1)
+    zero = lambda a: select(xp, good, a, xp.zeros_like(a))  # noqa: E731
+    return Point(zero(found.x), zero(found.y), zero(found.v), xp.where(good, found.residual, xp.full_like(found.residual, xp.inf)))
+
+
+def put(xp: Any, a: Any, index: Any, value: Any) -> Any:
+    """A copy of a with rows `index` replaced (frameworks whose arrays can be written to)."""
+    out = xp.asarray(a, copy=True)
+    out[index] = value
+    return out

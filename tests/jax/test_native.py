@@ -1,0 +1,59 @@
+"""The array interior point as a pure jax function: values and derivatives against the compiled lanes. Slow: XLA compiles it for long."""
+
+import cvxpy as cp
+import numpy as np
+import pytest
+
+import layercompiler as lc
+
+jax = pytest.importorskip("jax")
+
+N, M, K = 5, 6, 2
+
+
+def pair(on_error="raise"):
+    q, A, b, G, h = (cp.Parameter(s, name=n) for n, s in (("q", N), ("A", (K, N)), ("b", K), ("G", (M, N)), ("h", M)))
+    x = cp.Variable(N)
+    less = G @ x <= h
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(x) + q @ x), [A @ x == b, less])
+    arguments = {"parameters": [q, A, b, G, h], "variables": [x, less.dual_variables[0]], "on_error": on_error}
+    return tuple(lc.export(problem, "jax", solver=solver, **arguments) for solver in ("interior_point", "lanes"))
+
+
+def values(batch):
+    r = np.random.default_rng(0)
+    q, A, G, x = (r.standard_normal((batch, *s)) for s in ((N,), (K, N), (M, N), (N,)))
+    return [q, A, np.einsum("bij,bj->bi", A, x), G, np.einsum("bij,bj->bi", G, x) + r.random((batch, M))]
+
+
+def close(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-9 * (1 + np.abs(np.asarray(b)).max()))
+
+
+@pytest.mark.slow
+def test_values_and_derivatives_under_jit_are_those_of_the_lanes():
+    native, lanes = pair()
+    theta = values(40)  # more than one piece
+    with jax.enable_x64(True):
+        total = lambda layer: lambda *a: sum((o**2).sum() for o in layer(*a))  # noqa: E731
+        close(jax.jit(native)(*theta), lanes(*theta))
+        order = tuple(range(len(theta)))
+        close(jax.jit(jax.grad(total(native), order))(*theta), jax.grad(total(lanes), order)(*theta))
+        tangents = tuple(np.cos(np.arange(a.size)).reshape(a.shape) for a in theta)
+        push = lambda layer: jax.jvp(jax.grad(total(layer), order), tuple(theta), tangents)[1]  # noqa: E731
+        close(jax.jit(lambda: push(native))(), push(lanes))
+
+
+@pytest.mark.slow
+def test_failures_raise_or_are_flagged():
+    theta = values(3)
+    theta[4][1] -= 100.0
+    with jax.enable_x64(True):
+        flagged, _ = pair("flag")
+        x, _ = flagged(*theta)
+        assert np.isnan(x[1]).all() and np.isfinite(x[[0, 2]]).all()
+        raising, _ = pair()
+        with pytest.raises(lc.errors.SolveError, match="infeasible") as caught:
+            raising(*theta)
+        assert caught.value.indices == ((1,),)
