@@ -4,8 +4,7 @@ A board is 64 numbers, one-hot; blank cells are zero. Nothing of the game is tol
 
     minimise 0.05 |x|^2 - board'x   subject to   A x = b,  x >= 0
 
-with A (40 x 64) learned, and b either learned as A exp(l), so that the constraints can always be met, or left alone ("free" below): then
-most of the programs met in training contradict themselves, and the layer answers with the nearest ones that do not (`on_error="closest"`).
+with A (40 x 64) learned, and b = A exp(l) with l learned too, so that the constraints can always be met.
 A convolutional network of the paper's size learns the same boards beside it.
 
     python examples/sudoku.py            the experiment, some minutes on two cores; writes sudoku.png
@@ -77,27 +76,24 @@ def data(count):
 class Rules(torch.nn.Module):
     """The quadratic program, its constraints learned."""
 
-    def __init__(self, free=False):
+    def __init__(self):
         super().__init__()
         A, b, board = cp.Parameter((RULES, CELLS), name="A"), cp.Parameter(RULES, name="b"), cp.Parameter(CELLS, name="board")
         x = cp.Variable(CELLS, name="x")
         problem = cp.Problem(cp.Minimize(0.05 * cp.sum_squares(x) - board @ x), [A @ x == b, x >= 0])
-        self.layer = lc.export(problem, "torch", parameters=[A, b, board], variables=[x], **({"on_error": "closest"} if free else {}))
-        start = torch.rand((RULES, CELLS), dtype=torch.float64)
-        self.A = torch.nn.Parameter(start)
-        self.inside = None if free else torch.nn.Parameter(torch.zeros(CELLS, dtype=torch.float64))
-        self.b = torch.nn.Parameter(torch.ones(RULES, dtype=torch.float64)) if free else None
+        self.layer = lc.export(problem, "torch", parameters=[A, b, board], variables=[x])
+        self.A = torch.nn.Parameter(torch.rand((RULES, CELLS), dtype=torch.float64))
+        self.inside = torch.nn.Parameter(torch.zeros(CELLS, dtype=torch.float64))
 
     def forward(self, boards):
         """Answers (B, 64) to boards (B, 64)."""
-        b = self.A @ self.inside.exp() if self.b is None else self.b
-        return self.layer(self.A, b, boards)[0]
+        return self.layer(self.A, self.A @ self.inside.exp(), boards)[0]
 
 
 class Convolutions(torch.nn.Module):
     """The paper's rival: ten convolutional layers of 3 x 3."""
 
-    def __init__(self, width=128, depth=10):
+    def __init__(self, width=48, depth=10):
         super().__init__()
         sizes = [SIDE, *[width] * (depth - 1)]
         layers = [torch.nn.Sequential(torch.nn.Conv2d(a, b, 3, padding=1), torch.nn.ReLU()) for a, b in itertools.pairwise(sizes)]

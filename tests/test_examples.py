@@ -15,7 +15,9 @@ EXAMPLES = sorted(p.stem for p in (ROOT / "examples").glob("*.py"))
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_runs_and_draws(name, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run([sys.executable, ROOT / "examples" / f"{name}.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    script = ROOT / "examples" / f"{name}.py"
+    short = ["--short"] if '"--short" in sys.argv' in script.read_text() else []
+    done = subprocess.run([sys.executable, script, *short], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / f"{name}.png").stat().st_size > 2000
     assert done.stdout.strip()

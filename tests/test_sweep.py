@@ -58,6 +58,13 @@ def test_ten_instances_of_every_family(name):
     assert first >= 9
 
 
+def test_a_kink_between_the_rough_point_and_the_solution_is_crossed():
+    """A constraint is active with a multiplier of 1e-7: the right piece is reached only through points with a larger residual."""
+    thetas = [t[[420, 474, 552, 598, 829]] for t in draw("pnorm_regression", 830, 1)]
+    info = lc.CompiledProblem(family("pnorm_regression"), "auto", "flag").evaluate(thetas).info
+    assert info.engine.tolist() == ["lanes"] * 5 and info.residual.max() < 1e-11
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names("small"))
 def test_a_thousand_instances_of_every_family(name):

@@ -13,7 +13,7 @@ import numpy as np
 
 from layercompiler import arrays, frameworks
 from layercompiler.derivatives.rule import attach
-from layercompiler.errors import NonFiniteInputError, OptionError, ShapeError, SolveError
+from layercompiler.errors import NonFiniteInputError, OptionError, ShapeError, SolveError, UnsupportedTransformError
 from layercompiler.plan.arguments import Arguments
 from layercompiler.programs.least_squares import LeastSquaresProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions, Result, Solver
@@ -305,3 +305,12 @@ class Prepared:
 def _places(bad: np.ndarray, batch: tuple[int, ...]) -> str:
     places = [tuple(int(k) for k in np.unravel_index(i, batch)) for i in np.flatnonzero(bad)]
     return ", ".join(map(str, places[:8])) + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
+
+
+class LeastSquaresLayer:
+    """Numpy has no derivatives, which every step needs: says so."""
+
+    def __init__(self, compiled: CompiledLeastSquares) -> None:
+        raise UnsupportedTransformError(
+            "least squares needs a framework with automatic derivatives", got="numpy", mend="export to 'torch', 'jax' or 'tensorflow'"
+        )

@@ -98,7 +98,7 @@ class Search:
                 return found
         else:
             first = None
-        state = _State(self.structure, data, finite)
+        state, earlier = _State(self.structure, data, finite), None
         if start is not None:
             self._try_start(state, data, products, start, options)
         for level, (solver, tolerance) in enumerate(self.attempts):
@@ -116,7 +116,13 @@ class Search:
             part, bound = (data, products) if whole else (data.take(pending), products.take(pending))
             if options.engine_tolerance is not None:
                 tolerance = min(options.engine_tolerance, tolerance) if level else options.engine_tolerance
-            raw = first if first is not None and level == 0 else solver.solve(part, tolerance, options, left)
+            if first is not None and level == 0:
+                raw = first
+            elif earlier is not None:
+                raw = solver.resume(part, tolerance, options, left, earlier[1].take(np.searchsorted(earlier[0], pending)))
+            else:
+                raw = solver.solve(part, tolerance, options, left)
+            earlier = (pending, raw) if level == 0 else None
             self._absorb(state, pending, part, bound, raw, solver.name, options, self.affordable(part.batch, options, began))
         return state.found(options)
 

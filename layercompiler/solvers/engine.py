@@ -92,6 +92,10 @@ class Raw:
     status: np.ndarray
     iterations: np.ndarray
 
+    def take(self, index: np.ndarray) -> Raw:
+        """The instances `index`."""
+        return Raw(self.x[index], self.y[index], self.s[index], self.status[index], self.iterations[index])
+
 
 class Engine(ABC):
     """A solver of quadratic cone programs in the standard form.
@@ -154,6 +158,10 @@ class Engine(ABC):
                 raw.x[i], raw.y[i], raw.s[i] = x, y, s
             raw.status[i], raw.iterations[i] = status, iterations
         return raw
+
+    def resume(self, data: Data, tolerance: float, options: Options, deadline: float | None, earlier: Raw) -> Raw:
+        """Solve to a tighter tolerance, from what this engine answered before; an engine that has no use for it starts anew."""
+        return self.solve(data, tolerance, options, deadline)
 
     def _solve_until(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """`solve_one` with what is left of the time until `end`."""

@@ -10,6 +10,7 @@ import numpy as np
 from layercompiler import kernels
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.solvers.engine import CORES, Engine, Options, Raw, register
+from layercompiler.status import Status
 
 LARGEST_PSD = 50  # beyond it one instance at a time on LAPACK is the better shape
 _MAX_ITERATIONS = 100
@@ -48,11 +49,27 @@ class Lanes(Engine):
 
     def solve(self, data: Data, tolerance: float, options: Options, deadline: float | None) -> Raw:
         """See `Engine.solve`."""
+        return self._run(data, tolerance, options, deadline, None)
+
+    def resume(self, data: Data, tolerance: float, options: Options, deadline: float | None, earlier: Raw) -> Raw:
+        """See `Engine.resume`: the interior point goes on from where it stopped."""
+        x = np.where(earlier.status[:, None] == Status.SOLVED, earlier.x, np.nan)  # a ray is no place to start from
+        return self._run(data, tolerance, options, deadline, (x, earlier.y, earlier.s))
+
+    def _run(
+        self,
+        data: Data,
+        tolerance: float,
+        options: Options,
+        deadline: float | None,
+        start: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+    ) -> Raw:
         found = self.conic.solve(
             *(data.P, data.q, data.A, data.b),
             tol=tolerance if options.engine_tolerance is not None else min(tolerance, _LOOSEST),
             max_iter=options.max_iterations or _MAX_ITERATIONS,
             time_limit=math.inf if deadline is None else max(deadline, 0.0),
+            warm_start=start,
             threads=options.workers or CORES,
         )
         return Raw(found.x, found.y, found.s, found.status, found.iterations)

@@ -131,6 +131,40 @@ def test_warm_start_helps_and_a_bad_one_does_no_harm():
     assert (bad.status == cold.status).all()
 
 
+def test_a_tighter_solve_goes_on_from_where_a_rough_one_stopped():
+    rng = np.random.default_rng(21)
+    n, cones = structure(rng, "zlqs")
+    P, A, data = programs(rng, n, cones, 16)
+    conic = Conic(n, P, A, cones)
+    rough, cold = conic.solve(*data, tol=1e-6), conic.solve(*data, tol=1e-10)
+    warm = conic.solve(*data, tol=1e-10, warm_start=(rough.x, rough.y, rough.s))
+    both = (warm.status == Status.SOLVED) & (cold.status == Status.SOLVED)
+    assert both.sum() >= 14
+    assert warm.iterations[both].mean() < 0.5 * cold.iterations[both].mean()
+    np.testing.assert_allclose(warm.x[both], cold.x[both], atol=1e-6 * (1 + np.abs(cold.x[both]).max()))
+
+
+@pytest.mark.parametrize("kinds", ["zlq", "zlqsep"])
+def test_stragglers_and_shared_matrices_change_no_bit(kinds):
+    """Instances of very different difficulty, many packs: the last ones of each go on together, in packs of any width."""
+    rng = np.random.default_rng(22)
+    n, cones = structure(rng, kinds)
+    P, A, data = programs(rng, n, cones, 75)
+    data = [data[0], data[1] * 10.0 ** rng.uniform(-3, 3, (75, 1)), data[2], data[3]]
+    data[2][::3] *= 10.0 ** rng.uniform(-2, 2, (25, data[2].shape[1]))
+    conic = Conic(n, P, A, cones)
+    for operands in (data, [data[0][:1], data[1], data[2][:1], data[3]]):
+        whole = conic.solve(*operands)
+        assert whole.iterations.max() > whole.iterations.min() + 3
+        for threads in (1, 2, 7):
+            for got, want in zip(fields(conic.solve(*operands, threads=threads)), fields(whole), strict=True):
+                np.testing.assert_array_equal(got, want)
+        for i in (0, 33, 74):
+            alone = conic.solve(*(d[i : i + 1] if len(d) > 1 else d for d in operands))
+            for got, want in zip(fields(alone), fields(whole, slice(i, i + 1)), strict=True):
+                np.testing.assert_array_equal(got, want)
+
+
 def test_limits():
     rng = np.random.default_rng(15)
     n, cones = structure(rng, "zlq")

@@ -179,6 +179,35 @@ def test_far_and_special_points_are_projected_as_the_array_version_does():
         assert error.max() < 2e-14
 
 
+def test_malformed_structures_are_refused():
+    """Structures broken in one place each, those of turned variables among them."""
+    rng = np.random.default_rng(23)
+    for _ in range(1000):
+        order = int(rng.integers(2, 5))
+        dim = order * (order + 1) // 2
+        rows, cols = np.arange(dim), rng.permutation(dim + 2)[:dim]
+        P, turns = ([], []), [0]
+        far = int(rng.choice([-1, 2**31, 2**40, -(2**40), dim + 2, dim + 3]))
+        at = int(rng.integers(dim))
+        match int(rng.integers(7)):
+            case 0:
+                cols = np.where(rows == at, cols[(at + 1) % dim], cols)
+            case 1:
+                cols = np.where(rows == at, far, cols)
+            case 2:
+                rows = np.where(rows == at, far, rows)
+            case 3:
+                rows, cols = np.delete(rows, at), np.delete(cols, at)
+            case 4:
+                P = ([cols[at]], [cols[at]])
+            case 5:
+                P = ([cols[[at, at - 1]].min()], [cols[[at, at - 1]].max()])
+            case 6:
+                turns = [int(rng.choice([-1, 1, 2**31]))]
+        with pytest.raises((BuildError, OverflowError)):
+            Newton(dim + 2, P, (rows, cols), [("psd", order)], turns=turns)
+
+
 def test_copies_and_refusals():
     n, P, A, cones, data, x, v = case("zlq", 9)
     newton = Newton(n, P, A, cones)

@@ -171,3 +171,17 @@ def test_other_backward_modes_come_near_the_exact_derivative(backward):
     assert (found - exact).norm() < 1e-4 * exact.norm()
     (rough,) = torch.autograd.grad(lc.export(curve_fit(), "torch", options={"backward": "gauss_newton"})(y)[0].sum(), y)
     assert 1e-6 * exact.norm() < (rough - exact).norm() < 0.2 * exact.norm()
+
+
+def test_tensorflow_equals_torch():
+    import tensorflow as tf
+
+    y = curves(2, 0.5)
+    v, u = tf.Variable(y), torch.tensor(y, requires_grad=True)
+    with tf.GradientTape() as tape:
+        (x,) = lc.export(curve_fit(), "tensorflow")(v)
+        total = tf.reduce_sum(x**2)
+    (z,) = lc.export(curve_fit(), "torch")(u)
+    (z**2).sum().backward()
+    np.testing.assert_allclose(x, z.detach(), atol=1e-10)
+    np.testing.assert_allclose(tape.gradient(total, v), u.grad, atol=1e-9)

@@ -845,34 +845,36 @@ template <class V> struct Conic {
     shift_inside(s);
     shift_inside(y);
   }
-  // Lanes whose warm point is finite and, moved a little inwards, strictly inside take it.
+  // Lanes take a warm point that is finite: as it is where it lies inside the cones and near the central path, as the last point of an interior point
+  // method does; else moved a little inwards, if that brings it strictly inside.
   void warm_start() {
     V top_s = num(1), top_y = num(1), poison = V{};
     for (int j = 0; j < p.n; j++) best_x[j] = best_x[j] / D[j], poison = fma(best_x[j], V{}, poison);
     for (int i = 0; i < p.m; i++) {
-      best_y[i] = best_y[i] * c / E[i];
-      best_s[i] = i < p.zero ? V{} : best_s[i] * E[i];
-      poison = fma(best_y[i], V{}, fma(best_s[i], V{}, poison));
-      top_s = vmax(vabs(best_s[i]), top_s);
-      top_y = vmax(vabs(best_y[i]), top_y);
-    }
-    add_center(best_s, num(0.03) * top_s);
-    add_center(best_y, num(0.03) * top_y);
-    // The same tests that guard a step, taken along a zero step from the warm point.
-    for (int i = 0; i < p.m; i++) {
-      V t = s[i];
-      s[i] = best_s[i], best_s[i] = t;
-      t = y[i];
-      y[i] = best_y[i], best_y[i] = t;
+      V cold_s = s[i], cold_y = y[i];
+      y[i] = best_y[i] * c / E[i];
+      s[i] = i < p.zero ? V{} : best_s[i] * E[i];
+      best_s[i] = cold_s, best_y[i] = cold_y;
+      poison = fma(y[i], V{}, fma(s[i], V{}, poison));
+      top_s = vmax(vabs(s[i]), top_s);
+      top_y = vmax(vabs(y[i]), top_y);
       ds[i] = dy[i] = V{};
     }
-    Mask<V> good = (poison == V{}) & (step_three(step_safe(num(1), all_of<V>()), all_of<V>()) > num(0.99));
+    const V part = num(1.0 / (p.degree > 0 ? p.degree : 1)), one = num(1);
+    // the same tests that guard a step, taken along a zero step
+    auto inside = [&] { return (poison == V{}) & (step_three(step_safe(one, all_of<V>()), all_of<V>()) > num(0.99)); };
+    V least = num(1e-2) * dot(s, y, p.m) * part;
+    Mask<V> central = inside();
+    for (int i = p.zero; i < p.zero + p.nonnegative; i++) central = central & (s[i] * y[i] > least);
+    add_center(s, select<V>(central, V{}, num(0.03) * top_s));
+    add_center(y, select<V>(central, V{}, num(0.03) * top_y));
+    Mask<V> good = inside();
     for (int j = 0; j < p.n; j++) x[j] = select<V>(good, best_x[j], x[j]);
     for (int i = 0; i < p.m; i++) {
       s[i] = select<V>(good, s[i], best_s[i]);
       y[i] = select<V>(good, y[i], best_y[i]);
     }
-    V mu = dot(s, y, p.m) * num(1.0 / (p.degree > 0 ? p.degree : 1));
+    V mu = dot(s, y, p.m) * part;
     kappa = select<V>(good, mu, kappa);
   }
 

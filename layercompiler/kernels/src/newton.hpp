@@ -7,12 +7,12 @@ template <class V> struct Newton {
   static constexpr int N = lanes_of<V>;
   const NewtonPlan& p;
   const Schedule& g;
-  V *P, *A, *q, *b, *x, *v, *y, *fx, *fy, *tx, *tv, *ty, *tfx, *tfy, *dx, *dv, *Px, *Aty, *values, *pivots, *work, *group, *spectrum, *trial_spectrum, *trial_basis;
+  V *P, *A, *q, *b, *x, *v, *y, *fx, *fy, *tx, *tv, *ty, *tfx, *tfy, *dx, *dv, *Px, *Aty, *values, *pivots, *work, *group, *held_x, *held_v, *spectrum, *trial_spectrum, *trial_basis;
   V size_q, size_b;
 
   static int64_t memory(const NewtonPlan& p) {
     const Schedule& g = *p.schedule;
-    return p.p_entries + p.a_entries + p.turned + 9 * (int64_t)p.n + 10 * (int64_t)p.m + p.n_entries + g.n + (int64_t)g.widest * g.tallest + 64 +
+    return p.p_entries + p.a_entries + p.turned + 10 * (int64_t)p.n + 11 * (int64_t)p.m + p.n_entries + g.n + (int64_t)g.widest * g.tallest + 64 +
            5 * (int64_t)g.n + solve_memory(p) + 2 * p.eigenvalues + p.basis_entries + 64;
   }
   // Right-hand sides in the turned coordinates, and room for a congruence.
@@ -25,8 +25,8 @@ template <class V> struct Newton {
       return r;
     };
     P = take(p.p_entries), A = take(p.a_entries + p.turned);
-    V** of_n[] = {&q, &x, &fx, &tx, &tfx, &dx, &Px, &Aty};
-    V** of_m[] = {&b, &v, &y, &fy, &tv, &ty, &tfy, &dv};
+    V** of_n[] = {&q, &x, &fx, &tx, &tfx, &dx, &Px, &Aty, &held_x};
+    V** of_m[] = {&b, &v, &y, &fy, &tv, &ty, &tfy, &dv, &held_v};
     for (V** k : of_n) *k = take(p.n);
     for (V** k : of_m) *k = take(p.m);
     values = take(p.n_entries), pivots = take(g.n), work = take((int64_t)g.widest * g.tallest + 64), group = take(5 * (int64_t)g.n + solve_memory(p));
@@ -273,8 +273,30 @@ template <class V> struct Newton {
     const V one = splat<V>(1.0);
     V norm = evaluate(x, v, y, fx, fy), pivot = splat<V>(__builtin_nan("")), *basis = T + p.t_entries;
     if (p.turns) keep_spectrum(all_of<V>(), basis);
-    Mask<V> active = (norm > splat<V>(job.target)) & (norm < splat<V>(__builtin_inf()));
+    Mask<V> active = (norm > splat<V>(job.target)) & (norm < splat<V>(__builtin_inf())), leaping = none_of<V>();
+    // A step that gains nothing: rounding, or a kink that separates the point from the solution, where the right piece is found only through points that
+    // look worse. Such lanes take full steps for a while; what does not end below the point they left is taken back. Source: Chamberlain et al. 1982
+    // (the watchdog technique).
+    const V poor = splat<V>(100 * job.target), most_leaps = splat<V>(5.0);
+    V leaps = V{}, held_norm = norm;
     bool linear_here = false;  // whether the factors belong to the present points of all lanes
+    // Moves the lanes of `who` to the trial point.
+    auto accept = [&](Mask<V> who, V trial) {
+      for (int j = 0; j < p.n; j++) x[j] = select<V>(who, tx[j], x[j]), fx[j] = select<V>(who, tfx[j], fx[j]);
+      for (int i = 0; i < p.m; i++) {
+        v[i] = select<V>(who, tv[i], v[i]);
+        y[i] = select<V>(who, ty[i], y[i]);
+        fy[i] = select<V>(who, tfy[i], fy[i]);
+      }
+      if (p.turns) keep_spectrum(who, basis);
+      norm = select<V>(who, trial, norm);
+    };
+    auto take_back = [&](Mask<V> who) {
+      if (!any<V>(who)) return;
+      for (int j = 0; j < p.n; j++) tx[j] = select<V>(who, held_x[j], x[j]);
+      for (int i = 0; i < p.m; i++) tv[i] = select<V>(who, held_v[i], v[i]);
+      accept(who, evaluate(tx, tv, ty, tfx, tfy));
+    };
     for (int step = 0; step < job.steps && any<V>(active); step++) {
       pivot = linearize(v, ty, keep, T, job.epsilon);
       solve(p, keep, T, fx, fy, -one, dx, ty, group, 1e-14, 8);
@@ -289,7 +311,7 @@ template <class V> struct Newton {
         for (int j = 0; j < p.n; j++) tx[j] = fma(a, dx[j], x[j]);
         for (int i = 0; i < p.m; i++) tv[i] = fma(a, dv[i], v[i]);
         V trial = evaluate(tx, tv, ty, tfx, tfy);
-        Mask<V> falls = open & (trial < old);
+        Mask<V> falls = open & ((trial < old) | (leaping & finite<V>(trial)));
         if (any<V>(falls)) {
           // derivatives of zero and nonnegative cones depend on signs only: the factors stay valid where none turns
           for (int c = 0; c < p.cones; c++) {
@@ -299,14 +321,7 @@ template <class V> struct Newton {
             else
               for (int i = k.row; i < k.row + k.dim; i++) turned = turned | (falls & ((v[i] > V{}) ^ (tv[i] > V{})));
           }
-          for (int j = 0; j < p.n; j++) x[j] = select<V>(falls, tx[j], x[j]), fx[j] = select<V>(falls, tfx[j], fx[j]);
-          for (int i = 0; i < p.m; i++) {
-            v[i] = select<V>(falls, tv[i], v[i]);
-            y[i] = select<V>(falls, ty[i], y[i]);
-            fy[i] = select<V>(falls, tfy[i], fy[i]);
-          }
-          if (p.turns) keep_spectrum(falls, basis);
-          norm = select<V>(falls, trial, norm);
+          accept(falls, trial);
           moved = moved | falls;
         }
         open = open & !falls;
@@ -314,8 +329,21 @@ template <class V> struct Newton {
       }
       taken = select<V>(moved, taken + one, taken);
       linear_here = !any<V>(turned);
-      active = active & moved & (norm > splat<V>(job.target)) & (norm < splat<V>(0.9) * old);
+      leaps = select<V>(leaping, leaps + one, leaps);
+      Mask<V> landed = leaping & (norm < splat<V>(0.9) * held_norm), lost = leaping & !landed & ((leaps >= most_leaps) | !moved);
+      if (any<V>(lost)) take_back(lost), linear_here = false;
+      leaping = leaping & !landed & !lost;
+      Mask<V> unmet = active & (norm > splat<V>(job.target)), gains = moved & (norm < splat<V>(0.9) * old);
+      Mask<V> leap = unmet & !gains & !leaping & !landed & !lost & (norm > poor) & (leaps == V{}) & finite<V>(norm);
+      if (any<V>(leap)) {
+        for (int j = 0; j < p.n; j++) held_x[j] = select<V>(leap, x[j], held_x[j]);
+        for (int i = 0; i < p.m; i++) held_v[i] = select<V>(leap, v[i], held_v[i]);
+        held_norm = select<V>(leap, norm, held_norm);
+        leaping = leaping | leap;
+      }
+      active = unmet & !lost & (gains | leaping | landed);
     }
+    if (any<V>(leaping)) take_back(leaping), linear_here = false;
     if (!linear_here) pivot = linearize(v, ty, keep, T, job.epsilon);
     // a right-hand side without structure: entries between 1/2 and 3/2 of changing sign
     for (int i = 0; i < g.n; i++) {

@@ -9,7 +9,7 @@ from layercompiler.errors import OptionError
 
 METHODS = ("levenberg_marquardt", "gauss_newton", "dogleg")
 BACKWARD = ("implicit", "gauss_newton", "truncated", "unrolled", "dlm")
-LINEAR = ("auto", "lanes", "plain", "dense", "schur", "cg")
+LINEAR = ("auto", "lanes", "plain")
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,8 @@ class LeastSquaresOptions:
         ellipsoidal: Damp each column by the square of its length, instead of all alike.
         radius: First trust radius of the dogleg, in units of scaled steps; None for the length of the first Cauchy step times ten.
         polish: Refine converged points by Newton steps with the exact Hessian, to a gradient near rounding.
-        linear: "auto", "lanes" (compiled sparse LDL', an instance per SIMD lane), "plain" (LAPACK, or qdldl where sparse), "dense" (in the
-            framework), "schur" (eliminates the variable named in `eliminate` first), "cg" (preconditioned conjugate gradients).
-        eliminate: Variable whose elements no factor couples, such as the points of a bundle adjustment.
+        linear: "auto", "lanes" (compiled sparse LDL', an instance per SIMD lane) or "plain" (LAPACK, or qdldl where sparse), on the host;
+            jax always solves dense systems in its own arrays.
         backward: "implicit" (exact), "gauss_newton" (approximate: it drops the second derivatives of the residuals, and is off by as
             much as they matter: some percent at large residuals), "truncated" (through the last `truncation` steps), "unrolled" (through
             all), "dlm" (a difference along one direction, approximate).
@@ -44,7 +43,6 @@ class LeastSquaresOptions:
     radius: float | None = None
     polish: bool = True
     linear: str = "auto"
-    eliminate: str | None = None
     backward: str = "implicit"
     truncation: int = 5
     epsilon: float = 1e-4
