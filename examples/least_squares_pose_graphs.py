@@ -20,7 +20,7 @@ from layercompiler.manifolds import SE2, SE3
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-XP, STEPS = arrays.get("numpy"), 6
+XP, STEPS = arrays.get("numpy"), 4
 GROUPS = {"SE2": SE2, "SE3": SE3}
 
 
