@@ -1,11 +1,11 @@
 """Learns the rules of 4 x 4 Sudoku from solved puzzles, through a semidefinite program (SATNet's relaxation).
 
 SATNet (Wang, Donti, Wilder and Kolter 2019) relaxes a MAXSAT problem with learned clauses S to: minimise <S'S, V'V> over unit vectors, that
-is min <C, X> with X positive semidefinite and a unit diagonal. Here this program is written in CVXPY and exported as a layer; the
-given cells are fixed, so each puzzle's program has one row per unknown bit and one for the truth. Nothing tells the layer what rows,
-columns and blocks are. SATNet reaches 98.3 % of unseen 9 x 9 boards after hours on a GPU; the mark for 4 x 4 is 98 %. Takes under a
-minute and
-writes sudoku_sdp.png.
+is min <C, X> with X positive semidefinite and a unit diagonal. Here this program is written in CVXPY and exported as a layer, with two
+departures: the couplings C are learned as they are instead of by clauses, and a quadratic term makes the solution unique and smooth.
+The given cells are folded in, so each puzzle's program has one row per unknown bit and one for the truth. Nothing tells the layer
+what rows, columns and blocks are. SATNet reaches 98.3 % of unseen 9 x 9 boards after hours on a GPU; the mark for 4 x 4 is 98 %.
+Writes sudoku_sdp.png.
 """
 
 import itertools
@@ -75,7 +75,7 @@ def program(M, board, hidden):
 
 
 def main():
-    """Learn clauses, solve unseen boards, draw."""
+    """Learn couplings, solve unseen boards, draw."""
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)

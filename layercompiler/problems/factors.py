@@ -145,7 +145,7 @@ def factor(
             its shape tells.
         robust: A robust loss, such as `Huber(1.0)` or `Cauchy("radius")`.
         jacobian: Analytic derivative, with the arguments of the residual: a tuple with (m, dof) per variable, along tangents. It is
-            checked against automatic derivatives when the problem is compiled.
+            held against automatic derivatives at every solution; under jit, automatic derivatives are used instead.
         name: For messages; the function's own by default.
 
     Raises:

@@ -6,7 +6,7 @@ import torch
 
 import layercompiler as lc
 from layercompiler import Status
-from layercompiler.errors import DerivativeError, NonFiniteInputError, SolveError, UnsupportedTransformError
+from layercompiler.errors import BuildError, DerivativeError, NonFiniteInputError, SolveError, UnsupportedTransformError
 from tests.least_squares.problems import TIMES, curve_fit, curves, pose_graph
 
 torch.set_default_dtype(torch.float64)
@@ -185,3 +185,28 @@ def test_tensorflow_equals_torch():
     (z**2).sum().backward()
     np.testing.assert_allclose(x, z.detach(), atol=1e-10)
     np.testing.assert_allclose(tape.gradient(total, v), u.grad, atol=1e-9)
+
+
+def exponential_jacobian(shift):
+    def jacobian(xp, x, y):
+        t = xp.new(TIMES, x)
+        e = xp.exp(-x[1] * t)
+        return (xp.stack([e, -x[0] * t * (e + shift), xp.ones_like(e)], axis=-1),)
+
+    return jacobian
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_right_jacobian_changes_nothing(framework):
+    y = curves(3, 0.3)
+    import jax
+
+    with jax.enable_x64(True):
+        plain = lc.export(curve_fit(), framework).solve(y).outputs[0]
+        given = lc.export(curve_fit(jacobian=exponential_jacobian(0.0)), framework).solve(y).outputs[0]
+        np.testing.assert_allclose(np.asarray(given), np.asarray(plain), rtol=1e-9)
+
+
+def test_a_wrong_jacobian_is_refused():
+    with pytest.raises(BuildError, match="not the derivative"):
+        lc.export(curve_fit(jacobian=exponential_jacobian(1e-3)), "torch", on_error="flag").solve(curves(3, 0.3))

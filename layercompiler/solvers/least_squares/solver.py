@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from layercompiler import arrays
+from layercompiler.errors import BuildError
 from layercompiler.programs.least_squares import LeastSquaresProgram
 from layercompiler.solvers.least_squares import descent
 from layercompiler.solvers.least_squares.descent import RUNNING, Instances, State
@@ -22,6 +23,7 @@ from layercompiler.status import Status
 ROUGH = 1e-3  # relative gradient at which Newton steps take over
 POLISHED = 1e-13
 NEWTON = 8
+_AGREE = 1e-7  # between given and automatic Jacobians, which differ by rounding only
 STAGE = 5  # steps of each stage of a graduated loss
 _SMALL = 64  # instances below which nothing is gained by leaving finished ones out
 
@@ -51,10 +53,16 @@ class Result:
     history: np.ndarray | None = field(default=None, repr=False)
 
 
+def _without_jacobians(program: LeastSquaresProgram) -> LeastSquaresProgram:
+    return replace(program, blocks=tuple(replace(b, jacobian=None) for b in program.blocks))
+
+
 class Solver:
     """A program made ready for one framework; immutable, so that threads may share it."""
 
     def __init__(self, program: LeastSquaresProgram, xp: Any, options: LeastSquaresOptions, method: str) -> None:
+        if xp.name == "jax":  # traced solves cannot hold given Jacobians against automatic ones
+            program = _without_jacobians(program)
         self.program, self.xp, self.options, self.method = program, xp, options, method
         self.structure = Structure(program)
         self.evaluation = Evaluation(self.structure, xp)
@@ -138,11 +146,33 @@ class Solver:
                     break
                 state = state._replace(status=np.where(again, RUNNING, state.status), growth=np.full_like(state.growth, 2.0))
             status, measure = descent.finish(instances, state, options.tolerance)
+        if any(b.jacobian is not None for b in self.program.blocks):
+            self._check(state, theta, shared)
         held = instances.held(state.values, state.gradient)
         gradient = state.gradient if held is None else np.where(held, 0.0, state.gradient)
         largest = np.abs(gradient).max(axis=1, initial=0.0)
         past = None if not history else np.stack(history)
         return Result(state.values, status.astype(np.int8), measure, largest, state.cost, state.iterations, refinements, past)
+
+    def _check(self, state: State, theta: Any, shared: Any) -> None:
+        """Hold the gradient of given Jacobians to that of automatic derivatives: the status is no better than the gradient is.
+
+        Raises:
+            BuildError: They differ.
+        """
+        given = [b.name for b in self.program.blocks if b.jacobian is not None]
+        true = Evaluation(Structure(_without_jacobians(self.program)), self.xp).linearize(self.xp.new(state.values), theta, shared)
+        g, diagonal, energy = (self.xp.numpy(a) for a in (true.gradient, true.diagonal, true.energy))
+        gap = np.abs(g - state.gradient) / (np.sqrt(diagonal * energy[:, None]) + np.finfo(float).tiny)
+        worst = np.max(gap, where=np.isfinite(gap), initial=0.0)
+        if worst > _AGREE:
+            raise BuildError(
+                "the given Jacobian is not the derivative of the residual",
+                where=", ".join(f"factor '{name}'" for name in given),
+                expected=f"gradients within {_AGREE:g} of each other, relative to |J| |r|",
+                got=f"{worst:.1e}",
+                mend="mend `jacobian`, with columns along tangents, or leave it out",
+            )
 
     def _batch(self, state: State, theta: Any, shared: Any, target: float, callback: Any, history: Any) -> State:
         """Descend, and go on with half of the batch whenever half of it is done."""
