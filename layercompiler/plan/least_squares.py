@@ -18,6 +18,7 @@ from layercompiler.plan.arguments import Arguments
 from layercompiler.programs.least_squares import LeastSquaresProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions, Result, Solver
 from layercompiler.solvers.least_squares.options import METHODS
+from layercompiler.solvers.least_squares.traced import instances
 from layercompiler.status import Status
 
 
@@ -233,17 +234,26 @@ class Prepared:
         return tuple(self.xp.reshape(t, ((1,) * (len(batch) + len(p.shape) - len(t.shape)) + tuple(t.shape))) for t, p in pairs)
 
     def stationarity(self, delta: Any, values: Any, *theta: Any) -> Any:
-        """F of the derivative rule: gradient of the objective along tangents at `values` (batch..., ambient) moved by `delta`."""
+        """F of the derivative rule: gradient of the objective along tangents at `values` (batch..., ambient) moved by `delta`.
+
+        Where a bound holds a coordinate with a gradient that pushes against it, the coordinate does not move.
+        """
         xp, e = self.xp, self.solver.evaluation
         batch = tuple(delta.shape)[:-1]
         call = self.regular(theta, np.zeros(0), batch)
         flat, d = xp.reshape(values, (call.count, e.size)), xp.reshape(delta, (call.count, -1))
 
-        def objective(step: Any) -> Any:
-            return e.objective(e.shift(flat, step), call.theta, call.shared)
+        def gradient(step: Any, theta: Sequence[Any]) -> Any:
+            cost, pull = xp.vjp(lambda u: e.objective(e.shift(flat, u), theta, call.shared), step)
+            return pull(xp.ones_like(cost))[0]
 
-        cost, pull = xp.vjp(objective, d)
-        return xp.reshape(pull(xp.ones_like(cost))[0], tuple(delta.shape))
+        # A coordinate that a bound holds stays where it is: its row is its own step, and no other row knows of it.
+        fixed = [xp.stop_gradient(t) for t in call.theta]
+        held = instances(self.solver, fixed, call.shared).held(xp.stop_gradient(flat), gradient(xp.stop_gradient(d), fixed))
+        if held is None:
+            return xp.reshape(gradient(d, call.theta), tuple(delta.shape))
+        free = gradient(xp.where(held, xp.zeros_like(d), d), call.theta)
+        return xp.reshape(xp.where(held, d, free), tuple(delta.shape))
 
     def attached(self, values: Any, theta: Sequence[Any], on_error: str) -> Any:
         """Values (batch..., ambient) as a differentiable function of theta (aligned), by the derivative rule."""

@@ -104,7 +104,7 @@ class TensorFlow:
         return [np.asarray(g) for g in tape.gradient(list(outputs), tensors, list(map(self.tf.constant, cotangents)))]
 
 
-FRAMEWORKS = {"torch": Torch}
+FRAMEWORKS = {"torch": Torch, "jax": Jax, "tensorflow": TensorFlow}
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -158,7 +158,7 @@ class Evaluation:
         """Weighted residual (m,) and the nonzeros of its Jacobian."""
         xp = self.xp
         at, zero = self._local(s.block, inputs), self._zero(inputs, len(s.colors))
-        seeds = xp.new(np.arange(s.colors.max() + 1)[:, None] == s.colors, zero) * xp.ones_like(zero)
+        seeds = xp.new(np.equal.outer(np.arange(s.colors.max() + 1), s.colors).astype(float), zero) * xp.ones_like(zero)
         values, columns = self._columns(at, zero, seeds)
         return values, self._pick(xp.reshape(columns, (-1,)), s.colors[s.local] * s.block.dim + s.rows)
 
@@ -177,7 +177,7 @@ class Evaluation:
             if isinstance(s, Dense):
                 H = xp.vmap(lambda t: xp.jvp(gradient, (zero,), (t,))[1])(xp.eye_like(zero, s.cols.shape[1]))
                 return self._pick(xp.reshape(H, (-1,)), s.first * H.shape[-1] + s.second)
-            seeds = xp.new(np.arange(s.hessian_colors.max() + 1)[:, None] == s.hessian_colors, zero) * xp.ones_like(zero)
+            seeds = xp.new(np.equal.outer(np.arange(s.hessian_colors.max() + 1), s.hessian_colors).astype(float), zero) * xp.ones_like(zero)
             H = xp.vmap(lambda t: xp.jvp(gradient, (zero,), (t,))[1])(seeds)
             return self._pick(xp.reshape(H, (-1,)), s.hessian_colors[s.right] * len(s.colors) + s.left)
 
