@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from layercompiler.errors import OptionError, ParameterMismatchError, UnsupportedConeError
+from layercompiler.plan.dense import compile_program
 
 ENGINES = {"scs": "scs", "ecos": "ecos", "clarabel": "clarabel", "cuclarabel": "clarabel", "moreau": "moreau", "lanes": "lanes"}
 AUTOMATIC = frozenset({"diffcp", "auto"})  # the peer's default backend is not an engine: ours chooses
@@ -210,7 +211,7 @@ class Front:
         if key not in self._engines:  # a pure function of the name, so that threads may race for it
             base = self._engines["auto"]
             try:
-                self._engines[key] = type(base)(base.program, name, base.on_error, base.options)
+                self._engines[key] = compile_program(base.program, key, base.on_error, base.options)
             except UnsupportedConeError:  # the peer rewrites quadratic objectives as cones; here they stay, which ECOS does not take
                 self._engines[key] = base
         return self._engines[key]

@@ -71,7 +71,11 @@ class DenseLinearization:
 
     def solve(self, r_x: np.ndarray, h: np.ndarray, refine: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Linearization.solve`."""
-        return self.factors.solve(r_x, h, threads=self.threads)
+        u, t, residual = self.factors.solve(r_x, h, threads=self.threads)
+        lost = ~(np.isfinite(r_x).all(axis=1) & np.isfinite(h).all(axis=1))
+        if lost.any():  # the kernel's refinement keeps what it had where nothing gets better
+            u[lost], t[lost] = np.nan, np.nan
+        return u, t, residual
 
     def singular(self) -> np.ndarray:
         """See `Linearization.singular`."""

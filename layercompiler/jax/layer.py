@@ -35,7 +35,7 @@ class Layer:
         >>> x, c = cp.Variable(2), cp.Parameter(2)
         >>> layer = lc.export(cp.Problem(cp.Minimize(cp.sum_squares(x - c)), [x >= 0]), "jax")
         >>> gradient = jax.jit(jax.grad(lambda c: layer(c)[0].sum()))
-        >>> [round(float(g), 6) for g in gradient(jax.numpy.array([1.0, -1.0]))]
+        >>> [round(float(g), 6) + 0.0 for g in gradient(jax.numpy.array([1.0, -1.0]))]
         [1.0, 0.0]
 
     Differentiability:

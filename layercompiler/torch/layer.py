@@ -66,7 +66,7 @@ class Layer(torch.nn.Module):
         >>> c = torch.tensor([1.0, -1.0], requires_grad=True)
         >>> (y,) = layer(c)
         >>> y.sum().backward()
-        >>> [round(g, 6) for g in c.grad.tolist()]
+        >>> [round(g, 6) + 0.0 for g in c.grad.tolist()]
         [1.0, 0.0]
 
     Differentiability:

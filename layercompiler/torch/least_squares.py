@@ -36,7 +36,7 @@ class LeastSquaresLayer(torch.nn.Module):
         >>> y = (2 * torch.exp(-t)).requires_grad_()
         >>> (x,) = layer(y)
         >>> x[1].backward()
-        >>> [round(v, 6) for v in x.tolist()], round(float(y.grad @ y.detach()), 6)
+        >>> [round(v, 6) for v in x.tolist()], abs(round(float(y.grad @ y.detach()), 6))
         ([2.0, -1.0], 0.0)
 
     Differentiability:

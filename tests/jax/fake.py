@@ -91,7 +91,7 @@ class Evaluation:
 
 class Problem:
     def __init__(self, n=3, m=2, on_error="raise"):
-        self.n, self.m, self.zsize, self.on_error = n, m, n + m, on_error
+        self.n, self.m, self.zsize, self.on_error, self.solver = n, m, n + m, on_error, "fake"
         self.shapes, self.results = ((n, n), (n,), (m, n), (m,)), ((n,), (m,))
         self.parameters = tuple(SimpleNamespace(name=k, shape=s) for k, s in zip("PqAb", self.shapes, strict=True))
         self.outputs = tuple(SimpleNamespace(name=k, shape=s) for k, s in zip("xy", self.results, strict=True))

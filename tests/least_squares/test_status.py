@@ -9,7 +9,13 @@ from layercompiler import Status
 from layercompiler.errors import BuildError, DerivativeError, NonFiniteInputError, SolveError, UnsupportedTransformError
 from tests.least_squares.problems import TIMES, curve_fit, curves, pose_graph
 
-torch.set_default_dtype(torch.float64)
+
+@pytest.fixture(autouse=True)
+def _float64():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 def gradient(x, y):
