@@ -107,8 +107,13 @@ class TensorFlow:
 FRAMEWORKS = {"torch": Torch, "jax": Jax, "tensorflow": TensorFlow}
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("name", PROBLEMS)
+QUICK = {*((name, "torch") for name in PROBLEMS), ("circles", "jax"), ("circles", "tensorflow")}
+
+
+@pytest.mark.parametrize(
+    ("name", "framework"),
+    [pytest.param(n, f, marks=() if (n, f) in QUICK else pytest.mark.slow) for n in PROBLEMS for f in FRAMEWORKS],
+)
 def test_batches_are_singles_and_gradients_are_differences(name, framework):
     problem, parameters, outputs, values = PROBLEMS[name]()
     layer = FRAMEWORKS[framework](problem, parameters, outputs)
