@@ -243,8 +243,10 @@ class Prepared:
         call = self.regular(theta, np.zeros(0), batch)
         flat, d = xp.reshape(values, (call.count, e.size)), xp.reshape(delta, (call.count, -1))
 
+        # Along the tangents of the moved point, on the manifold: a chart that leaves it would add the curvature of the manifold.
         def gradient(step: Any, theta: Sequence[Any]) -> Any:
-            cost, pull = xp.vjp(lambda u: e.objective(e.shift(flat, u), theta, call.shared), step)
+            moved = e.retract(flat, step)
+            cost, pull = xp.vjp(lambda u: e.objective(e.shift(moved, u), theta, call.shared), xp.zeros_like(step))
             return pull(xp.ones_like(cost))[0]
 
         # A coordinate that a bound holds stays where it is: its row is its own step, and no other row knows of it.
@@ -261,7 +263,7 @@ class Prepared:
         batch = tuple(values.shape)[:-1]
         zero = xp.zeros_like(xp.broadcast_to(values[..., :1], (*batch, e.structure.n)))
         delta = attach(xp, self.stationarity, zero, (values, *theta), batch=len(batch), structure=("symmetric",), on_error=on_error)
-        flat = e.shift(xp.reshape(values, (-1, e.size)), xp.reshape(delta, (-1, e.structure.n)))
+        flat = e.retract(xp.reshape(values, (-1, e.size)), xp.reshape(delta, (-1, e.structure.n)))
         return xp.reshape(flat, tuple(values.shape))
 
     def solve(self, call: Call, callback: Any = None) -> Result:
