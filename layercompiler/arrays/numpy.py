@@ -58,7 +58,7 @@ class Numpy(Arrays):
     def cholesky(self, A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
             L = np.linalg.cholesky(A)
-            return L, np.isfinite(L).all(axis=(-2, -1))
+            return L, np.isfinite(L).all(axis=(-2, -1))  # type: ignore[reportReturnType]
         except np.linalg.LinAlgError:
             L, ok = np.full(A.shape, np.nan), np.zeros(A.shape[:-2], bool)
             for i in np.ndindex(*ok.shape):
