@@ -102,6 +102,8 @@ class DenseProblem(CompiledProblem):
         began = time.perf_counter()
         options = options or self.options
         threads = self._threads(options)
+        if self.matrices is not None:  # derivatives read them again, whatever the caller writes to them by then
+            arrays = [a.copy() if isinstance(a, np.ndarray) and a.flags.writeable else a for a in arrays]
         quick = self.matrices.read(arrays) if self.matrices is not None else None
         free = options.time_limit is None and options.max_iterations is None
         found = None

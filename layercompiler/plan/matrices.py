@@ -118,10 +118,7 @@ def _same(a: ConeProgram, b: ConeProgram) -> bool:
 
 
 class MatrixEvaluation(Evaluation):
-    """A solved batch of programs written as matrices, every instance solved; what is beyond first order is made when it is asked for.
-
-    It reads the arrays of the call again, uncopied: they must stay as they are until the last derivative is taken.
-    """
+    """A solved batch of programs written as matrices, every instance solved; what is beyond first order is made when it is asked for."""
 
     fresh = True  # what is returned is the caller's to keep and to write to
 

@@ -176,3 +176,17 @@ def test_constants_and_names():
         lc.compile(lc.QP(3, 2), parameters=["p"])
     with pytest.raises(lc.errors.ShapeError):
         lc.QP(Q, p, G[:, :2], h)
+
+
+def test_arrays_may_change_after_the_call():
+    Q, p, G, h, A, b = (np.array(a) for a in families.batch("std", 6, 5, 2, 8))
+    compiled, w = lc.compile(lc.QP(6, 5, 2)), np.ones((8, 6))
+    arrays = [{"Q": Q, "p": p, "G": G, "h": h, "A": A, "b": b}[k.name] for k in compiled.parameters]
+    evaluation = compiled.evaluate(arrays)
+    cotangents = [w, *[None] * (len(evaluation.outputs) - 1)]
+    before = evaluation.vjp(cotangents)
+    evaluation = compiled.evaluate(arrays)
+    for array in arrays:
+        array *= 1.5
+    for got, expected in zip(evaluation.vjp(cotangents), before, strict=True):
+        np.testing.assert_array_equal(got, expected)
