@@ -52,7 +52,7 @@ def test_failures_raise_or_are_flagged():
     with jax.enable_x64(True):
         flagged, _ = pair("flag")
         x, _ = flagged(*theta)
-        assert np.isnan(x[1]).all() and np.isfinite(x[[0, 2]]).all()
+        assert np.isnan(x[1]).all() and np.isfinite(x[::2]).all()
         raising, _ = pair()
         with pytest.raises(lc.errors.SolveError, match="infeasible") as caught:
             raising(*theta)
