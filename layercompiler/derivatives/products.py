@@ -7,7 +7,6 @@ from functools import cached_property
 import numpy as np
 
 from layercompiler.programs.cone import Data, Structure
-from layercompiler.programs.pattern import Pattern
 
 
 class Products:

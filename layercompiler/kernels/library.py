@@ -136,6 +136,6 @@ def reason() -> str:
 def address(array: np.ndarray) -> int:
     """Where the numbers of a contiguous array lie."""
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # half the time of the attribute
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # half the time of the attribute
     except (TypeError, ValueError):  # read-only, or empty
         return array.ctypes.data

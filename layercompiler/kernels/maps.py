@@ -68,7 +68,7 @@ def strides(arrays: Sequence[np.ndarray | None]) -> Any:
 
 
 def route(name: str, *fields: Any) -> None:
-    """A whole way through the library in one call: integers, arrays, or what `longs`, `flags` and `pointers` return, in the kernels' order."""
+    """A whole way through the library in one call; fields are integers, arrays, or what `longs`, `flags` and `pointers` return."""
     held = longs([f if type(f) is int else library.address(f) if isinstance(f, np.ndarray) else ctypes.addressof(f) for f in fields])
     loaded = library.require()
     if getattr(loaded, f"lc_route_{name}")(ctypes.addressof(held)):
@@ -136,7 +136,9 @@ class Gather(Handle):
 
     def __init__(self, sources: Sequence[int], constants: Sequence[np.ndarray], entries: Sequence[Entries]) -> None:
         self.sources, self.sizes = tuple(int(s) for s in sources), [len(c) for c in constants]
-        joined = Entries(*(np.concatenate([np.zeros(0, int), *(getattr(e, k) for e in entries)]) for k in ("rows", "source", "cols", "coefs")))
+        joined = Entries(
+            *(np.concatenate([np.zeros(0, int), *(getattr(e, k) for e in entries)]) for k in ("rows", "source", "cols", "coefs"))
+        )
         counts = integers([len(e.rows) for e in entries])
         if any(len({len(e.rows), len(e.source), len(e.cols), len(e.coefs)}) > 1 for e in entries) or len(entries) != len(constants):
             raise BuildError("the entries do not fit each other", where="Gather")
@@ -160,8 +162,12 @@ class Gather(Handle):
             (B, size) or (1, size) for each part.
         """
         held = [None if s is None else contiguous(s) for s in sources]
-        if any(s is not None and (s.ndim != 2 or s.shape[1] != k or len(s) not in (1, batch)) for s, k in zip(held, self.sources, strict=True)):
-            raise ShapeError("wrong source", where="Gather", expected=f"(1 or {batch}, {self.sources})", got=str([np.shape(s) for s in held]))
+        if any(
+            s is not None and (s.ndim != 2 or s.shape[1] != k or len(s) not in (1, batch)) for s, k in zip(held, self.sources, strict=True)
+        ):
+            raise ShapeError(
+                "wrong source", where="Gather", expected=f"(1 or {batch}, {self.sources})", got=str([None if s is None else s.shape for s in held])
+            )
         wide = [s is not None and len(s) > 1 for s in held]
         own = [whole or any([wide[k] for k in reads]) for reads in self.reads]
         out = [np.empty((batch if o else min(batch, 1), size)) for o, size in zip(own, self.sizes, strict=True)]

@@ -38,15 +38,11 @@ class Equilibration(Handle):
         self.call("lc_scaling_rough", batch, pointers(data), strides(data), address(out), threads)
         return out
 
-    def apply(
-        self, data: Sequence[np.ndarray], rough: np.ndarray, threads: int = 1
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def apply(self, data: Sequence[np.ndarray], rough: np.ndarray, threads: int = 1) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Scaled P, q, A, b (B, ...), and the factors of x, y, s, r_x, r_y; ones where an instance is not `rough`."""
         data, batch = [contiguous(a) for a in data], len(rough)
         scaled = [np.empty((batch, width)) for width in self.widths]
         factors = [np.empty((batch, width)) for width in (self.n, self.m, self.m, self.n, self.m)]
         rough = np.ascontiguousarray(rough, np.bool_)
-        self.call(
-            "lc_scaling_apply", batch, pointers(data), strides(data), address(rough), pointers(scaled), pointers(factors), threads
-        )
+        self.call("lc_scaling_apply", batch, pointers(data), strides(data), address(rough), pointers(scaled), pointers(factors), threads)
         return scaled, factors

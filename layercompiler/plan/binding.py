@@ -68,9 +68,9 @@ class Binding:
         views = [memory[at : at + rows * width].reshape(rows, width) for at, rows, width in room.shapes]
         if active is None:
             return Unreduced(self.elimination, Data(*views)), rough
-        _, _, _, A, b, entries, beta, linear, diagonal, *ends, weight = views
+        _, _, _, A, b, entries, beta, linear, diagonal, P_new, q_new, d_new, weight = views
         weights = kernels.Weights(entries, weight, diagonal, beta, linear)
-        return CompiledReduction(self.elimination, active, Data(*ends, A, b), weights, threads), rough
+        return CompiledReduction(self.elimination, active, Data(P_new, q_new, d_new, A, b), weights, threads), rough
 
     def _room(self, wide: tuple[bool, ...], count: int) -> _Room:
         """How one batch is laid out, for which channels vary within it."""
@@ -158,9 +158,7 @@ class Binding:
         if len(bad):
             skip = np.zeros(len(adjoint.x), bool)
             skip[bad] = True
-        return self.pullback(
-            *(adjoint.x, adjoint.y, adjoint.u, adjoint.t), value=adjoint.value, skip=skip, shared=shared, threads=threads
-        )
+        return self.pullback(*(adjoint.x, adjoint.y, adjoint.u, adjoint.t), value=adjoint.value, skip=skip, shared=shared, threads=threads)
 
 
 @dataclass(frozen=True)
@@ -185,9 +183,7 @@ class _Room:
 class CompiledReduction(Reduction):
     """`Reduction` by the kernels."""
 
-    def __init__(
-        self, plan: Elimination, substitution: kernels.Substitution, data: Data, weights: kernels.Weights, threads: int
-    ) -> None:
+    def __init__(self, plan: Elimination, substitution: kernels.Substitution, data: Data, weights: kernels.Weights, threads: int) -> None:
         self.plan, self.data = plan, data
         self._substitution, self._weights, self._threads = substitution, weights, threads
         held = (weights.beta, weights.linear, weights.entries, weights.diagonal, weights.w)

@@ -19,9 +19,10 @@ from layercompiler.derivatives.products import Products
 from layercompiler.derivatives.residual_map import Point
 from layercompiler.derivatives.scaling import Scaling
 from layercompiler.derivatives.system import Linearization
-from layercompiler.errors import DerivativeError, ShapeError, SolveError
+from layercompiler.errors import DerivativeError, ShapeError
 from layercompiler.plan.arguments import Values
 from layercompiler.plan.chain import Chain
+from layercompiler.plan.failure import failure
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.programs.presolve import Reduction
 from layercompiler.status import Info, Solution, Status
@@ -109,10 +110,10 @@ class Evaluation:
         """Flat values (count, size) of one output, NaN where the instance failed; `raw` is its part of the point, where it is known."""
         with np.errstate(all="ignore"):
             if output.source == "value":
-                raw = output.sign * self._objective()[:, None]
-            elif raw is None:
-                raw = output.pick(self.x if output.source == "primal" else self.y)
-            flat = np.exp(raw) if output.exponential else raw
+                flat = output.sign * self._objective()[:, None]
+            else:
+                flat = output.pick(self.x if output.source == "primal" else self.y) if raw is None else raw
+            flat = np.exp(flat) if output.exponential else flat
         if len(self.bad):
             flat = np.array(flat)
             flat[self.bad] = np.nan
@@ -436,36 +437,6 @@ class _Tangent:
     def output(self, output: Any, value: np.ndarray) -> np.ndarray:
         """Tangent of an output."""
         return value * self.raw(output) if output.exponential else self.raw(output)
-
-
-_WORDS = {
-    Status.PRIMAL_INFEASIBLE: "infeasible",
-    Status.DUAL_INFEASIBLE: "unbounded",
-    Status.ITERATION_LIMIT: "iteration limit",
-    Status.TIME_LIMIT: "time limit",
-    Status.INACCURATE: "inaccurate",
-    Status.NONFINITE_INPUT: "NaN or infinite input",
-    Status.FAILED: "failed",
-}
-
-
-def failure(status: np.ndarray, batch: tuple[int, ...], solution: Solution | None) -> SolveError:
-    """The error that names the failed instances and their statuses."""
-    flat = status.reshape(-1)
-    bad = np.flatnonzero(flat != Status.SOLVED)
-    indices = tuple(tuple(int(j) for j in np.unravel_index(i, batch)) if batch else () for i in bad)
-    shown = "; ".join(
-        f"{'instance ' + str(index[0] if len(index) == 1 else index) if index else 'the instance'}: {Status(int(flat[i])).message}"
-        for index, i in list(zip(indices, bad, strict=True))[:8]
-    )
-    words = sorted({_WORDS.get(Status(int(flat[i])), "not solved") for i in bad})
-    return SolveError(
-        f"{len(bad)} of {len(flat)} instances not solved ({', '.join(words)})",
-        where=shown + ("; ..." if len(bad) > 8 else ""),
-        mend="the exception's `.solution` holds all results; export with on_error='flag' to go on without the failed ones",
-        solution=solution,
-        indices=indices,
-    )
 
 
 def _or_zero(a: np.ndarray | None) -> np.ndarray | float:
