@@ -3,8 +3,8 @@
     python benchmarks/discrete.py [maps] [grid] [overhead] [spo] [regret] [cosine]
 
 Peers that are not installed are left out (pip install pyepo pyscipopt gurobipy; never ortools, which breaks HiGHS in the same
-process). torch-imle is not on PyPI: point TORCH_IMLE at a checkout, or the grid row compares with the same formula over a plain
-Dijkstra loop.
+process). torch-imle is not on PyPI: point TORCH_IMLE at a checkout (also its `solvers`), or the grid row compares with the same
+formula over a plain Dijkstra loop.
 """
 
 import heapq
@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import time
+import types
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -207,18 +208,21 @@ def grid():
     where = os.environ.get("TORCH_IMLE")
     if where:
         sys.path.insert(0, where)
+        sys.modules.setdefault("ray", types.ModuleType("ray"))  # its solvers import ray, and a loop over one of them does not use it
         from imle.noise import SumOfGammaNoiseDistribution
         from imle.target import TargetDistribution
         from imle.wrapper import imle
+        from solvers.dijkstra import get_solver
 
-        noise, label = SumOfGammaNoiseDistribution(k, 100), "torch-imle (checkout) over a Dijkstra loop"
+        solver, noise, label = get_solver("8-grid"), SumOfGammaNoiseDistribution(k, 100), "torch-imle with its own Dijkstra"
     else:
         from layercompiler.torch.imle import TargetDistribution, imle
 
-        noise, label = GammaLoop(k, 100), "torch-imle's formula, gammas drawn one by one, over a Dijkstra loop (no checkout given)"
+        label = "torch-imle's formula, gammas drawn one by one, over a plain Dijkstra loop (no checkout given)"
+        solver, noise = dijkstra, GammaLoop(k, 100)
 
     def loop(theta):
-        return torch.tensor(np.stack([dijkstra(np.maximum(-u, 1e-6)) for u in theta.detach().numpy()]))
+        return torch.tensor(np.stack([solver(np.maximum(-u, 1e-6)) for u in theta.detach().numpy()]))
 
     peer = imle(loop, target_distribution=TargetDistribution(1.0, 10.0), noise_distribution=noise, nb_samples=10)
     estimator = lc.IMLE(samples=10, step=10.0, scaling="torch-imle", difference="forward", output="all", noise=lc.noise.SumOfGamma(k, 100))

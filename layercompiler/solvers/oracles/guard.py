@@ -102,7 +102,11 @@ def _store(found: Any, rows: np.ndarray, shape: tuple[int, ...], answers: Answer
             mend="return an array with one solution per instance, of the shape of the costs",
         )
     x = x.reshape(len(rows), -1)
+    place = slice(None) if len(rows) == len(answers.x) else rows
     good = np.isfinite(x).all(axis=1)
+    if good.all():
+        answers.x[place], answers.status[place] = x, Status.SOLVED
+        return
     answers.x[rows] = np.where(good[:, None], x, np.nan)
     answers.status[rows] = np.where(good, Status.SOLVED, Status.FAILED)
     for i in rows[~good]:
