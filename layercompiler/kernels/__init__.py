@@ -2,6 +2,7 @@
 
 from layercompiler.kernels.conic import Conic, ConicSolution
 from layercompiler.kernels.dense_qp import DenseFactors, DenseQP, DenseSolution, operations
+from layercompiler.kernels.grid import grid_paths
 from layercompiler.kernels.layout import cone_list
 from layercompiler.kernels.ldl import LDL, Factor
 from layercompiler.kernels.library import address, available, instruction_set, peak_rate
@@ -36,6 +37,7 @@ __all__ = [
     "cone_list",
     "contiguous",
     "flags",
+    "grid_paths",
     "instruction_set",
     "longs",
     "operations",

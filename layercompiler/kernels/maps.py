@@ -165,9 +165,8 @@ class Gather(Handle):
         if any(
             s is not None and (s.ndim != 2 or s.shape[1] != k or len(s) not in (1, batch)) for s, k in zip(held, self.sources, strict=True)
         ):
-            raise ShapeError(
-                "wrong source", where="Gather", expected=f"(1 or {batch}, {self.sources})", got=str([None if s is None else s.shape for s in held])
-            )
+            shapes = [None if s is None else s.shape for s in held]
+            raise ShapeError("wrong source", where="Gather", expected=f"(1 or {batch}, {self.sources})", got=str(shapes))
         wide = [s is not None and len(s) > 1 for s in held]
         own = [whole or any([wide[k] for k in reads]) for reads in self.reads]
         out = [np.empty((batch if o else min(batch, 1), size)) for o, size in zip(own, self.sizes, strict=True)]
