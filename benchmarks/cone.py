@@ -342,7 +342,7 @@ def engine_page(results, batches, moreaus):
         "### The lanes engine",
         "",
         "Forward over Clarabel is over the same layer with solver='clarabel', as chosen, and in brackets with the engine forced by",
-        "solver='lanes'. Backward over forward: as forced / as chosen. The last columns are of the largest batch: largest relative residual",
+        "solver='lanes'. Backward over forward: as forced / as chosen. The last columns are of the largest batch: largest residual",
         "of a solved instance, and how many were not solved (as chosen / as forced).",
         "",
     ]
