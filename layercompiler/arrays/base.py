@@ -237,7 +237,7 @@ class Arrays(ABC):
         """
 
     def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any, Any]:
-        """(g, c, f(*args), tape) with g(*args, *c) = f(*args): c are tensors beyond its arguments that f uses and derivatives may be asked of.
+        """(g, c, f(*args), tape), g(*args, *c) = f(*args): c are tensors beyond its arguments that f uses and derivatives may be asked of.
 
         Where a framework differentiates such tensors by itself, c is empty and g is f. The value is a constant. `tape` is None, or keeps
         this evaluation for products with the derivatives of f at args (`arrays.torch_implicit.Tape`).

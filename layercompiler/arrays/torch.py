@@ -28,13 +28,16 @@ class Torch(Arrays):
     ones_like = staticmethod(torch.ones_like)
     isfinite = staticmethod(torch.isfinite)
     where = staticmethod(torch.where)
-    zero = 0  # loops run eagerly
 
     def max(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
         return torch.amax(x, () if axis is None else axis, keepdim=keepdims)
 
     def sum(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
         return torch.sum(x, axis, keepdim=keepdims)
+
+    @property
+    def zero(self) -> int:
+        return 0  # loops run eagerly
 
     def any(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
         return torch.any(x) if axis is None else torch.any(x, axis, keepdim=keepdims)

@@ -68,9 +68,7 @@ class _Implicit(torch.autograd.Function):
         with forward_ad._set_fwd_grad_enabled(True):  # torch turns it off here, and forward over forward would be silently wrong
             y, *args = (forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors)  # tangents of outer levels stay
             at = [i for i, t in enumerate(moving) if t is not None and args[i].is_floating_point()]
-            _, change, *_ = torch.func.jvp(
-                lambda *some: ctx.rule.residual(y, *_placed(args, at, some)), tuple(args[i] for i in at), tuple(moving[i] for i in at)
-            )
+            change = _along(lambda *some: ctx.rule.residual(y, *_placed(args, at, some)), [args[i] for i in at], [moving[i] for i in at])
             return ctx.rule.solve(ctx.xp, y, tuple(args), -change, False)
 
     @staticmethod
@@ -86,7 +84,7 @@ class _Implicit(torch.autograd.Function):
 
 
 class _Taped(torch.autograd.Function):
-    """As `_Implicit` where the residual's evaluation is on tape, so that no transformation of torch.func is around: first derivatives by it.
+    """As `_Implicit` where the residual's evaluation is on tape, and so no transformation of torch.func around: first derivatives by it.
 
     In the older form of `forward`, which costs half of the newer one.
     """
@@ -111,6 +109,24 @@ class _Taped(torch.autograd.Function):
             for i, grad in zip(wanted, ctx.rule.tape.pull(-u, wanted), strict=True):
                 grads[first + i] = grad
         return tuple(grads)
+
+
+def _along(f: Callable[..., Any], args: list[Any], tangents: list[Any]) -> Any:
+    """The derivative of f along tangents."""
+    if torch._C._are_functorch_transforms_active():
+        # clones: torch makes no dual of an expanded tensor, which vmap leaves
+        return torch.func.jvp(f, tuple(a.clone() for a in args), tuple(tangents))[1]
+    # Dual levels do not nest: the pullback of the pullback instead.
+    recording = torch.is_grad_enabled() and any(a.requires_grad for a in (*args, *tangents))
+    with torch.enable_grad():
+        args = [a if a.requires_grad else a.detach().requires_grad_() for a in args]
+        value = f(*args)
+        c = torch.zeros_like(value, requires_grad=True)
+        pulled = torch.autograd.grad(value, args, c, create_graph=True, allow_unused=True)
+        some = [(p, t) for p, t in zip(pulled, tangents, strict=True) if p is not None and p.requires_grad]
+        if not some:
+            return torch.zeros_like(value)
+        return torch.autograd.grad([p for p, _ in some], c, [t for _, t in some], create_graph=recording)[0]
 
 
 def _placed(args: Any, at: list[int], some: Any) -> list[Any]:
@@ -202,8 +218,7 @@ class _TransformationError(Exception):
 
 def _level() -> int:
     """The level of the innermost torch.func transformation that is running; 0 outside of all."""
-    top = _functorch.peek_interpreter_stack()
-    return 0 if top is None else top.level()
+    return _functorch.maybe_current_level() or 0
 
 
 class _Replace(TorchFunctionMode):

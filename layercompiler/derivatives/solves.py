@@ -134,8 +134,8 @@ class Neumann(LinearSolve):
     """The Neumann series sum_k (I - A)^k b, which converges for A = I - dT/dy with a contraction T.
 
     Args:
-        terms: Number of terms of a truncated series, approximate on purpose (its residual is not checked); 1 is the "Jacobian-free" backward
-            pass. None to sum until it converges, with BiCGSTAB for what is left of a series that converges slowly.
+        terms: Number of terms of a truncated series, approximate on purpose (its residual is not checked); 1 is the "Jacobian-free"
+            backward pass. None to sum until it converges, with BiCGSTAB for what is left of a series that converges slowly.
         tol: Relative residual to reach without `terms`; None for as far as the precision allows.
     """
 
