@@ -25,7 +25,7 @@ from layercompiler.plan.ambiguity import ambiguity
 from layercompiler.plan.closest import ClosestEvaluation
 from layercompiler.plan.compiled import CompiledProblem
 from layercompiler.plan.evaluation import Bound, Evaluation
-from layercompiler.plan.matrices import Matrices, MatrixEvaluation
+from layercompiler.plan.matrices import Call, Matrices, MatrixEvaluation
 from layercompiler.plan.search import Search, certified
 from layercompiler.plan.smoothed import smoothed
 from layercompiler.programs.cone import ConeProgram, Data, Structure
@@ -121,9 +121,8 @@ class DenseProblem(CompiledProblem):
         found = None
         if self.matrices is not None and quick is not None and free and warm_start is None:
             found = self.matrices.kernel.solve(*quick.operands, threads=threads)
-            if not found.status.any() and not (found.reach > SINGULAR).any():
-                facts = self._facts(_answer(found), quick.batch, began)
-                return smoothed(MatrixEvaluation(self, self.matrices, arrays, quick, found, facts, threads), options)
+            if not found.troubles:
+                return smoothed(self.matrix_evaluation(arrays, quick, found, threads, began), options)
         values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error != "flag")
         bound = Bound.of(self, values)
         answer = self._solve(bound, values, options, self._start(warm_start, values), free, threads, found)
@@ -148,6 +147,14 @@ class DenseProblem(CompiledProblem):
         if self.on_error != "flag" and not info.ok.all():
             evaluation.raise_failures()
         return smoothed(evaluation, options)
+
+    def matrix_evaluation(
+        self, arrays: Sequence[Any], call: Call, found: DenseSolution, threads: int, began: float | None = None
+    ) -> MatrixEvaluation:
+        """The evaluation of a program written as matrices of which every instance is solved."""
+        assert self.matrices is not None
+        info = self._facts(_answer(found), call.batch, time.perf_counter() if began is None else began)
+        return MatrixEvaluation(self, self.matrices, arrays, call, found, info, threads)
 
     def restore(self, arrays: Sequence[Any], z: np.ndarray, options: Options | None = None) -> Evaluation:
         """See `CompiledProblem.restore`."""
