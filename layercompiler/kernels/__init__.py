@@ -2,6 +2,7 @@
 
 from layercompiler.kernels.conic import Conic, ConicSolution
 from layercompiler.kernels.dense_qp import DenseFactors, DenseQP, DenseSolution, operations
+from layercompiler.kernels.grid import grid_paths
 from layercompiler.kernels.layout import cone_list
 from layercompiler.kernels.ldl import LDL, Factor
 from layercompiler.kernels.library import available, instruction_set, peak_rate
@@ -22,6 +23,7 @@ __all__ = [
     "Simplex",
     "available",
     "cone_list",
+    "grid_paths",
     "instruction_set",
     "operations",
     "peak_rate",

@@ -40,6 +40,7 @@ _PROTOTYPES = {
     "lc_dense_factors_free": (None, [_POINTER]),
     "lc_dense_adjoint": (_INT, [_POINTER] * 11 + [_INT]),
     "lc_factor_solve": (_INT, [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _INT, _REAL, _INT]),
+    "lc_grid_paths": (_INT, [_LONG] * 3 + [_INT] + [_REAL] * 2 + [_POINTER] * 2 + [_TEXT, _INT]),
     "lc_simplex_new": (_POINTER, [_LONG] * 2 + [_POINTER] * 5 + [_LONG, _POINTER, _TEXT, _POINTER]),
     "lc_simplex_free": (None, [_POINTER]),
     "lc_simplex_solve": (_INT, [_POINTER, _LONG] + [_POINTER] * 4 + [_INT, _REAL]),
