@@ -213,7 +213,7 @@ class DenseProblem(CompiledProblem):
             answer.status[part[~certified(self.structure, bound.scaled.take(part), bound.products.take(part), raw)]] = Status.FAILED
 
     def _persist(self, answer: Answer, index: np.ndarray, bound: Bound, threads: int) -> np.ndarray:
-        """Certificates for those of the instances `index` that have no solution, and the kernel's long runs for the others; what is left."""
+        """Certificates for those of the instances `index` without a solution, the kernel's long runs for the others; what is left."""
         if self.closest.affordable:
             data = bound.scaled.take(index)
             least = self.closest.violation(data, threads)

@@ -165,7 +165,8 @@ class _Found:
                 gy = np.zeros((B, m)) if gy is None else gy
                 gy[:, slice(0, p) if name == "y" else slice(p, None)] += part.reshape(B, -1).numpy()
         gx = torch.zeros(B * n, dtype=torch.float64) if gx is None else gx.contiguous()
-        pointers, own, out = list(quick.addresses), [None] * 6, []
+        pointers, out = list(quick.addresses), []
+        own: list[int | None] = [None] * 6
         strides, ends = self.factors.operands.strides, np.empty(B * (n + m + 1))
         for t, lead, want, (_, _, place, _) in zip(theta, self.call.leads, wanted, quick.parameters, strict=True):
             pointers[place] = t.data_ptr()
