@@ -49,9 +49,8 @@ def main():
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=0.5)
     options = parser.parse_args()
-    print(
-        f"{'problem':28s} {'n':>4s} {'m':>4s} {'operations':>12s} {'lanes ms':>9s} {'dense ms':>9s} {'measured':>8s} {'model':>6s}  choice"
-    )
+    heads = f"{'problem':28s} {'n':>4s} {'m':>4s} {'operations':>12s} {'lanes ms':>9s} {'dense ms':>9s}"
+    print(f"{heads} {'measured':>8s} {'model':>6s}  choice")
     for size in stored.SIZES:
         for name in LINEAR:
             if name not in stored.names(size):
@@ -65,9 +64,8 @@ def main():
             flops = kernels.Conic(s.n, (s.P_rows, s.P_cols), (s.A_rows, s.A_cols), cones).flops
             model = dense._LANES * dense._RATE * flops / operations
             choice = "dense" if operations <= dense._TINY or model > 1 else "lanes"
-            print(
-                f"{size + ' ' + name:28s} {s.n:4d} {s.m:4d} {operations:12.0f} {lanes:9.2f} {ours:9.2f} {lanes / ours:8.2f} {model:6.2f}  {choice}"
-            )
+            facts = f"{size + ' ' + name:28s} {s.n:4d} {s.m:4d} {operations:12.0f} {lanes:9.2f} {ours:9.2f}"
+            print(f"{facts} {lanes / ours:8.2f} {model:6.2f}  {choice}")
 
 
 if __name__ == "__main__":
