@@ -168,6 +168,12 @@ class Torch(Arrays):
 
         return Traced(f)
 
+    def spell(self, f: Function, samples: Sequence[Any], inputs: Sequence[Any], graph: Any) -> Any:
+        """See `torch_scalars.spell`."""
+        from layercompiler.arrays.torch_scalars import spell
+
+        return spell(f, samples, inputs, graph)
+
 
 def _grad(value: torch.Tensor, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     if not value.requires_grad:

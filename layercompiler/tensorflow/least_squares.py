@@ -65,8 +65,7 @@ class LeastSquaresLayer:
                     raise DerivativeError("the Hessian is not positive definite at the solution: there is no derivative")
                 g = np.where(good if held is None else good & ~held, g, 0.0)
                 u = np.where(good, factor.solve(g, 2), 0.0)
-                values = tf.constant(result.values)
-                found = p.solver.call("pull", call.shared)(values, tf.constant(u), *call.theta)
+                found = p.solver.pull(result.values, u, call.theta, call.shared)
                 pairs = zip(found, tensors, call.shared, p.program.parameters, strict=True)
                 return [_fold(tf.reshape(f, (*(() if s else batch), *q.shape)), t) for f, t, s, q in pairs]
 

@@ -209,9 +209,8 @@ class _Adjoint:
         g = np.where((self.good & touched)[:, None], g, 0.0)
         if self.held is not None:
             g = np.where(self.held, 0.0, g)
-        u = torch.from_numpy(np.where(self.good[:, None], self.factor.solve(g, 2), 0.0))
-        kind = "difference" if p.options.backward == "dlm" else "pull"
-        found = p.solver.call(kind, call.shared)(torch.from_numpy(self.node.result.values), u, *call.theta)
+        u = np.where(self.good[:, None], self.factor.solve(g, 2), 0.0)
+        found = p.solver.pull(self.node.result.values, u, call.theta, call.shared)
         return [
             _fold(f.reshape((*(() if s else call.batch), *q.shape)), t)
             for f, t, s, q in zip(found, self.theta, call.shared, p.program.parameters, strict=True)

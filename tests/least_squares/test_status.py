@@ -55,32 +55,38 @@ def lies(count, seed):
     for method in ("levenberg_marquardt", "dogleg", "gauss_newton"):
         layer = lc.export(problem, "torch", solver=method, options={"max_iterations": 50}, on_error="flag")
         solution = layer.solve(*theta, init={"x": start})
-        x = torch.nan_to_num(solution.outputs[0]).requires_grad_()
-        r = torch.cat(
-            [
-                torch.einsum("bij,bj->bi", theta[0], x.sin()) - theta[1],
-                theta[2] * (x[:, :2] * x[:, 1:] - 1),
-                x[:, :1] ** 2 * x[:, 1:2] / (1 + x[:, 2:] ** 2),
-            ],
-            dim=1,
-        )
-        (g,) = torch.autograd.grad((r * r).sum() / 2, x)
-        scale = (r.norm(dim=1) + 1.0).detach()
+        x = torch.nan_to_num(solution.outputs[0])
+
+        def residual(x, A, b, c):
+            return torch.cat([A @ x.sin() - b, c * (x[:2] * x[1:] - 1), x[:1] ** 2 * x[1:2] / (1 + x[2:] ** 2)])
+
+        r, J = torch.func.vmap(residual)(x, *theta), torch.func.vmap(torch.func.jacrev(residual))(x, *theta)
+        lengths = (J * J).sum(1).sqrt()
+        noise = 1e-5 * ((lengths * x) ** 2).sum(1).sqrt()  # what cancels in the residual
+        cosine = ((r[:, :, None] * J).sum(1).abs() / lengths.clamp(min=1e-300)).amax(1) / (r.norm(dim=1) + noise + 1e-300)
         called = torch.from_numpy(solution.status == Status.CONVERGED)
-        found.append((int(called.sum()), int((called & (g.abs().amax(1) > 1e-6 * scale * (1 + x.detach().abs().amax(1)))).sum())))
+        found.append((int(called.sum()), int((called & ~(cosine < 1.1e-8)).sum())))
         assert np.isin(solution.status, [Status.CONVERGED, Status.ITERATION_LIMIT, Status.STALLED, Status.FAILED]).all()
     return found
 
 
 def test_no_lies():
-    for converged, wrong in lies(60, 0):
-        assert wrong == 0 and converged > 20
+    for (converged, wrong), least in zip(lies(60, 0), (45, 45, 15), strict=True):
+        assert wrong == 0 and converged > least
 
 
 @pytest.mark.slow
 def test_no_lies_on_a_thousand_problems():
-    for converged, wrong in lies(1000, 1):
-        assert wrong == 0 and converged > 400
+    for (converged, wrong), least in zip(lies(1000, 1), (800, 850, 300), strict=True):  # plain Gauss-Newton fails from far away
+        assert wrong == 0 and converged > least
+
+
+def test_columns_that_were_long_on_the_way_do_not_hide_a_gradient():
+    y = torch.tensor(curves(300, 0.3))
+    solution = lc.export(curve_fit(), "torch", solver="gauss_newton", on_error="flag").solve(y)
+    ok = solution.info.ok
+    _, cosine = gradient(solution.outputs[0].numpy()[ok], y.numpy()[ok])
+    assert 200 < ok.sum() < 300 and cosine.max() < 1e-8
 
 
 def test_a_bad_instance_leaves_the_others_alone():

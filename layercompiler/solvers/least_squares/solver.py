@@ -16,6 +16,7 @@ from layercompiler.solvers.least_squares import descent
 from layercompiler.solvers.least_squares.descent import RUNNING, Instances, State
 from layercompiler.solvers.least_squares.evaluation import Evaluation, Point, stages
 from layercompiler.solvers.least_squares.linear import Normal, normal
+from layercompiler.solvers.least_squares.native import Native, UnsupportedError
 from layercompiler.solvers.least_squares.options import LeastSquaresOptions
 from layercompiler.solvers.least_squares.structure import Structure
 from layercompiler.status import Status
@@ -69,9 +70,20 @@ class Solver:
         self._traced: dict[Any, Callable[..., Any]] = {}
 
     @cached_property
+    def native(self) -> Native | None:
+        """The compiled evaluation, where the program has one."""
+        if not self.options.trace or any(b.jacobian is not None for b in self.program.blocks):
+            return None
+        try:
+            return Native(self.evaluation)
+        except UnsupportedError:
+            return None
+
+    @cached_property
     def normal(self) -> Normal:
         """The linear solve of the host."""
-        return normal(self.structure, self.options.linear if self.options.linear in ("lanes", "plain") else "auto")
+        names = self.options.eliminate
+        return normal(self.structure, self.options.linear, (names,) if isinstance(names, str) else names)
 
     def call(self, kind: str, shared: tuple[bool, ...]) -> Callable[..., Any]:
         """A function of the evaluation as one of flat arrays, traced."""
@@ -91,21 +103,32 @@ class Solver:
         return found
 
     def instances(self, theta: Sequence[Any], shared: tuple[bool, ...], widen: float = 1.0) -> Instances:
-        """Functions of numpy arrays around those of the framework."""
+        """Functions of numpy arrays: compiled ones, or around those of the framework."""
+        native, host = self.native, arrays.get("numpy")
+
+        def solve(entries: np.ndarray, diagonal: np.ndarray, rhs: np.ndarray, refine: int) -> tuple[np.ndarray, np.ndarray]:
+            factor = self.normal.factor(entries, diagonal)
+            return factor.solve(rhs, refine), factor.pivots
+
+        if native is not None:
+            inputs, steps = native.arrays(theta, shared, widen)
+            return Instances(
+                host,
+                lambda v: native.evaluate(v, inputs, steps),
+                lambda v: native.hessian(v, inputs, steps),
+                lambda v, s: self.evaluation.retract(v, s, host),
+                solve,
+                self.structure,
+            )
         xp, e = self.xp, self.evaluation
         kind, extra = ("linearize", ()) if widen == 1.0 else ("widened", (xp.new(widen),))
         linearize, second = self.call(kind, shared), self.call("hessian", shared)
-        host = arrays.get("numpy")
 
         def evaluate(values: np.ndarray) -> Point:
             return Point(*(xp.numpy(a) for a in linearize(xp.new(values), *extra, *theta)))
 
         def hessian(values: np.ndarray) -> np.ndarray:
             return xp.numpy(second(xp.new(values), *theta))
-
-        def solve(entries: np.ndarray, diagonal: np.ndarray, rhs: np.ndarray, refine: int) -> tuple[np.ndarray, np.ndarray]:
-            factor = self.normal.factor(entries, diagonal)
-            return factor.solve(rhs, refine), factor.pivots
 
         return Instances(host, evaluate, hessian, lambda v, s: e.retract(v, s, host), solve, self.structure)
 
@@ -122,10 +145,12 @@ class Solver:
                 returns True.
         """
         options = self.options
+        if not len(values):
+            empty = np.zeros(0)
+            return Result(values, np.zeros(0, np.int8), empty, empty, empty, np.zeros(0, int))
+        if self.whole and callback is None:
+            return self._compiled(values, theta, shared)
         with np.errstate(all="ignore"):
-            if not len(values):
-                empty = np.zeros(0)
-                return Result(values, np.zeros(0, np.int8), empty, empty, empty, np.zeros(0, int))
             history: list[np.ndarray] | None = [] if callback is not None else None
             for widen in stages(self.program)[:-1]:
                 instances = self.instances(theta, shared, widen)
@@ -153,6 +178,28 @@ class Solver:
         largest = np.abs(gradient).max(axis=1, initial=0.0)
         past = None if not history else np.stack(history)
         return Result(state.values, status.astype(np.int8), measure, largest, state.cost, state.iterations, refinements, past)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether solves run in compiled code from start to end."""
+        easy = self.structure.bounds is None and len(stages(self.program)) == 1 and self.structure.n > 0
+        return easy and self.method != "dogleg" and self.options.linear in ("auto", "lanes") and self.native is not None
+
+    def _compiled(self, values: np.ndarray, theta: Sequence[Any], shared: tuple[bool, ...]) -> Result:
+        assert self.native is not None
+        o, (inputs, steps) = self.options, self.native.arrays(theta, shared)
+        found = self.native.descent.solve(
+            values, inputs, steps, o.tolerance, o.damping, o.max_iterations, o.adaptive, o.ellipsoidal, o.polish,
+            self.method == "gauss_newton",
+        )  # fmt: skip
+        return Result(*found)
+
+    def pull(self, values: np.ndarray, u: np.ndarray, theta: Sequence[Any], shared: tuple[bool, ...]) -> Sequence[Any]:
+        """Gradients in theta, in the framework's arrays; see the function `pull`."""
+        if self.native is not None and self.options.backward != "dlm":
+            return [self.xp.new(g) for g in self.native.pull(values, u, *self.native.arrays(theta, shared))]
+        kind = "difference" if self.options.backward == "dlm" else "pull"
+        return self.call(kind, shared)(self.xp.new(values), self.xp.new(u), *theta)
 
     def _check(self, state: State, theta: Any, shared: Any) -> None:
         """Hold the gradient of given Jacobians to that of automatic derivatives: the status is no better than the gradient is.
