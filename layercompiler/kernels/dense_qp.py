@@ -83,7 +83,7 @@ class DenseQP:
         self._handle = None
         self.n, self.equalities, self.inequalities = int(n), int(equalities), int(inequalities)
         self.rows = self.equalities + self.inequalities
-        self.patterns = tuple(None if k is None else tuple(np.ascontiguousarray(i, np.int32) for i in k) for k in (Q, A, G))
+        self.patterns = tuple(None if k is None else tuple(_small(i) for i in k) for k in (Q, A, G))
         self.isa = library.instruction_set(isa)
         self._library, at = library.require(), library.address
         arguments: list[Any] = []
@@ -184,6 +184,14 @@ def operations(n: int, equalities: int, inequalities: int) -> float:
     if m <= 2 * n:
         return n**3 / 3 + n * n * (m + p) + n * (m + p) ** 2 + 8 * (m**3 / 3 + 10 * m * m) + 8 * n * (n + m + p)
     return 14 * (n**3 / 3 + n * n * (m + p) + 8 * n * (n + m + p))
+
+
+def _small(index: Any) -> np.ndarray:
+    """Indices as the kernel reads them; one that does not fit is out of range, not another one."""
+    found = np.asarray(index)
+    if found.ndim != 1 or (found.size and (found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**31)):
+        raise BuildError("an index is out of range", where="DenseQP")
+    return np.ascontiguousarray(found, np.int32)
 
 
 def _rebuild(n: int, equalities: int, inequalities: int, patterns: Sequence[Pattern]) -> DenseQP:

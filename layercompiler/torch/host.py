@@ -83,7 +83,7 @@ def _evaluation(bound: Bound, theta: Sequence[Tensor], z: Tensor) -> Any:
     trace = _recall(z)
     if trace is not None and trace.shapes == [t.shape for t in theta]:
         return trace.evaluation
-    return bound.compiled.restore([_array(t) for t in theta], _array(z))
+    return bound.compiled.restore([_array(t) for t in theta], _array(z), bound.options)
 
 
 def solve(theta: Sequence[Tensor], warm: Tensor | None, dtypes: str, bound: Bound) -> list[Tensor]:
