@@ -40,8 +40,9 @@ class LeastSquaresLayer(torch.nn.Module):
         ([2.0, -1.0], 0.0)
 
     Differentiability:
-        First order, reverse mode, with respect to every parameter; a start has the derivative zero. Second derivatives and forward
-        mode raise; the jax layer has them.
+        Reverse mode to any order, with respect to every parameter; a start has the derivative zero. The first order is a solve with the
+        factors of the Hessian; under create_graph the derivative rule takes over, which is dense. Forward mode and torch.func raise; the
+        jax layer has them.
         By default exact ("implicit"): at a converged point with a positive definite Hessian. Where the Hessian is not definite, a
         layer that raises does so when a gradient is asked for, and one that flags makes the outputs NaN with a zero gradient.
 
@@ -170,14 +171,16 @@ class _Solve(torch.autograd.Function):
             adjoint.flag(output)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
         theta = ctx.saved_tensors
         if gradient is None:
             return None, *(None for _ in theta)
         if not hasattr(ctx, "adjoint"):
             ctx.adjoint = _Adjoint(ctx.node, theta)
-        return None, *ctx.adjoint.pull(gradient)
+        if torch.is_grad_enabled():  # create_graph: the derivative is to be differentiated
+            return None, *ctx.adjoint.differentiable(gradient, theta)
+        with torch.no_grad():
+            return None, *ctx.adjoint.pull(gradient)
 
 
 class _Adjoint:
@@ -215,6 +218,24 @@ class _Adjoint:
             _fold(f.reshape((*(() if s else call.batch), *q.shape)), t)
             for f, t, s, q in zip(found, self.theta, call.shared, p.program.parameters, strict=True)
         ]
+
+    def differentiable(self, gradient: Tensor, theta: tuple[Tensor, ...]) -> list[Tensor | None]:
+        """`pull` as a function of both with derivatives of its own, by the derivative rule at the solution."""
+        p, node = self.prepared, self.node
+        if p.options.backward != "implicit":
+            raise UnsupportedTransformError(f"backward='{p.options.backward}' has no second derivatives", expected="'implicit'")
+        if not self.good.all():
+            self.check(np.ones(len(self.good), bool))
+            raise DerivativeError(
+                "second derivatives need every instance of the batch",
+                got=f"{int((~self.good).sum())} instances without a derivative",
+                mend="leave those instances out of the batch",
+            )
+        values = torch.from_numpy(node.result.values).reshape(*node.batch, -1)
+        moving = [t for t in theta if t.requires_grad]
+        flat = p.attached(values, p.aligned(theta, node.batch), "raise")
+        found = iter(torch.autograd.grad(flat, moving, gradient, create_graph=True, allow_unused=True))
+        return [next(found) if t.requires_grad else None for t in theta]
 
     def check(self, touched: np.ndarray) -> None:
         bad = touched & ~self.good

@@ -67,7 +67,10 @@ class Evaluation:
         """(B,) the objective."""
         costs = []
         for s in self.structure.blocks:
-            one = lambda *inputs, b=s.block: cost_of(self.xp, b, self._weighted(b, inputs), self.radius(b, inputs, 1.0))  # noqa: E731
+
+            def one(*inputs: Any, b: Block = s.block) -> Any:
+                return cost_of(self.xp, b, self._weighted(b, inputs), self.radius(b, inputs, 1.0), self.mass(b, inputs))
+
             cost = self._map(one, s.block, values, theta, shared)
             costs.append(cost if s.block.count is None else self.xp.sum(cost, axis=-1))
         return sum(costs[1:]) + costs[0]
@@ -112,9 +115,9 @@ class Evaluation:
         def one(*inputs: Any) -> Any:
             r, J = self._dense(s, inputs) if isinstance(s, Dense) else self._colored(s, inputs)
             c = self.radius(block, inputs, widen)
-            cost = cost_of(xp, block, r, c)
-            if block.robust is not None:
-                root = xp.sqrt(block.robust.slope(xp, r * r if block.separable else xp.sum(r * r), c))
+            cost = cost_of(xp, block, r, c, self.mass(block, inputs))
+            root = root_of(xp, block, r, c, self.mass(block, inputs))
+            if root is not None:
                 r = root * r
                 J = J * (
                     self._pick(root, s.rows) if isinstance(s, Sparse) and block.separable else root[:, None] if block.separable else root
@@ -175,7 +178,9 @@ class Evaluation:
             # The derivative along one tangent of the gradient along all: at a stationary point the Hessian of every chart.
             def gradient(d: Any) -> Any:
                 at = self._local(block, (*self._shifted(block, variables, d), *rest))
-                return xp.grad(lambda e: cost_of(xp, block, at(e), self.radius(block, inputs, 1.0)))(xp.zeros_like(d))
+                return xp.grad(lambda e: cost_of(xp, block, at(e), self.radius(block, inputs, 1.0), self.mass(block, inputs)))(
+                    xp.zeros_like(d)
+                )
 
             zero = self._zero(inputs, s.cols.shape[1] if isinstance(s, Dense) else len(s.colors))
             if isinstance(s, Dense):
@@ -231,6 +236,10 @@ class Evaluation:
         c = inputs[-1] * inputs[-1]
         return c * widen if isinstance(block.robust, GemanMcClure) and block.robust.graduated else c
 
+    def mass(self, block: Block, inputs: Any) -> Any:
+        """What multiplies the losses of the rows, or None."""
+        return None if block.mass is None else inputs[-1 if block.radius is None else -2]
+
     def cut(self, block: Block, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
         """Inputs as (variables, arguments, weight and radius)."""
         a, b = len(block.on), len(block.on) + len(block.arguments)
@@ -259,8 +268,7 @@ class Evaluation:
             inputs.append(x)
             batched.append(0)
             mapped.append(None if index is None else 0)
-        extra = [block.weight.argument] if block.weight is not None else []
-        for argument in [*block.arguments, *extra, *([block.radius] if block.radius is not None else [])]:
+        for argument in (*block.arguments, *block.extra):
             inputs.append(self._argument(argument, values, theta))
             batched.append(None if argument.parameter is None or shared[argument.parameter] else 0)
             mapped.append(0 if argument.mapped else None)
@@ -346,13 +354,21 @@ class Evaluation:
         return xp.concat(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
-def cost_of(xp: Any, block: Block, r: Any, c: Any) -> Any:
+def cost_of(xp: Any, block: Block, r: Any, c: Any, mass: Any = None) -> Any:
     """Half the (robust) square of a weighted residual."""
-    if block.robust is None:
-        return xp.sum(r * r) / 2
     if block.separable:
-        return xp.sum(block.robust.rho(xp, r * r, c)) / 2
-    return block.robust.rho(xp, xp.sum(r * r), c) / 2
+        loss = r * r if block.robust is None else block.robust.rho(xp, r * r, c)
+        return xp.sum(loss if mass is None else mass * loss) / 2
+    square = xp.sum(r * r)
+    return (square if block.robust is None else block.robust.rho(xp, square, c)) / 2
+
+
+def root_of(xp: Any, block: Block, r: Any, c: Any, mass: Any = None) -> Any:
+    """What multiplies residual and Jacobian in a Gauss-Newton step, a number or (m,) where separable; None for 1."""
+    if block.robust is None:
+        return None if mass is None else xp.sqrt(mass)
+    slope = block.robust.slope(xp, r * r if block.separable else xp.sum(r * r), c)
+    return xp.sqrt(slope if mass is None else mass * slope)
 
 
 def stages(program: LeastSquaresProgram) -> list[float]:
@@ -368,4 +384,4 @@ def stages(program: LeastSquaresProgram) -> list[float]:
     return [*out, 1.0]
 
 
-__all__ = ["Evaluation", "Point", "cost_of", "stages"]
+__all__ = ["Evaluation", "Point", "cost_of", "root_of", "stages"]

@@ -18,7 +18,7 @@ from layercompiler.kernels.tape import Descent, Slot, Tape
 from layercompiler.programs.least_squares import Argument, Block, columns
 from layercompiler.programs.robust import GemanMcClure
 from layercompiler.solvers.least_squares.descent import coordinates
-from layercompiler.solvers.least_squares.evaluation import Evaluation, Point, cost_of
+from layercompiler.solvers.least_squares.evaluation import Evaluation, Point, cost_of, root_of
 
 VALUES, STEP, WIDEN, THETA = range(4)  # arrays that tapes read: values (B, ambient), a step (B, n), widening (1,), parameters, constants
 COST, ENERGY, GRADIENT, ENTRIES = range(4)
@@ -153,8 +153,7 @@ class _Spelled:
         self.held: dict[int, int] = {}  # constants among the arrays of the program
         e, xp, graph = native.evaluation, native.evaluation.xp, self.graph
         self.columns = native.position[columns(native.program, block)]
-        extra = [block.weight.argument] if block.weight is not None else []
-        self.extra: list[Argument] = [*block.arguments, *extra, *([block.radius] if block.radius is not None else [])]
+        self.extra: tuple[Argument, ...] = (*block.arguments, *block.extra)
         self.graded = isinstance(block.robust, GemanMcClure) and block.robust.graduated
         rng = np.random.default_rng(0)
         samples, inputs, self.ambient = [], [], []
@@ -184,15 +183,14 @@ class _Spelled:
             variables, arguments, weights = e.cut(block, given)
             r = e.weigh(block, block.residual(xp, *variables, *arguments), weights)
             c = e.radius(block, given, widen)
-            if block.robust is None:
-                return r, cost_of(xp, block, r, c)
-            return r, cost_of(xp, block, r, c), xp.sqrt(block.robust.slope(xp, r * r if block.separable else xp.sum(r * r), c))
+            cost, root = (f(xp, block, r, c, e.mass(block, given)) for f in (cost_of, root_of))
+            return (r, cost) if root is None else (r, cost, root)
 
         nodes, told = xp.spell(function, samples, inputs, graph)
         self._check(nodes, told, samples, inputs)
         self.rows = [int(k) for k in nodes[0].reshape(-1)]
         self.cost = int(nodes[1].reshape(-1)[0])
-        root = None if block.robust is None else [int(k) for k in nodes[2].reshape(-1)]
+        root = [int(k) for k in nodes[2].reshape(-1)] if len(nodes) > 2 else None
         self.root = root if root is None or block.separable else root * len(self.rows)
         self.seeds = self._tangents()
 

@@ -150,6 +150,7 @@ class Solver:
             return Result(values, np.zeros(0, np.int8), empty, empty, empty, np.zeros(0, int))
         if self.whole and callback is None:
             return self._compiled(values, theta, shared)
+        told = None if callback is None else _Told(callback)
         with np.errstate(all="ignore"):
             history: list[np.ndarray] | None = [] if callback is not None else None
             for widen in stages(self.program)[:-1]:
@@ -162,7 +163,9 @@ class Solver:
             rough = max(ROUGH, options.tolerance) if options.polish else options.tolerance
             refinements = 0
             for target in (rough, options.tolerance) if options.polish else (rough,):
-                state = self._batch(state, theta, shared, target, callback, history)
+                state = self._batch(state, theta, shared, target, told, history)
+                if told is not None and told.stopped:
+                    break
                 if options.polish:
                     state, steps = self._polish(state, theta, shared)
                     refinements += steps
@@ -233,7 +236,7 @@ class Solver:
             whole = state if index is every else State(*(_put(a, index, b) for a, b in zip(whole, state, strict=True)))
             running = np.flatnonzero(state.status == RUNNING)
             if not len(running) or left <= 0:
-                return whole
+                return whole  # also where a callback stopped
             keep = np.concatenate([running, np.flatnonzero(state.status != RUNNING)])[: max(half, len(running))]
             index, state = index[keep], State(*(a[keep] for a in state))
 
@@ -250,7 +253,7 @@ class Solver:
             limit -= 1
             if callback is not None:
                 if callback(int(state.iterations.max()), state.cost, state.measure, state.values):
-                    break
+                    limit = 0
         return state._replace(status=np.where((state.status == RUNNING) & (state.measure <= target), 0, state.status)), limit
 
     def _polish(self, state: State, theta: Any, shared: Any) -> tuple[State, int]:
@@ -281,12 +284,23 @@ class Solver:
         """Factors of the exact (or Gauss-Newton) Hessian at the values, its smallest pivots (B,), and which coordinates a bound holds."""
         with np.errstate(all="ignore"):
             instances = self.instances(theta, shared)
-            point = instances.evaluate(values)
-            held = instances.held(values, point.gradient)
-            entries = instances.hessian(values) if exact else point.entries
-            zero = np.zeros_like(point.gradient)
+            point = None if exact and instances.bounds is None else instances.evaluate(values)
+            held = None if point is None else instances.held(values, point.gradient)
+            entries = instances.hessian(values) if point is None or exact else point.entries
+            zero = np.zeros((len(values), self.structure.n))
             factor = self.normal.factor(instances.masked(entries, held), zero if held is None else np.where(held, 1.0, 0.0))
         return factor, factor.pivots, held
+
+
+class _Told:
+    """A callback that remembers whether it stopped the solve."""
+
+    def __init__(self, callback: Callable[..., Any]) -> None:
+        self.callback, self.stopped = callback, False
+
+    def __call__(self, *told: Any) -> bool:
+        self.stopped = self.stopped or bool(self.callback(*told))
+        return self.stopped
 
 
 def pull(xp: Any, e: Evaluation, values: Any, u: Any, theta: Sequence[Any], shared: Sequence[bool]) -> tuple[Any, ...]:
