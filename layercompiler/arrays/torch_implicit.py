@@ -66,9 +66,7 @@ class _Implicit(torch.autograd.Function):
         with forward_ad._set_fwd_grad_enabled(True):  # torch turns it off here, and forward over forward would be silently wrong
             y, *args = (forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors)  # tangents of outer levels stay
             at = [i for i, t in enumerate(moving) if t is not None and args[i].is_floating_point()]
-            _, change, *_ = torch.func.jvp(
-                lambda *some: ctx.rule.residual(y, *_placed(args, at, some)), tuple(args[i] for i in at), tuple(moving[i] for i in at)
-            )
+            change = _along(lambda *some: ctx.rule.residual(y, *_placed(args, at, some)), [args[i] for i in at], [moving[i] for i in at])
             return ctx.rule.solve(ctx.xp, y, tuple(args), -change, False)
 
     @staticmethod
@@ -81,6 +79,24 @@ class _Implicit(torch.autograd.Function):
         ]
         lanes = tuple(None if axis is None and i not in must else 0 for i, axis in enumerate(axes))
         return _Implicit.apply(xp, rule.mapped(xp, lanes[count:]), count, *moved), 0
+
+
+def _along(f: Callable[..., Any], args: list[Any], tangents: list[Any]) -> Any:
+    """The derivative of f along tangents."""
+    if torch._C._are_functorch_transforms_active():
+        # clones: torch makes no dual of an expanded tensor, which vmap leaves
+        return torch.func.jvp(f, tuple(a.clone() for a in args), tuple(tangents))[1]
+    # Dual levels do not nest: the pullback of the pullback instead.
+    recording = torch.is_grad_enabled() and any(a.requires_grad for a in (*args, *tangents))
+    with torch.enable_grad():
+        args = [a if a.requires_grad else a.detach().requires_grad_() for a in args]
+        value = f(*args)
+        c = torch.zeros_like(value, requires_grad=True)
+        pulled = torch.autograd.grad(value, args, c, create_graph=True, allow_unused=True)
+        some = [(p, t) for p, t in zip(pulled, tangents, strict=True) if p is not None and p.requires_grad]
+        if not some:
+            return torch.zeros_like(value)
+        return torch.autograd.grad([p for p, _ in some], c, [t for _, t in some], create_graph=recording)[0]
 
 
 def _placed(args: Any, at: list[int], some: Any) -> list[Any]:
@@ -129,13 +145,15 @@ class _Watch(TorchFunctionMode):
     def __init__(self, args: Tensors) -> None:
         super().__init__()
         self.recording = torch.is_grad_enabled()
+        self.level = _functorch.maybe_current_level() or 0
         self.made: dict[int, Any] = {id(a): a for a in args}
         self.found: dict[int, torch.Tensor] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in tree_flatten((args, kwargs))[0]:
             if isinstance(leaf, torch.Tensor) and id(leaf) not in self.made and id(leaf) not in self.found:
-                if leaf.is_floating_point() and active(leaf, self.recording):
+                inner = _functorch.maybe_get_level(leaf) > self.level  # a transform inside of the function wrapped it
+                if leaf.is_floating_point() and not inner and active(leaf, self.recording):
                     self.found[id(leaf)] = leaf
         result = function(*args, **(kwargs or {}))
         for leaf in tree_flatten(result)[0]:

@@ -267,6 +267,25 @@ class Prepared:
         flat = e.retract(xp.reshape(values, (-1, e.size)), xp.reshape(delta, (-1, e.structure.n)))
         return xp.reshape(flat, tuple(values.shape))
 
+    def sound(self, good: Any, values: Any, theta: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
+        """Values (batch..., ambient) and parameters (batch..., *shape), where instances that are not `good` (batch..., bool) are copies of
+        one that is: the derivatives of a failed instance are zero, and zero times what is not finite would not be.
+        """
+        xp, batch = self.xp, tuple(good.shape)
+        count = math.prod(batch)
+        number = xp.astype(xp.reshape(good, (count, 1)), values.dtype)
+        first = (number > 0) & (xp.cumulative_sum(number, axis=0) == 1)
+        some = xp.sum(number) > 0
+
+        def mended(a: Any, shape: tuple[int, ...]) -> Any:
+            rows = xp.reshape(xp.broadcast_to(a, (*batch, *shape)), (count, -1))
+            row = xp.stop_gradient(xp.sum(xp.where(first, rows, xp.zeros_like(rows)), axis=0))
+            row = xp.where(some, row, xp.ones_like(row))
+            return xp.reshape(xp.where(number > 0, rows, row), (*batch, *shape))
+
+        pairs = zip(theta, self.program.parameters, strict=True)
+        return mended(values, (values.shape[-1],)), tuple(mended(t, p.shape) for t, p in pairs)
+
     def solve(self, call: Call, callback: Any = None) -> Result:
         """Solve; instances whose numbers are not finite get their own status."""
         finite = np.isfinite(call.start).all(axis=1)

@@ -119,7 +119,6 @@ class CompiledNonlinear:
             ShapeError: An unknown variable or a wrong shape.
         """
         program, host = self.program, arrays.get("numpy")
-        fixed = [np.asarray(xp.numpy(t), dtype=np.float64) for t in theta]
         given: dict[str, np.ndarray] = {}
         for name, value in init.items():
             if name not in program.variables:
@@ -133,8 +132,10 @@ class CompiledNonlinear:
         found: dict[str, np.ndarray] = {}
         for k, (name, graph) in enumerate(zip(program.variables, program.start, strict=True)):
             if name in given:
-                inputs: list[Any] = [None] * len(program.variables) + fixed
-                inputs[k] = given[name]
+                count = len(program.variables)
+                read = graph.inputs()  # seldom a parameter, and a traced one has no numbers
+                inputs: list[Any] = [np.asarray(xp.numpy(t), np.float64) if count + i in read else None for i, t in enumerate(theta)]
+                inputs = [given[name] if i == k else None for i in range(count)] + inputs
                 found[program.inner.variables[k].name] = np.asarray(graph.evaluate(host, inputs)[0])
         return found
 

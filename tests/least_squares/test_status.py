@@ -290,15 +290,6 @@ def test_bounds_hold_and_have_exact_derivatives():
     np.testing.assert_allclose(c.grad, [0.0, 0.5, 0.0], atol=1e-9)
 
 
-def test_transforms_of_torch_are_refused():
-    layer = lc.export(curve_fit(), "torch")
-    y = torch.tensor(curves(2, 0.3))
-    with pytest.raises(UnsupportedTransformError):
-        torch.func.vmap(lambda v: layer(v)[0])(y)
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError):
-        layer(torch.autograd.forward_ad.make_dual(y, y))
-
-
 @pytest.mark.parametrize("backward", ["truncated", "unrolled", "dlm"])
 def test_other_backward_modes_come_near_the_exact_derivative(backward):
     y = torch.tensor(curves(2, 0.02), requires_grad=True)
