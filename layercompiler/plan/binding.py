@@ -163,7 +163,8 @@ class Binding:
         if len(bad):
             skip = np.zeros(len(adjoint.x), bool)
             skip[bad] = True
-        return self.pullback(*(adjoint.x, adjoint.y, adjoint.u, adjoint.t), value=adjoint.value, skip=skip, shared=shared, threads=threads)
+        point = adjoint.x, adjoint.y, adjoint.u, adjoint.t
+        return [*self.pullback(*point, value=adjoint.value, skip=skip, shared=shared, threads=threads)]
 
 
 @dataclass(frozen=True)
