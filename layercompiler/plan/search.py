@@ -17,7 +17,6 @@ from layercompiler.solvers import Engine, Options, Raw, engine
 from layercompiler.solvers.engine import CORES, engine_names
 from layercompiler.status import Status
 
-_ROUGH = 1e-6
 _EXACT = 1e-11  # a refined point this good is final; a worse one is kept while a tighter run is tried
 _RATE = 2e9  # operations a second of a factorisation, taken low
 _LARGE_PSD = 60  # from this order on an interior-point iteration outlasts any time limit
@@ -62,7 +61,7 @@ class Search:
                     mend="use solver='auto'",
                 )
         chosen = first(structure)
-        self.attempts = [(chosen, _ROUGH), (chosen, first.tightest)]
+        self.attempts = [(chosen, chosen.rough), (chosen, first.tightest)]
         for name, tolerance in (("clarabel", 1e-10), ("scs", 1e-9)):
             kind = engine(name)
             if kind is not first and kind.accepts(structure):

@@ -114,6 +114,7 @@ class Engine(ABC):
     cones: ClassVar[frozenset[str]]
     quadratic: ClassVar[bool] = True
     releases_gil: ClassVar[bool] = False
+    rough: float = 1e-6  # tolerance of the first try, which refinement takes to rounding
     tightest: ClassVar[float] = 1e-10  # tolerance of the second try, where refinement did not reach rounding from the first
     package: ClassVar[str] = ""
     extra: ClassVar[str] = ""
