@@ -108,12 +108,13 @@ class Regression:
 
         def newton(theta):
             def step(state):
-                k, w, g = state
-                w = w - jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(H(w, theta)), g)
-                return k + 1, w, F(w, theta)
+                k, w, g, _ = state
+                L = jnp.linalg.cholesky(H(w, theta))
+                w = w - jax.scipy.linalg.cho_solve((L, True), g)
+                return k + 1, w, F(w, theta), L
 
-            start = (0, jnp.zeros(self.p), F(jnp.zeros(self.p), theta))
-            return jax.lax.while_loop(lambda s: (s[0] < 50) & (jnp.linalg.norm(s[2]) >= 1e-10), step, start)[1]
+            start = (0, jnp.zeros(self.p), F(jnp.zeros(self.p), theta), jnp.eye(self.p))
+            return jax.lax.while_loop(lambda s: (s[0] < 50) & (jnp.linalg.norm(s[2]) >= 1e-10), step, start)[1::2]
 
         return F, H, outer, newton
 
@@ -171,9 +172,15 @@ def hypergradients(n, p, repeats):
     forward["torch"] = forward_torch
     jF, _, jouter, jnewton = case.in_jax()
     jtheta = jnp.asarray(case.theta)
+
+    def with_factor(init, t):
+        w, L = jnewton(jax.lax.stop_gradient(t))
+        return attach(arrays.get("jax"), jF, w, (t,), factor=Factor("cholesky", (L,)))
+
     jaxes = {
-        "ours jax, CG, psd": lc.custom_root(jF, solve=lc.linear.CG(), structure=("psd",))(lambda init, t: jnewton(t)),
-        "ours jax, default": lc.custom_root(jF)(lambda init, t: jnewton(t)),
+        "ours jax, factor": with_factor,
+        "ours jax, CG, psd": lc.custom_root(jF, solve=lc.linear.CG(), structure=("psd",))(lambda init, t: jnewton(t)[0]),
+        "ours jax, default": lc.custom_root(jF)(lambda init, t: jnewton(t)[0]),
     }
     try:
         import jaxopt
@@ -185,14 +192,14 @@ def hypergradients(n, p, repeats):
             "jaxopt LU": linear_solve.solve_lu,
         }.items():
             options = {} if solve is None else {"solve": solve}
-            jaxes[name] = jaxopt.implicit_diff.custom_root(jF, **options)(lambda init, t: jnewton(t))
+            jaxes[name] = jaxopt.implicit_diff.custom_root(jF, **options)(lambda init, t: jnewton(t)[0])
     except ImportError as error:
         print(f"    jaxopt: {error}")
     for name, solver in jaxes.items():
         value = jax.jit(jax.grad(lambda t, s=solver: jouter(s(jnp.zeros(p), t))))
         both[name] = lambda value=value: value(jtheta).block_until_ready()
         found[name] = lambda value=value: np.asarray(value(jtheta))
-    only = jax.jit(lambda t: jouter(jnewton(t)))
+    only = jax.jit(lambda t: jouter(jnewton(t)[0]))
     forward["jax"] = lambda: only(jtheta).block_until_ready()
     try:
         import optimistix as optx

@@ -82,6 +82,9 @@ class Jax(Arrays):
     def linear_solve(self, matvec: Function, b: Any, solve: Function) -> Any:
         return jax_implicit.linear_solve(matvec, b, solve)
 
+    def refuse(self, change: Any, message: str, mend: str) -> Any:
+        return jax_implicit.refuse(change, message, mend)
+
     def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any, Any]:
         return jax_implicit.captures(f, args)
 
