@@ -193,5 +193,11 @@ class Torch(Arrays):
 
         return Traced(f)
 
+    def spell(self, f: Function, samples: Sequence[Any], inputs: Sequence[Any], graph: Any) -> Any:
+        """See `torch_scalars.spell`."""
+        from layercompiler.arrays.torch_scalars import spell
+
+        return spell(f, samples, inputs, graph)
+
 
 ARRAYS = Torch(namespace)

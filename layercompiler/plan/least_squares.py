@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 
 from layercompiler import arrays, frameworks
 from layercompiler.derivatives.rule import attach
-from layercompiler.errors import NonFiniteInputError, OptionError, ShapeError, SolveError, UnsupportedTransformError
+from layercompiler.errors import BuildError, MissingDependencyError, NonFiniteInputError, OptionError, ShapeError, SolveError
 from layercompiler.plan.arguments import Arguments
 from layercompiler.programs.least_squares import LeastSquaresProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions, Result, Solver
@@ -338,10 +339,54 @@ def _places(bad: np.ndarray, batch: tuple[int, ...]) -> str:
     return ", ".join(map(str, places[:8])) + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
 
 
-class LeastSquaresLayer:
-    """Numpy has no derivatives, which every step needs: says so."""
+class HostLayer:
+    """A layer of numpy arrays around one of whichever framework is installed, where the derivatives inside come from.
+
+    Args:
+        compiled: What has `to(framework)`.
+        outputs: Names of the outputs.
+    """
+
+    def __init__(self, compiled: Any, outputs: Sequence[str]) -> None:
+        self.compiled, self._outputs = compiled, tuple(outputs)
+        names = [n for n in ("torch", "jax", "tensorflow") if importlib.util.find_spec(n)]
+        if not names:
+            raise MissingDependencyError(
+                "nonlinear least squares needs the derivatives of a framework",
+                mend="pip install 'layercompiler[torch]' (or jax, tensorflow)",
+            )
+        for name in names:
+            try:
+                self._layer, self._xp = compiled.to(name), arrays.get(name)
+                getattr(self._layer, "prepared", None)
+                return
+            except BuildError:  # residuals written in another framework fail at the start values
+                if name == names[-1]:
+                    raise
+
+    def __call__(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> tuple[np.ndarray, ...]:
+        """Solve for one array per parameter, (batch..., *shape), by position or name; a tuple of arrays, one per output."""
+        outputs = self._layer(*self._given(args), init=init, **dict(zip(named, self._given(named.values()), strict=True)))
+        return tuple(self._xp.numpy(x) for x in outputs)
+
+    def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
+        """Solve, and tell what happened to each instance. `callback` as in torch, where torch is installed."""
+        options = {"callback": named.pop("callback")} if "callback" in named else {}
+        found = self._layer.solve(*self._given(args), init=init, **options, **dict(zip(named, self._given(named.values()), strict=True)))
+        outputs = tuple(self._xp.numpy(x) for x in found.outputs)
+        named_outputs = MappingProxyType(dict(zip(self._outputs, outputs, strict=True)))
+        return LeastSquaresSolution(outputs, named_outputs, self._xp.numpy(found.value), found.info)
+
+    def _given(self, values: Any) -> list[Any]:
+        return [self._xp.new(np.asarray(v, dtype=np.float64)) for v in values]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}[numpy]({self.compiled.describe()})"
+
+
+class LeastSquaresLayer(HostLayer):
+    """A least-squares problem as a function of numpy arrays; residuals are array functions, or of a framework that is installed."""
 
     def __init__(self, compiled: CompiledLeastSquares) -> None:
-        raise UnsupportedTransformError(
-            "least squares needs a framework with automatic derivatives", got="numpy", mend="export to 'torch', 'jax' or 'tensorflow'"
-        )
+        problem = compiled.problem
+        super().__init__(compiled, compiled.variables or problem.outputs or tuple(problem.variables))

@@ -96,6 +96,8 @@ def solve(theta: Sequence[Tensor], warm: Tensor | None, dtypes: str, bound: Boun
         bound: The problem.
     """
     arrays = [_array(t) for t in theta]
+    for a in arrays:  # autograd refuses a derivative at tensors that were written to, so nobody needs copies
+        a.flags.writeable = False
     given = [a if c == "d" else _Rounded(a, c) for a, c in zip(arrays, dtypes, strict=True)] if dtypes else arrays
     evaluation = bound.compiled.evaluate(given, warm_start=None if warm is None else _array(warm), options=bound.options)
     return [*map(_tensor, evaluation.outputs), _remember(evaluation, arrays)]
@@ -104,12 +106,15 @@ def solve(theta: Sequence[Tensor], warm: Tensor | None, dtypes: str, bound: Boun
 def vjp(theta: Sequence[Tensor], z: Tensor, g: Parts, bound: Bound) -> list[Tensor]:
     """J'g for each parameter."""
     evaluation = _evaluation(bound, theta, z)
-    groups = (g, output_ranks(bound, z))
-    if getattr(evaluation, "fresh", False) and not extra(*groups):
-        return [
-            torch.from_numpy(a) if a.flags.writeable else _tensor(a) for a in evaluation.vjp([None if p is None else _array(p) for p in g])
-        ]
-    return _each(evaluation.vjp, groups)
+    if getattr(evaluation, "fresh", False):
+        lead = z.ndim - 1
+        for part, output in zip(g, bound.compiled.outputs, strict=True):
+            if part is not None and part.ndim > lead + len(output.shape):
+                break
+        else:
+            found = evaluation.vjp([None if p is None else _array(p) for p in g])
+            return [torch.from_numpy(a) if a.flags.writeable else _tensor(a) for a in found]
+    return _each(evaluation.vjp, (g, output_ranks(bound, z)))
 
 
 def jvp(theta: Sequence[Tensor], z: Tensor, h: Parts, bound: Bound) -> list[Tensor]:

@@ -239,12 +239,12 @@ class _Adjoint:
         g = np.where((self.good & touched)[:, None], g, 0.0)
         if self.held is not None:
             g = np.where(self.held, 0.0, g)
-        u = torch.from_numpy(np.where(self.good[:, None], self.factor.solve(g, 2), 0.0))
-        kind = "difference" if p.options.backward == "dlm" else "pull"
-        values = torch.from_numpy(np.ascontiguousarray(self.node.result.values))
+        u = np.where(self.good[:, None], self.factor.solve(g, 2), 0.0)
+        values = np.ascontiguousarray(self.node.result.values)
         if not self.good.all():
-            values, call = self._sound(values)
-        found = p.solver.call(kind, call.shared)(values, u, *call.theta)
+            sound, call = self._sound(torch.from_numpy(values))
+            values = sound.numpy()
+        found = p.solver.pull(values, u, call.theta, call.shared)
         return [
             _fold(f.reshape((*(() if s else call.batch), *q.shape)), t)
             for f, t, s, q in zip(found, self.theta, call.shared, p.program.parameters, strict=True)
