@@ -75,6 +75,11 @@ class ClosestEvaluation(Evaluation):
         cols = self._wide(found.range.coordinates(t), None)[0], self._wide(found.nu, None)[0]
         return _ClosestAdjoint(plain.x, plain.y, plain.u, plain.t, plain.value, tuple(zip(rows, cols, strict=True)))
 
+    def vjp(self, cotangents: Sequence[Any]) -> tuple[np.ndarray, ...]:
+        """See `Evaluation.vjp`."""
+        adjoint, chain = self._adjoint(*self._pull_outputs(self._cotangents(cotangents))), self.bound.chain
+        return chain.to_parameters(chain.pull(adjoint.gradients(self.problem.program.structure), self._clean))
+
     def _push(self, channels: Sequence[np.ndarray | None]) -> _Tangent:
         t, found = self._push_data(channels), self.found
         e, d = self.problem.elimination, self.bound.full
@@ -141,6 +146,9 @@ class _Mixed:
     found: ClosestPoints
     threads: int
     m: int
+
+    def route(self) -> None:
+        """No factors that the kernels know."""
 
     def solve(self, r_x: np.ndarray, h: np.ndarray, refine: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """See `Linearization.solve`."""

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from layercompiler import kernels
 from layercompiler.derivatives.lanes import residual_map
 from layercompiler.frameworks import layer
 from layercompiler.plan.ambiguity import ambiguity
 from layercompiler.plan.arguments import Arguments
+from layercompiler.plan.binding import Binding
 from layercompiler.plan.evaluation import Bound, Evaluation
 from layercompiler.plan.report import report
 from layercompiler.plan.search import Search
@@ -50,6 +52,7 @@ class CompiledProblem:
         self.structure = self.elimination.structure
         check(self.structure, self.options)
         self.reader = Arguments(program)
+        self.binding = Binding(program, self.elimination) if kernels.available() else None
         self.fingerprint = _fingerprint(program)
         self._plan(solver)
 

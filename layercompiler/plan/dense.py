@@ -25,7 +25,7 @@ from layercompiler.plan.ambiguity import ambiguity
 from layercompiler.plan.closest import ClosestEvaluation
 from layercompiler.plan.compiled import CompiledProblem
 from layercompiler.plan.evaluation import Bound, Evaluation
-from layercompiler.plan.matrices import Matrices, MatrixEvaluation
+from layercompiler.plan.matrices import Call, Matrices, MatrixEvaluation
 from layercompiler.plan.search import Search, certified
 from layercompiler.plan.smoothed import smoothed
 from layercompiler.programs.cone import ConeProgram, Data, Structure
@@ -120,10 +120,9 @@ class DenseProblem(CompiledProblem):
         free = options.time_limit is None and options.max_iterations is None
         found = None
         if self.matrices is not None and quick is not None and free and warm_start is None:
-            found = self.matrices.kernel.solve(*quick.operands, threads=threads)
-            if not found.status.any() and not (found.reach > SINGULAR).any():
-                facts = self._facts(_answer(found), quick.batch, began)
-                return smoothed(MatrixEvaluation(self, self.matrices, arrays, quick, found, facts, threads), options)
+            found = self.matrices.kernel.solve(*quick.operands, threads=threads, quick=True)
+            if not found.troubles:
+                return smoothed(self.matrix_evaluation(arrays, quick, found, threads, began), options)
         values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error != "flag")
         bound = Bound.of(self, values)
         answer = self._solve(bound, values, options, self._start(warm_start, values), free, threads, found)
@@ -148,6 +147,14 @@ class DenseProblem(CompiledProblem):
         if self.on_error != "flag" and not info.ok.all():
             evaluation.raise_failures()
         return smoothed(evaluation, options)
+
+    def matrix_evaluation(
+        self, arrays: Sequence[Any], call: Call, found: DenseSolution, threads: int, began: float | None = None
+    ) -> MatrixEvaluation:
+        """The evaluation of a program written as matrices of which every instance is solved."""
+        assert self.matrices is not None
+        info = self._facts(_answer(found), call.batch, time.perf_counter() if began is None else began)
+        return MatrixEvaluation(self, self.matrices, arrays, call, found, info, threads)
 
     def restore(self, arrays: Sequence[Any], z: np.ndarray, options: Options | None = None) -> Evaluation:
         """See `CompiledProblem.restore`."""
@@ -179,32 +186,64 @@ class DenseProblem(CompiledProblem):
                 ok = np.isfinite(start).all(axis=1)
                 flat = np.where(ok[:, None], start, 0.0)
                 points = (flat[:, :n], flat[:, n:])
-            answer = _answer(found or self.dense.run(_sized(data, count), threads, start=points))
+            answer = _answer(found or self.dense.run(_sized(data, count), threads, start=points, quick=True))
             if points is not None:
                 answer.engine[ok & (answer.status == Status.SOLVED) & (answer.iterations == 0)] = "warm start"
         else:
             answer = _nothing(n, m, count)
-        claims = (answer.status == Status.PRIMAL_INFEASIBLE) | (answer.status == Status.DUAL_INFEASIBLE)
-        if claims.any():
-            part = np.flatnonzero(claims)
-            raw = Raw(answer.x[part], answer.y[part], np.zeros((len(part), m)), answer.status[part], answer.iterations[part])
-            false = part[~certified(self.structure, data.take(part), bound.products.take(part), raw)]
-            answer.status[false] = Status.FAILED
+        self._doubt(answer, bound)
         answer.status[~values.finite] = Status.NONFINITE_INPUT
-        open_ = np.flatnonzero(answer.status == Status.FAILED)
-        answer.status[answer.status == NOT_CONVEX] = Status.FAILED
+        convex = answer.status != NOT_CONVEX
+        answer.status[~convex] = Status.FAILED
         if self.on_error == "closest":
-            open_ = self._approach(answer, np.flatnonzero(np.isin(answer.status, _MAYBE)), bound, options.tolerance, threads)
+            self._approach(answer, np.flatnonzero(np.isin(answer.status, _MAYBE) & convex), bound, options.tolerance, threads)
+        open_ = np.flatnonzero((answer.status == Status.FAILED) & convex)
+        if len(open_) and free:
+            open_ = self._persist(answer, open_, bound, threads)
         if len(open_):
             self._rescue(answer, open_, bound, values, options)
         return answer
 
-    def _approach(self, answer: Answer, index: np.ndarray, bound: Bound, tolerance: float, threads: int) -> np.ndarray:
-        """Answer those of the instances `index` that cannot be satisfied by their closest programs; the others."""
+    def _doubt(self, answer: Answer, bound: Bound) -> None:
+        """Open again what is said to have no solution and has no certificate."""
+        part = np.flatnonzero((answer.status == Status.PRIMAL_INFEASIBLE) | (answer.status == Status.DUAL_INFEASIBLE))
+        if len(part):
+            none = np.zeros((len(part), self.structure.m))
+            raw = Raw(answer.x[part], answer.y[part], none, answer.status[part], answer.iterations[part])
+            answer.status[part[~certified(self.structure, bound.scaled.take(part), bound.products.take(part), raw)]] = Status.FAILED
+
+    def _persist(self, answer: Answer, index: np.ndarray, bound: Bound, threads: int) -> np.ndarray:
+        """Certificates for those of the instances `index` without a solution, the kernel's long runs for the others; what is left."""
+        if self.closest.affordable:
+            data = bound.scaled.take(index)
+            least = self.closest.violation(data, threads)
+            at = index[least.far]
+            answer.status[at], answer.y[at] = Status.PRIMAL_INFEASIBLE, least.s[least.far]
+            rest = index[~least.far]
+            if len(rest):
+                d, falls = self.closest.direction(bound.scaled.take(rest), threads)
+                answer.status[rest[falls]], answer.x[rest[falls]] = Status.DUAL_INFEASIBLE, d[falls]
+            self._doubt(answer, bound)
+            index = index[answer.status[index] == Status.FAILED]
+        if len(index) == 0:
+            return index
+        found = self.dense.run(bound.scaled.take(index), threads)
+        for name in ("x", "v", "y", "status", "norm", "margin", "reach"):
+            getattr(answer, name)[index] = getattr(found, name)
+        answer.iterations[index] += found.iterations
+        answer.factors = None  # those of these points are made when they are asked for
+        self._doubt(answer, bound)
+        answer.status[answer.status == NOT_CONVEX] = Status.FAILED
+        return index[answer.status[index] == Status.FAILED]
+
+    def _approach(self, answer: Answer, index: np.ndarray, bound: Bound, tolerance: float, threads: int) -> None:
+        """Answer those of the instances `index` that cannot be satisfied by their closest programs."""
+        if len(index) == 0:
+            return
         least = self.closest.violation(bound.scaled.take(index), threads)
         far = index[least.far]
         if len(far) == 0:
-            return index
+            return
         found = self.closest.solve(bound.scaled.take(far), least.take(least.far), threads)
         answer.closest = (far, found)
         answer.x[far], answer.v[far], answer.y[far] = found.x, found.v, found.y
@@ -212,7 +251,6 @@ class DenseProblem(CompiledProblem):
         answer.status[far] = np.where(found.norm <= tolerance, Status.SOLVED, found.status)
         answer.iterations[far] += found.iterations
         answer.engine[far] = "closest"
-        return index[~least.far]
 
     def _rescue(self, answer: Answer, index: np.ndarray, bound: Bound, values: Any, options: Options) -> None:
         """Solve the instances `index` by the other engines."""

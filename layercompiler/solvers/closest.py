@@ -74,6 +74,11 @@ class Closest:
         return DenseQP(m, n, m - p, Q=(rows, rows), G=(bounded - p, bounded))
 
     @cached_property
+    def _fall(self) -> DenseQP:
+        n, m, p = self.structure.n, self.structure.m, self.p
+        return DenseQP(n, n + p, m - p, Q=(np.arange(n), np.arange(n)))
+
+    @cached_property
     def _second(self) -> DenseQP:
         n, m, p = self.structure.n, self.structure.m, self.p
         s = self.structure
@@ -95,6 +100,19 @@ class Closest:
         ok = found.status == Status.SOLVED
         least = _least(found.x, c, p, ok)
         return least if len(ok) == data.batch else least.take(np.zeros(data.batch, np.intp))
+
+    def direction(self, data: Data, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """The direction d (B, n) in which the objective falls without end, and where there is one (B,)."""
+        s, n, p = self.structure, self.structure.n, self.p
+        C, B = self.rows(data), data.batch
+        Q = np.zeros((len(data.P), n, n))
+        Q[:, s.P_rows, s.P_cols] = Q[:, s.P_cols, s.P_rows] = data.P
+        wide = max(len(C), len(Q))
+        rows = np.concatenate([np.broadcast_to(Q, (wide, n, n)), np.broadcast_to(C[:, :p], (wide, p, n))], axis=1)
+        zero, q = np.zeros((1, n + s.m)), np.broadcast_to(data.q, (B, n))
+        found = self._fall.solve(np.ones((1, n)), q, rows, zero[:, : n + p], C[:, p:], zero[:, : s.m - p], threads=threads)
+        size = 1 + np.abs(q).max(axis=1, initial=0.0)
+        return found.x, (found.status == Status.SOLVED) & (np.abs(found.x).max(axis=1, initial=0.0) > FAR * size)
 
     def least(self, data: Data, x: np.ndarray) -> Least:
         """The violation at points x, taken as the least."""

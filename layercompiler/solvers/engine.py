@@ -18,7 +18,8 @@ from layercompiler.errors import MissingDependencyError, OptionError
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.status import Status
 
-CORES = os.cpu_count() or 1
+# Of this process: a thread more than cores it may use would only take turns with the others.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
