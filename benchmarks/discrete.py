@@ -392,21 +392,16 @@ def cosine():
         found = []
         for linear in (False, True):
             now = [measure(MADE[name](s), SUBSETS, lc.oracles.TopK(10, 5), theta, b, linear, r) for s, r in repeats.items()]
-            short += [
-                f"{name}, {x:.3f} of {y}"
-                for x, y, error in zip(now, FLOORS[name][linear], (0.05, 0.035, 0.01), strict=False)
-                if x < y - error
-            ]
+            floors = zip(now, FLOORS[name][linear], twice, strict=False)
+            short += [f"{name}, {x:.3f} of {y}" for x, y, error in floors if x < y - error]
             found += now
         places = pairs(60, 16)
         found += [measure(MADE[name](s), PERMUTATIONS, lc.oracles.Assignment(4), *places, False, repeats[s]) for s in (1, 10, 100)]
         rows.append(f"| {name} | " + " | ".join(f"{v:.2f}" for v in found) + " |")
         drawn[name] = found
         print(rows[-1], flush=True)
-    rows += [
-        "",
-        f"Below what single draws of prototypes gave by more than twice their error (0.05, 0.035, 0.01 for S = 1, 10, 100): {'; '.join(short) or 'none'}.",
-    ]
+    below = "; ".join(short) or "none"
+    rows += ["", f"Below what single draws of prototypes gave by more than two standard errors ({', '.join(map(str, twice))}): {below}."]
     print(rows[-1], flush=True)
     if installed("matplotlib"):
         _draw(drawn)
