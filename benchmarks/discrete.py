@@ -416,6 +416,8 @@ def _draw(found):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True)
+    for ax in axes:
+        ax.set_prop_cycle(color=plt.get_cmap("tab20").colors)
     for name, values in found.items():
         axes[0].semilogx((1, 10, 100, 1000), values[:4], marker="o", label=name)
         axes[1].semilogx((1, 10, 100, 1000), values[4:8], marker="o")

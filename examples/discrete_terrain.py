@@ -101,10 +101,10 @@ def main():
     axes[0].imshow(test[0, 0], cmap="gray")
     axes[0].set_title("what is seen")
     axes[1].imshow(costs[0], cmap="gray_r")
-    axes[1].contour(best[0].numpy(), [0.5], colors="red")
+    axes[1].plot(*np.nonzero(best[0].numpy())[::-1], "o", color="red")
     axes[1].set_title("true costs and path")
     axes[2].imshow(shown, cmap="gray_r")
-    axes[2].contour(lc.oracles.GridPath(SIDE, SIDE)(shown), [0.5], colors="red")
+    axes[2].plot(*np.nonzero(lc.oracles.GridPath(SIDE, SIDE)(shown))[::-1], "o", color="red")
     axes[2].set_title("learned with I-MLE")
     for name, curve in curves.items():
         axes[3].plot([q[0] for q in curve], label=name)
