@@ -14,6 +14,7 @@ from layercompiler.status import Status
 
 _POOR = 1e-10  # relative residual above which the primal form is tried too
 _ACCURATE = 1e-9  # of a linear system of the derivative
+_REFINEMENTS = 3
 _STEPS = 3  # Newton steps after the embedding
 _LEAST_SQUARES = 1500  # largest order of a system that falls back to least squares
 
@@ -155,8 +156,8 @@ def linear_solve(
         return _robust(program, v, right, settings)
     L, W_A, W_G, La, V, _ = factors
     form = dual.Elimination(program, L, W_A, W_G, La, V, L, by_dual)  # R is not needed any more
-    step = dual.Linearized(form, v, factors[-1], by_dual).refined(*right)
-    poor = ~by_dual | ~(unsolved(xp, missing(program, v, right, step), right) <= _ACCURATE)
+    step, off = dual.Linearized(form, v, factors[-1], by_dual).refined(right, _REFINEMENTS)
+    poor = ~by_dual | ~(off <= _ACCURATE)
     if settings.compact:
         if bool(xp.any(poor)):
             index = xp.nonzero(poor)[0]

@@ -20,6 +20,7 @@ from layercompiler.cones import Product
 from layercompiler.cones.base import KINK
 
 TINY = 1e-300
+_APART = 0.3
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,15 @@ class Symmetric:
             rest = y[..., 1:] - (along + y[..., :1]) / (unit[..., :1] + 1.0) * unit[..., 1:]
             found.append(xp.max((_norm(xp, rest) - along[..., 0]) / a[..., 0], axis=1))
         return _largest(xp, found)
+
+    def settled(self, xp: Any, dz: Any, ds: Any, active: Any) -> Any:
+        """(B,), where the relative steps dz / z and ds / s (B, m) show on the orthant which of the two vanishes: `active` (B, m) is s.
+
+        Whatever vanishes falls by a constant factor at least, what does not comes to rest: their ratios tend to zero and to one.
+        """
+        apart = dz - ds
+        apart = xp.where(active, apart, -apart)
+        return xp.min(apart[:, : self.linear], axis=1) > _APART if self.linear else xp.sum(apart, axis=1) * 0.0 == 0.0
 
     def join_parts(self, xp: Any, z: Any, s: Any, active: Any) -> Any:
         """V = z - s, where on the orthant `active` (B, m) tells which of the two vanishes.
