@@ -21,6 +21,7 @@ El-Bakry, Tapia and Zhang 1994 (which rows are active).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,9 @@ from layercompiler.solvers.interior_point.symmetric import Symmetric
 
 EXACT = 1e-12  # relative residual that needs no further round
 _FINEST = 1e-13  # relative remainder of a linear system that needs no further refinement
+_ROUNDING = 1e-15
 _REFINEMENTS = 3
+_SHARE = 0.995  # of the way to the boundary
 # Before each try of a Newton step: tolerance where the active rows show, tolerance where they do not, and most iterations.
 _ROUNDS = ((1e-2, 1e-9, 14), (0.0, 1e-11, 30))
 _CURVED_ROUNDS = ((1e-4, 1e-9, 12), (1e-7, 1e-9, 12), (0.0, 1e-11, 25))
@@ -64,13 +67,18 @@ class Elimination:
     @classmethod
     def of(cls, program: Program) -> Elimination:
         """Factor Q, and the equalities in it."""
-        xp, k = program.xp, program.A.shape[1]
+        xp, k, m = program.xp, program.A.shape[1], program.G.shape[1]
         L, ok = xp.cholesky(program.Q)
-        W_G = triangular(xp, L, xp.matrix_transpose(program.G))
-        R = xp.matmul(xp.matrix_transpose(W_G), W_G)
         if not k:
+            W_G = triangular(xp, L, xp.matrix_transpose(program.G))
+            R = xp.matmul(xp.matrix_transpose(W_G), W_G)
             return cls(program, L, L[:, :, :0], W_G, L[:, :0, :0], W_G[:, :0], R, ok)
-        W_A = triangular(xp, L, xp.matrix_transpose(program.A))
+        if program.A.shape[0] == program.G.shape[0] and m:
+            W = triangular(xp, L, xp.matrix_transpose(xp.concat([program.A, program.G], axis=1)))
+            W_A, W_G = W[:, :, :k], W[:, :, k:]
+        else:
+            W_A, W_G = (triangular(xp, L, xp.matrix_transpose(M)) for M in (program.A, program.G))
+        R = xp.matmul(xp.matrix_transpose(W_G), W_G)
         S = xp.matmul(xp.matrix_transpose(W_A), W_A)
         La, full = xp.cholesky(S)
         # the pivots tell how far a row of A is from the span of those before it
@@ -159,6 +167,8 @@ class Linearized:
         def again(dx: Any, dy: Any, dz: Any, r_x: Any, r_y: Any, r_z: Any, off: Any, turn: Any) -> tuple[Any, ...]:
             step = self.solve(r_x, r_y, r_z)
             step = step if isinstance(turn, int) and turn == 0 else tuple(a + b for a, b in zip((dx, dy, dz), step, strict=True))
+            if isinstance(turn, int) and turns == 1:  # nobody asks
+                return *step, r_x, r_y, r_z, off, turn + 1
             left = missing(program, self.v, right, step)  # type: ignore[arg-type]
             return *step, *left, unsolved(xp, left, right), turn + 1
 
@@ -171,7 +181,7 @@ class Linearized:
         """The Newton step from v on the residual map, its linear system solved and refined `turns` times."""
         program = self.form.program
         zero = program.xp.sum(self.v, axis=1, keepdims=True) * 0.0
-        (x, y, z), _ = self.refined((zero - program.p, zero + program.b, zero + program.h), turns, 0.0)
+        (x, y, z), _ = self.refined((zero - program.p, zero + program.b, zero + program.h), turns, _ROUNDING)
         return point(program, x, y, program.cone.join_parts(program.xp, z, program.h - times(program.xp, program.G, x), self.v > 0))
 
 
@@ -221,13 +231,11 @@ class Complementarity:
         dead = ~ok | ~xp.all(xp.isfinite(z), axis=1)
         return select(xp, dead, e + xp.zeros_like(z), z), select(xp, dead, e + xp.zeros_like(z), s), dead
 
-    def iterate(
-        self, state: tuple[Any, ...], early: Any, tolerance: Any, limit: Any, every: int, least: int = 0
-    ) -> tuple[Any, Any, Any, Any, Any, Any]:
+    def iterate(self, state: tuple[Any, ...], early: Any, tolerance: Any, limit: Any, every: int, least: int = 0) -> tuple[Any, ...]:
         """Predictor-corrector steps until at most `least` instances go on.
 
         Args:
-            state: z and s (B, m); dead (B,) where no step could be taken; idle (B,) what is left alone; iterations (B,).
+            state: z and s (B, m); idle (B,) what is left alone; iterations (B,).
             early: Tolerance of s'z / degree and of s - q - R z for instances whose active rows show.
             tolerance: The same for the others.
             limit: Most iterations.
@@ -235,62 +243,103 @@ class Complementarity:
             least: See above.
 
         Returns:
-            (z, s, dead, active, iterations, number of steps).
+            (z, s, active, iterations, number of steps); an instance that no step could be taken for is not active.
         """
         xp, cone, R = self.xp, self.cone, self.R
-        z, s, dead, idle, iterations = state
+        z, s, idle, iterations = state
         r = self.q + times(xp, R, z) - s
+        move = _mover(xp, cone)
 
-        def size(z: Any, s: Any, r: Any) -> Any:
-            return xp.maximum(xp.sum(s * z, axis=1) / cone.degree, xp.max(xp.abs(r), axis=1))
-
-        def goes_on(z: Any, s: Any, r: Any, dead: Any, active: Any, iterations: Any, turn: Any) -> Any:
+        def goes_on(z: Any, s: Any, r: Any, active: Any, iterations: Any, turn: Any) -> Any:
             if isinstance(turn, int):
                 return turn < limit and (turn % every != 0 or int(xp.sum(active)) > least)
             return (turn < limit) & xp.any(active)
 
-        def step(z: Any, s: Any, r: Any, dead: Any, active: Any, iterations: Any, turn: Any) -> tuple[Any, ...]:
-            mu = xp.sum(s * z, axis=1, keepdims=True)
-            W = cone.scaling(xp, s, z)
-            L, ok = xp.cholesky(cone.add_square(xp, R, W))
-            far = s + r
-            dz = cholesky_solve(xp, L, -far)
-            ds = -s - cone.square(xp, W, dz)
-            a = _length(xp, cone, z, s, dz, ds, 1.0)
-            sigma = (xp.sum((s + a * ds) * (z + a * dz), axis=1, keepdims=True) / mu) ** 3
-            u = cone.corrector(xp, W, s, z, ds, dz, sigma * mu / cone.degree)
-            dz = cholesky_solve(xp, L, -(u + r))
-            ds = -(u + cone.square(xp, W, dz))
-            a = _length(xp, cone, z, s, dz, ds, 0.995)
-            good = ok & (mu[:, 0] > 0) & (a[:, 0] > 0)  # no where it is not a number
-            dead, active = dead | (active & ~good), active & good
-            a = xp.where(active[:, None], a, xp.zeros_like(a))
-            dz, ds = select(xp, active, a * dz, xp.zeros_like(z)), select(xp, active, a * ds, xp.zeros_like(z))
-            shows = cone.settled(xp, dz / z, ds / s, z > s)
-            z, s, r = z + dz, s + ds, (1.0 - a) * r
-            left = size(z, s, r)
-            count = iterations + xp.astype(active, iterations.dtype)
-            return z, s, r, dead, active & ~((left < tolerance) | (shows & (left < early))), count, turn + 1
+        def step(z: Any, s: Any, r: Any, active: Any, iterations: Any, turn: Any) -> tuple[Any, ...]:
+            return *move(R, z, s, r, active, iterations, early, tolerance), turn + 1
 
         turn = xp.zeros_like(iterations[0]) if xp.name in ("jax", "tensorflow") else 0
-        active = ~dead & ~idle & ~(size(z, s, r) < tolerance)
-        z, s, _, dead, active, iterations, turn = xp.while_loop(goes_on, step, (z, s, r, dead, active, iterations, turn))
-        return z, s, dead, active, iterations, turn
+        active = ~idle & ~(_distance(xp, cone, z, s, r) < tolerance)
+        z, s, _, active, iterations, turn = xp.while_loop(goes_on, step, (z, s, r, active, iterations, turn))
+        return z, s, active, iterations, turn
 
-    def settle(self, z: Any, s: Any, dead: Any, count: Any, early: float, tolerance: float, limit: int, every: int) -> tuple[Any, ...]:
-        """`iterate` to the end, leaving instances behind as they are done: (z, s, dead, iterations)."""
+    def settle(self, z: Any, s: Any, idle: Any, count: Any, early: Any, tolerance: Any, limit: int, every: int) -> tuple[Any, ...]:
+        """`iterate` to the end, halving the batch as instances are done: (z, s, iterations)."""
         xp, problem, rows, whole = self.xp, self, None, None
         while True:
-            idle = dead & ~dead
-            z, s, dead, active, count, turns = problem.iterate((z, s, dead, idle, count), early, tolerance, limit, every, len(z) // 2)
-            here = (z, s, dead, count)
+            half = len(z) // 2
+            z, s, active, count, turns = problem.iterate((z, s, idle, count), early, tolerance, limit, every, half)
+            here = (z, s, count)
             whole = here if rows is None else tuple(put(xp, a, rows, b) for a, b in zip(whole, here, strict=True))  # type: ignore[arg-type]
             limit -= turns
             if limit <= 0 or not bool(xp.any(active)):
                 return whole
-            going = xp.nonzero(active)[0]
-            rows = going if rows is None else rows[going]
-            problem, z, s, dead, count = problem.take(going), z[going], s[going], dead[going], count[going]
+            first = xp.argsort(xp.astype(active, xp.int8), descending=True)[:half]  # sizes that do not depend on numbers
+            rows = first if rows is None else rows[first]
+            problem, z, s, idle, count = problem.take(first), z[first], s[first], ~active[first], count[first]
+
+
+@cache
+def _mover(xp: Any, cone: Symmetric) -> Any:
+    """The function of one step; in torch recorded once, since Python would cost as much as the numbers."""
+    step = _curved_step if cone.groups else _flat_step
+
+    def move(*held: Any) -> tuple[Any, ...]:
+        return step(xp, cone, *held)
+
+    return xp.trace(move) if xp.name == "torch" else move
+
+
+def _distance(xp: Any, cone: Symmetric, z: Any, s: Any, r: Any) -> Any:
+    """(B,), how far from a solution."""
+    return xp.maximum(xp.sum(s * z, axis=1) / cone.degree, xp.max(xp.abs(r), axis=1))
+
+
+def _flat_step(xp: Any, cone: Symmetric, R: Any, z: Any, s: Any, r: Any, active: Any, count: Any, early: Any, tolerance: Any) -> Any:
+    """A step on the orthant, in the relative steps f = -dz / z and g = -ds / s; g = 1 - f for the predictor.
+
+    Instances that are done take steps of length zero; where the factorization fails numbers stop to be numbers.
+    """
+    L, ok = xp.cholesky(xp.add_diagonal(R, s / z))
+    f = cholesky_solve(xp, L, s + r) / z
+    g = 1.0 - f
+    a = 1.0 / xp.clip(xp.max(xp.maximum(f, g), axis=1, keepdims=True), 1.0, None)
+    sz = s * z
+    mu = xp.sum(sz, axis=1, keepdims=True)
+    sigma = (xp.sum(sz * (1.0 - a * f) * (1.0 - a * g), axis=1, keepdims=True) / mu) ** 3
+    e = 1.0 + f * g - (sigma * mu / cone.degree) / sz
+    f = cholesky_solve(xp, L, s * e + r) / z
+    g = e - f
+    a = _SHARE / xp.clip(xp.max(xp.maximum(f, g), axis=1, keepdims=True), _SHARE, None)
+    active = active & ok & (a > 0)[:, 0]  # no where it is not a number
+    a = xp.where(active[:, None], a, xp.zeros_like(a))
+    f, g = 1.0 - a * f, 1.0 - a * g
+    z, s, r = z * f, s * g, (1.0 - a) * r
+    left = _distance(xp, cone, z, s, r)
+    done = (left < tolerance) | ((left < early) & cone.settled(xp, f, g))
+    return z, s, r, active & ~done, count + xp.astype(active, count.dtype)
+
+
+def _curved_step(xp: Any, cone: Symmetric, R: Any, z: Any, s: Any, r: Any, active: Any, count: Any, early: Any, tolerance: Any) -> Any:
+    """A step on any cone."""
+    mu = xp.sum(s * z, axis=1, keepdims=True)
+    W = cone.scaling(xp, s, z)
+    L, ok = xp.cholesky(cone.add_square(xp, R, W))
+    dz = -cholesky_solve(xp, L, s + r)
+    ds = -s - cone.square(xp, W, dz)
+    a = _length(xp, cone, z, s, dz, ds, 1.0)
+    sigma = (xp.sum((s + a * ds) * (z + a * dz), axis=1, keepdims=True) / mu) ** 3
+    u = cone.corrector(xp, W, s, z, ds, dz, sigma * mu / cone.degree)
+    dz = -cholesky_solve(xp, L, u + r)
+    ds = -u - cone.square(xp, W, dz)
+    a = _length(xp, cone, z, s, dz, ds, _SHARE)
+    active = active & ok & (mu > 0)[:, 0] & (a > 0)[:, 0]  # not where it is not a number
+    go = active[:, None]
+    shows = cone.settled(xp, dz / z, ds / s)
+    z, s, r = xp.where(go, z + a * dz, z), xp.where(go, s + a * ds, s), xp.where(go, (1.0 - a) * r, r)
+    left = _distance(xp, cone, z, s, r)
+    done = (left < tolerance) | ((left < early) & shows)
+    return z, s, r, active & ~done, count + xp.astype(active, count.dtype)
 
 
 def _length(xp: Any, cone: Symmetric, z: Any, s: Any, dz: Any, ds: Any, share: float) -> Any:
@@ -344,7 +393,8 @@ def _by_compaction(
 
     for early, tolerance, limit in _CURVED_ROUNDS if problem.cone.groups else _ROUNDS:
         count = iterations if index is None else iterations[index]
-        z, s, dead, count = problem.settle(z, s, dead, count, early, tolerance, limit, every)
+        tolerances = (xp.full_like(z[0, 0], early), xp.full_like(z[0, 0], tolerance))
+        z, s, count = problem.settle(z, s, dead, count, *tolerances, limit, every)
         iterations = count if index is None else put(xp, iterations, index, count)
         here = Linearized.at(form, problem.v(z, s))
         found = _usable(xp, here.newton(), here.ok)
@@ -384,7 +434,7 @@ def _in_one_loop(
         at, Lt, turn = rest
         fresh, k = turn % 2 == 0, turn // 2  # every other turn only repeats the Newton step
         limit = (int(limits[k]) if fresh else 0) if eager else xp.where(fresh, limits[k], xp.zeros_like(limits[k]))
-        z, s, dead, _, iterations, _ = problem.iterate((z, s, dead, done, iterations), early[k], tolerances[k], limit, every)
+        z, s, _, iterations, _ = problem.iterate((z, s, done, iterations), early[k], tolerances[k], limit, every)
         start = problem.v(z, s)
         here = Linearized.at(form, (start if fresh else v) if eager else xp.where(fresh, start, v))
         turns = (1 if fresh else _REFINEMENTS) if eager else xp.where(fresh, xp.ones_like(turn), _REFINEMENTS * xp.ones_like(turn))

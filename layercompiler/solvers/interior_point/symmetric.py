@@ -20,7 +20,7 @@ from layercompiler.cones import Product
 from layercompiler.cones.base import KINK
 
 TINY = 1e-300
-_APART = 0.3
+_APART = 0.6
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,15 @@ class Symmetric:
             found.append(xp.max((_norm(xp, rest) - along[..., 0]) / a[..., 0], axis=1))
         return _largest(xp, found)
 
-    def settled(self, xp: Any, dz: Any, ds: Any, active: Any) -> Any:
-        """(B,), where the relative steps dz / z and ds / s (B, m) show on the orthant which of the two vanishes: `active` (B, m) is s.
+    def settled(self, xp: Any, z_ratio: Any, s_ratio: Any) -> Any:
+        """(B,), where the ratios of new and old z and s (B, m), up to a constant, show on the orthant which of the two vanishes.
 
-        Whatever vanishes falls by a constant factor at least, what does not comes to rest: their ratios tend to zero and to one.
+        The ratio of what vanishes tends to zero, that of what does not to one.
         """
-        apart = dz - ds
-        apart = xp.where(active, apart, -apart)
-        return xp.min(apart[:, : self.linear], axis=1) > _APART if self.linear else xp.sum(apart, axis=1) * 0.0 == 0.0
+        if not self.linear:
+            return xp.sum(z_ratio, axis=1) * 0.0 == 0.0
+        apart = xp.abs(z_ratio - s_ratio)
+        return xp.min(apart[:, : self.linear] if self.groups else apart, axis=1) > _APART
 
     def join_parts(self, xp: Any, z: Any, s: Any, active: Any) -> Any:
         """V = z - s, where on the orthant `active` (B, m) tells which of the two vanishes.
