@@ -11,7 +11,8 @@ map, so that each framework only registers them:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -129,6 +130,7 @@ class Native:
         cone: See `equalities`.
         on_error: "raise" or "flag".
         tolerance: Accepted residual.
+        on_host: See `Settings`.
     """
 
     program: ConeProgram
@@ -137,6 +139,7 @@ class Native:
     cone: Symmetric
     on_error: str
     tolerance: float
+    on_host: Callable[..., Any] | None = None
 
     @classmethod
     def of(cls, compiled: Any, options: Any = None) -> Native | None:
@@ -222,7 +225,7 @@ class Native:
 
     def settings(self, xp: Any, like: Any) -> Settings:
         """Settings for the device of an array."""
-        return Settings.of(xp, like, self.definite, self.tolerance)
+        return replace(Settings.of(xp, like, self.definite, self.tolerance), on_host=self.on_host)
 
     def solve(self, xp: Any, arrays: Arrays6) -> tuple[Any, ...]:
         """(x, y, v, status, residual, iterations, by_dual, *factors); points of instances that failed are zero."""

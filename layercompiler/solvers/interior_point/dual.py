@@ -274,7 +274,7 @@ class Complementarity:
             limit -= turns
             if limit <= 0 or not bool(xp.any(active)):
                 return whole
-            first = xp.argsort(xp.astype(active, xp.int8), descending=True)[:half]  # sizes that do not depend on numbers
+            first = xp.argsort(xp.astype(~active, xp.int8))[:half]  # sizes that do not depend on numbers
             rows = first if rows is None else rows[first]
             problem, z, s, idle, count = problem.take(first), z[first], s[first], ~active[first], count[first]
 
