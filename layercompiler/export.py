@@ -66,7 +66,9 @@ def compile(
             `problem.objective` for the optimal value; None for all variables.
         solver: "auto" or the name of an engine ("lanes", "dense_qp", "clarabel", "scs", ...), or of a method of nonlinear least squares
             ("levenberg_marquardt", "gauss_newton", "dogleg"), which then takes the problem whether it is convex or not.
-        on_error: "raise", or "flag" for NaN outputs and zero derivatives of failed instances.
+        on_error: "raise", or "flag" for NaN outputs and zero derivatives of failed instances. For linear and quadratic programs also
+            "closest": an instance that cannot be satisfied is answered by the closest one that can (the least squared violation of its
+            rows, and then its objective), with the derivatives of that answer; `info.engine` says "closest" there.
         gp: True for a geometric program, False for a convex one, None to detect.
         options: `Options` (for least squares `LeastSquaresOptions`), or a dict of its fields.
         estimator: How to estimate gradients of a discrete problem, such as `layercompiler.IMLE()`. Needed for problems with boolean
@@ -79,10 +81,13 @@ def compile(
         BuildError: The problem cannot be compiled; the subclasses say why and how to mend it.
         OptionError: An unknown solver or option.
     """
-    if on_error not in ("raise", "flag"):
-        raise OptionError("unknown value of on_error", expected="'raise' or 'flag'", got=repr(on_error))
+    if on_error not in ("raise", "flag", "closest"):
+        raise OptionError("unknown value of on_error", expected="'raise', 'flag' or 'closest'", got=repr(on_error))
     request = Request(parameters, variables, solver, on_error, gp, options, estimator)
-    return _compiler(problem, request)(problem, request)
+    compiled = _compiler(problem, request)(problem, request)
+    if on_error == "closest" and not isinstance(compiled, CompiledProblem):
+        raise OptionError("only linear and quadratic programs have a closest one", where="on_error='closest'", got=type(compiled).__name__)
+    return compiled
 
 
 def export(
@@ -207,7 +212,7 @@ def load(path: str | Path, framework: str | None = None) -> Any:
     program, settings = read(path)
     try:
         options, solver, on_error = Options.of(dict(settings["options"])), str(settings["solver"]), settings["on_error"]
-        if on_error not in ("raise", "flag"):
+        if on_error not in ("raise", "flag", "closest"):
             raise ValueError(f"on_error {on_error!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError("the settings of the saved layer are malformed", where=str(path), got=str(error)) from error

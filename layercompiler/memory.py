@@ -19,6 +19,7 @@ class _Entry(NamedTuple):
     arrays: tuple[np.ndarray, ...]
     z: np.ndarray
     evaluation: Any
+    options: Any = None
 
 
 class Memory:
@@ -49,19 +50,19 @@ class Memory:
             return self.problem.evaluate([_readable(a) for a in arrays], **settings)
         copies = tuple(_copy(a) for a in arrays)
         evaluation = self.problem.evaluate([_readable(a) for a in copies], **settings)
-        return self._keep(_Entry(copies, evaluation.z, evaluation))
+        return self._keep(_Entry(copies, evaluation.z, evaluation, settings.get("options")))
 
-    def put(self, arrays: Sequence[np.ndarray], evaluation: Any) -> None:
+    def put(self, arrays: Sequence[np.ndarray], evaluation: Any, options: Any = None) -> None:
         """Remember an evaluation made elsewhere at `arrays`."""
-        self._keep(_Entry(tuple(_copy(a) for a in arrays), evaluation.z, evaluation))
+        self._keep(_Entry(tuple(_copy(a) for a in arrays), evaluation.z, evaluation, options))
 
-    def at(self, arrays: Sequence[np.ndarray], z: np.ndarray) -> Any:
+    def at(self, arrays: Sequence[np.ndarray], z: np.ndarray, options: Any = None) -> Any:
         """The evaluation of `arrays` whose point is `z`: a remembered one, or restored from `z` and remembered."""
         for entry in reversed(self._entries):
-            if _same(entry.z, z) and all(map(_same, entry.arrays, arrays)):
+            if entry.options == options and _same(entry.z, z) and all(map(_same, entry.arrays, arrays)):
                 return self._keep(entry)
         copies, z = tuple(_copy(a) for a in arrays), _copy(z)
-        return self._keep(_Entry(copies, z, self.problem.restore([_readable(a) for a in copies], z)))
+        return self._keep(_Entry(copies, z, self.problem.restore([_readable(a) for a in copies], z, options), options))
 
     def _keep(self, entry: _Entry) -> Any:
         with self._lock:

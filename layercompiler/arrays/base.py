@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -101,6 +102,27 @@ class Arrays(ABC):
     def segment_sum(self, values: Any, index: np.ndarray, count: int) -> Any:
         """(count, ...): sums of the rows of values (k, ...) that share an index (k,)."""
 
+    def axpy(self, a: Any, x: Any, y: Any) -> Any:
+        """Y + a x for a that broadcasts against x."""
+        return y + a * x
+
+    def inner(self, a: Any, b: Any, axis: tuple[int, ...]) -> Any:
+        """Inner products over some dimensions, which stay as ones; without dimensions the product."""
+        return self.sum(a * b, axis=axis, keepdims=True) if axis else a * b
+
+    def norm(self, a: Any, axis: tuple[int, ...]) -> Any:
+        """Euclidean norms over some dimensions, which stay as ones; without dimensions the magnitude."""
+        return self.linalg.vector_norm(a, axis=axis, keepdims=True) if axis else self.abs(a)
+
+    def held(self, moving: Any, new: Any, old: Any) -> Any:
+        """New where moving, elsewhere old."""
+        return self.where(moving, new, old)
+
+    @property
+    def zero(self) -> Any:
+        """Where a `while_loop` begins to count."""
+        return self.new(0)
+
     @abstractmethod
     def softplus(self, x: Any) -> Any:
         """log(1 + exp(x)) without overflow."""
@@ -153,7 +175,7 @@ class Arrays(ABC):
             return leaves, lambda new: type(value)(zip(keys, build(new), strict=True))
         if isinstance(value, (tuple, list)):
             parts = [self.tree(v) for v in value]
-            ends = np.cumsum([0] + [len(p[0]) for p in parts])
+            ends = list(accumulate((len(p[0]) for p in parts), initial=0))
             named = isinstance(value, tuple) and hasattr(value, "_fields")
 
             def build(new: Any) -> Any:
@@ -214,13 +236,14 @@ class Arrays(ABC):
         Differentiable forwards, backwards and mapped, to any order: the derivative is evaluated at the result itself, not at a constant.
         """
 
-    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any]:
-        """(g, c, f(*args)) with g(*args, *c) = f(*args): c are tensors beyond its arguments that f uses and derivatives may be asked of.
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any, Any]:
+        """(g, c, f(*args), tape), g(*args, *c) = f(*args): c are tensors beyond its arguments that f uses and derivatives may be asked of.
 
-        Where a framework differentiates such tensors by itself, c is empty and g is f. The value is a constant.
+        Where a framework differentiates such tensors by itself, c is empty and g is f. The value is a constant. `tape` is None, or keeps
+        this evaluation for products with the derivatives of f at args (`arrays.torch_implicit.Tape`).
         """
         args = tuple(self.stop_gradient(a) for a in args)
-        return f, (), self.stop_gradient(f(*args))
+        return f, (), self.stop_gradient(f(*args)), None
 
     def host(self, f: Callable[..., np.ndarray], like: Any, *args: Any) -> Any:
         """The array of f(*args), a function of numpy arrays, as a constant of the shape and type of `like`."""

@@ -82,7 +82,7 @@ class Jax(Arrays):
     def linear_solve(self, matvec: Function, b: Any, solve: Function) -> Any:
         return jax_implicit.linear_solve(matvec, b, solve)
 
-    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any]:
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any, Any]:
         return jax_implicit.captures(f, args)
 
     def host(self, f: Any, like: Any, *args: Any) -> Any:

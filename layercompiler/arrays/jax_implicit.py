@@ -66,14 +66,14 @@ def host(f: Callable[..., Any], like: Any, args: Values) -> Any:
     return jax.pure_callback(call, shape, *args, vmap_method="sequential")
 
 
-def captures(f: Callable[..., Any], args: Values) -> tuple[Callable[..., Any], Values, Any]:
+def captures(f: Callable[..., Any], args: Values) -> tuple[Callable[..., Any], Values, Any, None]:
     """See `Arrays.captures`."""
     args = tuple(jax.lax.stop_gradient(a) for a in args)
     closed = jax.make_jaxpr(f)(*args)
     consts = [jax.lax.stop_gradient(c) for c in closed.consts]
     value = jax.core.eval_jaxpr(closed.jaxpr, consts, *args)[0]
     if not any(isinstance(c, jax.core.Tracer) for c in closed.consts):
-        return f, (), value
+        return f, (), value, None
     moving = [i for i, c in enumerate(closed.consts) if isinstance(c, jax.core.Tracer)]
     count = len(args)
 
@@ -83,4 +83,4 @@ def captures(f: Callable[..., Any], args: Values) -> tuple[Callable[..., Any], V
             consts[i] = value
         return jax.core.eval_jaxpr(closed.jaxpr, consts, *values[:count])[0]
 
-    return explicit, tuple(closed.consts[i] for i in moving), value
+    return explicit, tuple(closed.consts[i] for i in moving), value, None

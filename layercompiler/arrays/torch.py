@@ -44,6 +44,30 @@ class Torch(Arrays):
     def sum(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
         return torch.sum(x, axis, keepdim=keepdims)
 
+    @property
+    def zero(self) -> int:
+        return 0  # loops run eagerly
+
+    def any(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        return torch.any(x) if axis is None else torch.any(x, axis, keepdim=keepdims)
+
+    def all(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        return torch.all(x) if axis is None else torch.all(x, axis, keepdim=keepdims)
+
+    def axpy(self, a: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(y, a, x)
+
+    def inner(self, a: torch.Tensor, b: torch.Tensor, axis: tuple[int, ...]) -> torch.Tensor:
+        if a.dim() == 1 and axis:
+            return torch.dot(a, b).reshape(1)
+        return torch.sum(a * b, axis, keepdim=True) if axis else a * b
+
+    def norm(self, a: torch.Tensor, axis: tuple[int, ...]) -> torch.Tensor:
+        return torch.linalg.vector_norm(a, 2, axis, True) if axis else torch.abs(a)
+
+    def held(self, moving: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+        return new if bool(torch.all(moving)) else torch.where(moving, new, old)
+
     def clip(self, x: torch.Tensor, lower: Any = None, upper: Any = None) -> torch.Tensor:
         return torch.clamp(x, lower, upper)
 
@@ -109,7 +133,7 @@ class Torch(Arrays):
     def implicit(self, rule: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> torch.Tensor:
         return torch_implicit.implicit(self, rule, known, args)
 
-    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any]:
+    def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any, Any]:
         return torch_implicit.captures(f, args)
 
     def pullback(self, f: Function, x: torch.Tensor) -> Function:
@@ -120,7 +144,7 @@ class Torch(Arrays):
             value = f(x)
         if not value.requires_grad:
             return torch.zeros_like
-        return lambda c: _grad(value, x, c)
+        return lambda c: torch_implicit.grad_of(value, x, c)
 
     def pushforward(self, f: Function, x: torch.Tensor) -> Function:
         if self.traced(x):
@@ -132,7 +156,7 @@ class Torch(Arrays):
                 return torch.zeros_like
             c = torch.zeros_like(value, requires_grad=True)
             pulled = torch.autograd.grad(value, x, c, create_graph=True)[0]  # linear in c: its pullback is the derivative
-        return lambda v: _grad(pulled, c, v)
+        return lambda v: torch_implicit.grad_of(pulled, c, v)
 
     def constant(self) -> Any:
         return torch.no_grad()
@@ -178,12 +202,11 @@ class Torch(Arrays):
 
         return Traced(f)
 
+    def spell(self, f: Function, samples: Sequence[Any], inputs: Sequence[Any], graph: Any) -> Any:
+        """See `torch_scalars.spell`."""
+        from layercompiler.arrays.torch_scalars import spell
 
-def _grad(value: torch.Tensor, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    if not value.requires_grad:
-        return torch.zeros_like(x)
-    found = torch.autograd.grad(value, x, c, retain_graph=True, allow_unused=True)[0]
-    return torch.zeros_like(x) if found is None else found
+        return spell(f, samples, inputs, graph)
 
 
 ARRAYS = Torch(namespace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ def implicit(xp: Any, rule: Any, known: Tensors, args: Tensors) -> torch.Tensor:
     if not any(active(a, recording) for a in (*known, *args)):
         with torch.no_grad():
             return rule.value(xp, known, args)
-    return _Implicit.apply(xp, rule, len(known), *known, *args)  # type: ignore[no-any-return]
+    function = _Implicit if getattr(rule, "tape", None) is None else _Taped
+    return function.apply(xp, rule, len(known), *known, *args)  # type: ignore[no-any-return]
 
 
 def active(tensor: torch.Tensor, recording: bool) -> bool:
@@ -66,9 +68,7 @@ class _Implicit(torch.autograd.Function):
         with forward_ad._set_fwd_grad_enabled(True):  # torch turns it off here, and forward over forward would be silently wrong
             y, *args = (forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors)  # tangents of outer levels stay
             at = [i for i, t in enumerate(moving) if t is not None and args[i].is_floating_point()]
-            _, change, *_ = torch.func.jvp(
-                lambda *some: ctx.rule.residual(y, *_placed(args, at, some)), tuple(args[i] for i in at), tuple(moving[i] for i in at)
-            )
+            change = _along(lambda *some: ctx.rule.residual(y, *_placed(args, at, some)), [args[i] for i in at], [moving[i] for i in at])
             return ctx.rule.solve(ctx.xp, y, tuple(args), -change, False)
 
     @staticmethod
@@ -81,6 +81,52 @@ class _Implicit(torch.autograd.Function):
         ]
         lanes = tuple(None if axis is None and i not in must else 0 for i, axis in enumerate(axes))
         return _Implicit.apply(xp, rule.mapped(xp, lanes[count:]), count, *moved), 0
+
+
+class _Taped(torch.autograd.Function):
+    """As `_Implicit` where the residual's evaluation is on tape, and so no transformation of torch.func around: first derivatives by it.
+
+    In the older form of `forward`, which costs half of the newer one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, xp: Any, rule: Any, count: int, *tensors: Any) -> Any:
+        ctx.xp, ctx.rule, ctx.count = xp, rule, count
+        y = rule.value(xp, tensors[:count], tensors[count:]).clone()
+        ctx.save_for_backward(y, *tensors[count:])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Any) -> Any:
+        if torch.is_grad_enabled() or _functorch.is_functorch_wrapped_tensor(cotangent):
+            return _Implicit.backward(ctx, cotangent)
+        y, *args = ctx.saved_tensors  # also says if one was changed in place since
+        first = 3 + ctx.count
+        wanted = [i for i, w in enumerate(ctx.needs_input_grad[first:]) if w]
+        grads: list[Any] = [None] * (first + len(args))
+        if wanted:
+            u = ctx.rule.pulled(ctx.xp, y, tuple(args), cotangent)
+            for i, grad in zip(wanted, ctx.rule.tape.pull(-u, wanted), strict=True):
+                grads[first + i] = grad
+        return tuple(grads)
+
+
+def _along(f: Callable[..., Any], args: list[Any], tangents: list[Any]) -> Any:
+    """The derivative of f along tangents."""
+    if torch._C._are_functorch_transforms_active():
+        # clones: torch makes no dual of an expanded tensor, which vmap leaves
+        return torch.func.jvp(f, tuple(a.clone() for a in args), tuple(tangents))[1]
+    # Dual levels do not nest: the pullback of the pullback instead.
+    recording = torch.is_grad_enabled() and any(a.requires_grad for a in (*args, *tangents))
+    with torch.enable_grad():
+        args = [a if a.requires_grad else a.detach().requires_grad_() for a in args]
+        value = f(*args)
+        c = torch.zeros_like(value, requires_grad=True)
+        pulled = torch.autograd.grad(value, args, c, create_graph=True, allow_unused=True)
+        some = [(p, t) for p, t in zip(pulled, tangents, strict=True) if p is not None and p.requires_grad]
+        if not some:
+            return torch.zeros_like(value)
+        return torch.autograd.grad([p for p, _ in some], c, [t for _, t in some], create_graph=recording)[0]
 
 
 def _placed(args: Any, at: list[int], some: Any) -> list[Any]:
@@ -124,24 +170,55 @@ def opaque(f: Callable[..., Any], mapped: Callable[..., Any], args: Tensors) -> 
 
 
 class _Watch(TorchFunctionMode):
-    """Notes tensors that a function uses beyond its arguments."""
+    """Notes tensors that a function uses beyond its arguments; if the run is taped, puts leaves that require a gradient in their place."""
 
-    def __init__(self, args: Tensors) -> None:
+    def __init__(self, args: Tensors, recording: bool, taped: bool) -> None:
         super().__init__()
-        self.recording = torch.is_grad_enabled()
-        self.made: dict[int, Any] = {id(a): a for a in args}
-        self.found: dict[int, torch.Tensor] = {}
+        self.recording, self.taped = recording, taped
+        self.level = _level()
+        self.known: dict[int, Any] = {id(a): a for a in args}  # kept, so that no id is used twice
+        self.found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_flatten((args, kwargs))[0]:
-            if isinstance(leaf, torch.Tensor) and id(leaf) not in self.made and id(leaf) not in self.found:
-                if leaf.is_floating_point() and active(leaf, self.recording):
-                    self.found[id(leaf)] = leaf
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_flatten(result)[0]:
+        kwargs = kwargs or {}
+        if self.taped and _level():
+            raise _TransformationError
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Tensor):
+                self.meet(value)
+            elif isinstance(value, (tuple, list, dict)):
+                for leaf in tree_flatten(value)[0]:
+                    if isinstance(leaf, torch.Tensor):
+                        self.meet(leaf)
+        if self.found and self.taped:
+            args, kwargs = tree_map(self.placed, (args, kwargs))
+        result = function(*args, **kwargs)
+        for leaf in (result,) if isinstance(result, torch.Tensor) else tree_flatten(result)[0]:
             if isinstance(leaf, torch.Tensor):
-                self.made[id(leaf)] = leaf
+                self.known[id(leaf)] = leaf
         return result
+
+    def meet(self, tensor: torch.Tensor) -> None:
+        key = id(tensor)
+        if key in self.known or key in self.found:
+            return
+        if not tensor.is_floating_point() or _functorch.maybe_get_level(tensor) > self.level or not active(tensor, self.recording):
+            self.known[key] = tensor  # what a transformation inside of the function wraps is no capture either
+            return
+        self.found[key] = tensor, tensor.detach().requires_grad_() if self.taped else tensor
+
+    def placed(self, value: Any) -> Any:
+        found = self.found.get(id(value))
+        return value if found is None else found[1]
+
+
+class _TransformationError(Exception):
+    """A taped function uses torch.func itself: what comes out of that cannot be told from captured tensors, and no leaf is made within."""
+
+
+def _level() -> int:
+    """The level of the innermost torch.func transformation that is running; 0 outside of all."""
+    return _functorch.maybe_current_level() or 0
 
 
 class _Replace(TorchFunctionMode):
@@ -156,22 +233,76 @@ class _Replace(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def captures(f: Callable[..., Any], args: Tensors) -> tuple[Callable[..., Any], Tensors, Any]:
+class Tape:
+    """One evaluation of a residual, kept as autograd's graph: first derivatives at (y, *args) without evaluating it again.
+
+    The graph holds what one evaluation needs, whatever the number of iterations that led there.
+    """
+
+    def __init__(self, y: torch.Tensor, args: Tensors, value: torch.Tensor) -> None:
+        self.y, self.args, self.value = y, args, value
+        self._pulled: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def vecmat(self, u: torch.Tensor) -> torch.Tensor:
+        """The derivative by y, transposed, times u."""
+        return grad_of(self.value, self.y, u)
+
+    def matvec(self, v: torch.Tensor) -> torch.Tensor:
+        """The derivative by y times v: the pullback is linear, and its own pullback is the derivative."""
+        if not self.value.requires_grad:
+            return torch.zeros_like(v)
+        if self._pulled is None:
+            with torch.enable_grad():
+                c = torch.zeros_like(self.value, requires_grad=True)
+                pulled = torch.autograd.grad(self.value, self.y, c, create_graph=True, allow_unused=True)[0]
+            self._pulled = c, torch.zeros_like(self.y) if pulled is None else pulled
+        c, pulled = self._pulled
+        return grad_of(pulled, c, v)
+
+    def pull(self, u: torch.Tensor, at: list[int]) -> tuple[torch.Tensor | None, ...]:
+        """Cotangents of the arguments at some positions."""
+        if not self.value.requires_grad:
+            return (None,) * len(at)
+        return torch.autograd.grad(self.value, [self.args[i] for i in at], u, retain_graph=True, allow_unused=True)
+
+
+def grad_of(value: torch.Tensor, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """c pulled back to x through a graph that is kept."""
+    found = torch.autograd.grad(value, x, c, retain_graph=True, allow_unused=True)[0] if value.requires_grad else None
+    return torch.zeros_like(x) if found is None else found
+
+
+def captures(f: Callable[..., Any], args: Tensors) -> tuple[Callable[..., Any], Tensors, Any, Any]:
     """See `Arrays.captures`: module parameters and closed-over tensors become arguments.
 
-    f is run once and watched; then every operation that touches a captured tensor gets its stand-in instead.
+    f is run once and watched: every operation that touches a captured tensor gets its stand-in instead. If derivatives may be asked for,
+    that run is kept as a `Tape`.
     """
-    args = tuple(a.detach() for a in args)
-    watch = _Watch(args)
-    with torch.no_grad(), watch:
-        value = f(*args)
-    found = tuple(watch.found.values())
+    recording = torch.is_grad_enabled()
+    taped = recording and forward_ad._current_level < 0 and not _level() and not torch.compiler.is_compiling()
+    plain = tuple(a.detach() for a in args)
+    leaves = tuple(a.detach().requires_grad_() if a.is_floating_point() else a for a in plain) if taped else plain
+    try:
+        watch = _Watch(leaves, recording, taped)
+        with watch, torch.set_grad_enabled(taped):
+            value = f(*leaves)
+        found, stand_ins = tuple(t for t, _ in watch.found.values()), tuple(s for _, s in watch.found.values())
+    except _TransformationError:
+        watch = _Watch(plain, recording, False)
+        with watch, torch.no_grad():
+            f(*plain)
+        found = tuple(t for t, _ in watch.found.values())
+        stand_ins = tuple(t.detach().requires_grad_() for t in found)
+        with _Replace({id(t): s for t, s in zip(found, stand_ins, strict=True)}) if found else nullcontext():
+            value = f(*leaves)
+    tape = Tape(leaves[0], (*leaves[1:], *stand_ins), value) if taped else None
+    value = value.detach()
     if not found:
-        return f, (), value.detach()
+        return f, (), value, tape
     count = len(args)
 
     def explicit(*values: Any) -> Any:
         with _Replace({id(c): v for c, v in zip(found, values[count:], strict=True)}):
             return f(*values[:count])
 
-    return explicit, found, value.detach()
+    return explicit, found, value, tape

@@ -106,7 +106,8 @@ def _attach(module: torch.nn.Module, graph: fx.Graph, tensor: torch.Tensor) -> f
     return graph.get_attr(name)
 
 
-def _record(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any]:
+def record(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> tuple[fx.GraphModule, list[torch.Tensor], Any, list[Any]]:
+    """(graph of plain operations, the inputs it was recorded with, structure of its value, the value's leaves)."""
     # distinct tensors: inputs that are one object would be taken for one argument
     inputs = [t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
     tape = _Tape(torch.nn.Module(), inputs)
@@ -121,6 +122,12 @@ def _record(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> 
         _share(module)
         _fold(module)
         module.graph.eliminate_dead_code()
+    module.meta["mutable"] = tape.mutable
+    return module, inputs, spec, leaves
+
+
+def _record(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any]:
+    module, inputs, spec, _ = record(function, tensors)
     module.recompile()
     return _compiled(module, inputs), spec
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ class DenseMap(ResidualMap):
     def __init__(self, structure: Structure, samples: Data, engine: DenseEngine) -> None:
         super().__init__(structure, samples)
         self.engine = engine
-        self.equilibrate = _as_it_is
+        self.equilibrate = None
 
     @property
     def order(self) -> int:
@@ -54,10 +55,6 @@ class DenseMap(ResidualMap):
         return self.point(data, products, x, v), np.zeros(len(x), int), None
 
 
-def _as_it_is(data: Data) -> tuple[Data, None]:
-    return data, None
-
-
 @dataclass(frozen=True)
 class DenseLinearization:
     """The kernel's factors with the interface of `layercompiler.derivatives.system.Linearization`."""
@@ -76,6 +73,11 @@ class DenseLinearization:
         if lost.any():  # the kernel's refinement keeps what it had where nothing gets better
             u[lost], t[lost] = np.nan, np.nan
         return u, t, residual
+
+    def route(self) -> tuple[int, ...]:
+        """See `LanesLinearization.route`."""
+        operands = self.factors.operands
+        return 1, self.factors._handle or 0, ctypes.addressof(operands.values), ctypes.addressof(operands.strides)
 
     def singular(self) -> np.ndarray:
         """See `Linearization.singular`."""

@@ -31,23 +31,28 @@ def cg(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None) ->
 
 def _cg(A: Operator, product: Product, b: Any, tol: float, limit: int, M: Product | None) -> Any:
     xp = A.xp
+    held = _held(A)
     z = b if M is None else M(b)
-
     rz = A.dot(b, z)
-    zero = xp.zeros_like(rz)
 
     def go(k: Any, x: Any, r: Any, p: Any, rz: Any, active: Any) -> Any:
         return (k < limit) & xp.any(active)
 
     def step(k: Any, x: Any, r: Any, p: Any, rz: Any, active: Any) -> Any:
         q = product(p)
-        alpha = xp.where(active, rz / A.dot(p, q), zero)
-        x, r = x + alpha * p, r - alpha * q
+        alpha = held(active, rz / A.dot(p, q))
+        x, r = xp.axpy(alpha, p, x), xp.axpy(-alpha, q, r)
         new = A.dot(r, r) if M is None else A.dot(r, z := M(r))
         rr = new if M is None else A.dot(r, r)
-        return k + 1, x, r, (r if M is None else z) + xp.where(active, new / rz, zero) * p, new, rr > tol**2
+        return k + 1, x, r, xp.axpy(held(active, new / rz), p, r if M is None else z), new, rr > tol**2
 
-    return xp.while_loop(go, step, (xp.new(0), xp.zeros_like(b), b, z, rz, A.dot(b, b) > tol**2))[1]
+    return xp.while_loop(go, step, (xp.zero, xp.zeros_like(b), b, z, rz, A.dot(b, b) > tol**2))[1]
+
+
+def _held(A: Operator) -> Callable[[Any, Any], Any]:
+    """Step lengths of which only those of active instances count; a single instance is active as long as the loop runs."""
+    xp = A.xp
+    return (lambda active, value: xp.where(active, value, xp.zeros_like(value))) if A.batch else lambda active, value: value
 
 
 def normal_cg(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None) -> Any:
@@ -61,8 +66,8 @@ def bicgstab(A: Operator, b: Any, tol: float, limit: int, M: Product | None = No
     """Stabilised bi-conjugate gradients for any square A: short recurrences, two products a step."""
     xp = A.xp
     M = M or (lambda r: r)
+    held = _held(A)
     rr = A.dot(b, b)
-    zero = xp.zeros_like(rr)
 
     def go(k: Any, x: Any, r: Any, p: Any, rho: Any, active: Any) -> Any:
         return (k < limit) & xp.any(active)
@@ -70,20 +75,21 @@ def bicgstab(A: Operator, b: Any, tol: float, limit: int, M: Product | None = No
     def step(k: Any, x: Any, r: Any, p: Any, rho: Any, active: Any) -> Any:
         ph = M(p)
         v = A.matvec(ph)
-        alpha = xp.where(active, rho / A.dot(b, v), zero)
-        s = r - alpha * v
+        alpha = held(active, rho / A.dot(b, v))
+        s = xp.axpy(-alpha, v, r)
         sh = M(s)
         t = A.matvec(sh)
         tt = A.dot(t, t)
-        omega = xp.where(active & (tt > 0), A.dot(t, s) / tt, zero)
-        x, r = x + alpha * ph + omega * sh, s - omega * t
+        omega = xp.where(active & (tt > 0), A.dot(t, s) / tt, xp.zeros_like(tt))
+        x, r = xp.axpy(omega, sh, xp.axpy(alpha, ph, x)), xp.axpy(-omega, t, s)
         new = A.dot(b, r)
         active = active & (A.dot(r, r) > tol**2)
         going = active & (xp.abs(new) > 1e-30) & (omega != 0)  # else the shadow residual is used up: start afresh from r
-        p = r + xp.where(going, (new / rho) * (alpha / omega), zero) * (p - omega * v)
+        beta = xp.where(going, (new / rho) * (alpha / omega), xp.zeros_like(new))
+        p = xp.axpy(beta, xp.axpy(-omega, v, p), r)
         return k + 1, x, r, p, xp.where(active & ~going, A.dot(b, r), new), active
 
-    return xp.while_loop(go, step, (xp.new(0), xp.zeros_like(b), b, b, rr, rr > tol**2))[1]
+    return xp.while_loop(go, step, (xp.zero, xp.zeros_like(b), b, b, rr, rr > tol**2))[1]
 
 
 def gmres(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None, restart: int = 30) -> Any:
@@ -100,7 +106,7 @@ def gmres(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None,
         r = b - A.matvec(x)
         return k + m, x, r, A.norm(r)
 
-    return xp.while_loop(go, cycle, (xp.new(0), xp.zeros_like(b), b, A.norm(b)))[1]
+    return xp.while_loop(go, cycle, (xp.zero, xp.zeros_like(b), b, A.norm(b)))[1]
 
 
 def _arnoldi(A: Operator, product: Product, r: Any, beta: Any, tol: float, m: int) -> Any:
@@ -137,7 +143,7 @@ def _arnoldi(A: Operator, product: Product, r: Any, beta: Any, tol: float, m: in
     V = units[0] * first[None]
     H = xp.zeros_like(units[:m] * beta[None, None])
     c = units[0] * xp.ones_like(beta)[None]
-    _, V, H, _, _ = xp.while_loop(go, step, (xp.new(0), V, H, c, beta))
+    _, V, H, _, _ = xp.while_loop(go, step, (xp.zero, V, H, c, beta))
     matrix = xp.reshape(H, (m, m + 1, *A.shape[: A.batch]))
     matrix = xp.permute_dims(matrix, (*range(2, 2 + A.batch), 1, 0))  # (batch..., m + 1, m)
     Q, R = xp.linalg.qr(matrix)
@@ -183,7 +189,7 @@ def lsmr(A: Operator, b: Any, tol: float, limit: int) -> Any:
         x, h = x + moved * hb, v - safe(xp, theta, rho) * h
         return k + 1, x, h, hb, u, v, alpha, ab, zb, rho, rb, cb, sb, xp.where(e > tol, xp.abs(zb), e)
 
-    start = (xp.new(0), xp.zeros_like(b), v, xp.zeros_like(b), u, v, alpha, alpha, alpha * beta, one, one, one, zero, alpha * beta)
+    start = (xp.zero, xp.zeros_like(b), v, xp.zeros_like(b), u, v, alpha, alpha, alpha * beta, one, one, one, zero, alpha * beta)
     return xp.while_loop(go, step, start)[1]
 
 
@@ -195,4 +201,21 @@ def neumann(A: Operator, b: Any, terms: int) -> Any:
         r = r - A.matvec(r)
         return k + 1, x + r, r
 
-    return xp.while_loop(lambda k, x, r: k < terms - 1, step, (xp.new(0), b, b))[1]
+    return xp.while_loop(lambda k, x, r: k < terms - 1, step, (xp.zero, b, b))[1]
+
+
+def series(A: Operator, b: Any, tol: float, limit: int = 100) -> tuple[Any, Any]:
+    """(x, b - A x) for sums x of (I - A)^k b, |b| = 1, up to the tolerance, given up where terms fall by less than a quarter on average."""
+    xp = A.xp
+
+    def go(k: Any, x: Any, r: Any, e: Any, pace: Any) -> Any:
+        return (k < limit) & (e > tol) & (e < pace)
+
+    def step(k: Any, x: Any, r: Any, e: Any, pace: Any) -> Any:
+        new = r - A.matvec(r)
+        return k + 1, x + r, new, xp.max(A.norm(new)), 0.75 * pace
+
+    r = b - A.matvec(b)
+    e = xp.max(A.norm(r))
+    found = xp.while_loop(go, step, (xp.zero, b, r, e, 4 + 0 * e))  # the first terms may well grow
+    return found[1], found[2]

@@ -110,6 +110,10 @@ class LanesLinearization:
         """See `Linearization.solve`."""
         return self.kernel.solve(r_x, h, refine=refine, threads=self.threads)
 
+    def route(self) -> tuple[int, ...]:
+        """What the kernels' adjoint route takes: whether the factors are dense, their handle, and the operands of dense ones."""
+        return 0, self.kernel.handle, 0, 0
+
     def singular(self) -> np.ndarray:
         """See `Linearization.singular`."""
         return ~(self.kernel.reach <= 1e-8)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,8 @@ class Operator:
         self.preconditioner = preconditioner
         self.shape = tuple(int(s) for s in like.shape)
         self.axes = tuple(range(batch, len(self.shape)))
-        self.size = int(np.prod(self.shape[batch:], dtype=np.int64))
-        self.eps = float(np.finfo(getattr(like.dtype, "name", str(like.dtype)).split(".")[-1]).eps)
+        self.size = math.prod(self.shape[batch:])
+        self.eps = _eps(getattr(like.dtype, "name", None) or str(like.dtype))
 
     @property
     def T(self) -> Operator:
@@ -55,11 +56,11 @@ class Operator:
 
     def dot(self, a: Any, b: Any) -> Any:
         """Inner products per instance, (batch..., 1, ...)."""
-        return self.xp.sum(a * b, axis=self.axes, keepdims=True) if self.axes else a * b
+        return self.xp.inner(a, b, self.axes)
 
     def norm(self, a: Any) -> Any:
         """Euclidean norms per instance, (batch..., 1, ...)."""
-        return self.xp.linalg.vector_norm(a, axis=self.axes, keepdims=True) if self.axes else self.xp.abs(a)
+        return self.xp.norm(a, self.axes)
 
     def flat(self, a: Any) -> Any:
         """(batch..., n) of (batch..., event...)."""
@@ -80,6 +81,11 @@ class Operator:
         self.rmatvec(xp.zeros_like(self.like))  # linearised out here: what is linearised inside of vmap stays there
         rows = xp.reshape(over(xp, self.rmatvec, basis), (self.size, *lead, self.size))
         return xp.moveaxis(rows, 0, -2)
+
+
+@cache
+def _eps(dtype: str) -> float:
+    return float(np.finfo(dtype.split(".")[-1]).eps)
 
 
 def over(xp: Arrays, product: Product, basis: Any) -> Any:

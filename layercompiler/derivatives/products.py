@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from layercompiler.programs.cone import Data, Structure
-from layercompiler.programs.pattern import Pattern
 
 
-@dataclass(frozen=True)
 class Products:
-    """P x, A x and A'y for the numbers of one batch."""
+    """P x, A x and A'y for the numbers of one batch; what a product needs is made when it is first asked for."""
 
-    P_pattern: Pattern
-    A_pattern: Pattern
-    P_values: np.ndarray
-    A_values: np.ndarray
-    AT_values: np.ndarray
+    def __init__(self, structure: Structure, data: Data) -> None:
+        self.structure, self.data = structure, data
+        self.P_pattern, self.A_pattern = structure.P_pattern, structure.A_pattern
+
+    @cached_property
+    def P_values(self) -> np.ndarray:
+        """P in full where its pattern is dense, else the entries of both triangles."""
+        P = self.data.P[:, self.structure.P_mirror]
+        return self.P_pattern.full(P) if self.P_pattern.dense else P
+
+    @cached_property
+    def A_values(self) -> np.ndarray:
+        """A in full where its pattern is dense, else its entries."""
+        return self.A_pattern.full(self.data.A) if self.A_pattern.dense else self.data.A
+
+    @cached_property
+    def AT_values(self) -> np.ndarray:
+        """The transpose, stored: a product by rows of a contiguous matrix gives the same bits wherever an instance sits in its batch."""
+        A = self.A_values
+        return np.ascontiguousarray(A.swapaxes(-1, -2)) if self.A_pattern.dense else A
 
     @classmethod
     def of(cls, structure: Structure, data: Data) -> Products:
         """Bind the patterns of a structure to numbers."""
-        P_pattern, A_pattern = structure.P_pattern, structure.A_pattern
-        P = data.P[:, structure.P_mirror]
-        A = A_pattern.full(data.A) if A_pattern.dense else data.A
-        # The transpose is stored: a product by rows of a contiguous matrix gives the same bits wherever an instance sits in its batch.
-        AT = np.ascontiguousarray(A.swapaxes(-1, -2)) if A_pattern.dense else A
-        return cls(P_pattern, A_pattern, P_pattern.full(P) if P_pattern.dense else P, A, AT)
+        return cls(structure, data)
 
     def take(self, index: np.ndarray) -> Products:
         """The instances `index`."""
-        pick = lambda a: a if len(a) == 1 else a[index]  # noqa: E731
-        return Products(self.P_pattern, self.A_pattern, pick(self.P_values), pick(self.A_values), pick(self.AT_values))
+        part = Products(self.structure, self.data.take(index))
+        for name in ("P_values", "A_values", "AT_values"):
+            if name in self.__dict__:
+                a = self.__dict__[name]
+                part.__dict__[name] = a if len(a) == 1 else a[index]
+        return part
 
     def P(self, x: np.ndarray) -> np.ndarray:
         """P x, (B, n)."""

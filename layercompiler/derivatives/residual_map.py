@@ -112,7 +112,7 @@ class ResidualMap:
     def __init__(self, structure: Structure, samples: Data, linear: str = "auto") -> None:
         self.structure = structure
         self._plan = samples, linear
-        self.equilibrate = Equilibrator(structure)
+        self.equilibrate: Equilibrator | None = Equilibrator(structure)  # None where data are taken as they are
         self._polyhedral = all(cone.name in ("zero", "nonnegative") for cone, _ in structure.cones.blocks)
 
     @cached_property

@@ -81,13 +81,15 @@ def attach(
     Cost: one evaluation of F here; one linear solve per tangent or cotangent.
     """
     theta = tuple(xp.asarray(t) if not hasattr(t, "dtype") else t for t in theta)
-    f, found, _ = xp.captures(F, (y, *theta))
+    f, found, _, tape = xp.captures(F, (y, *theta))
     settings = Settings(linear_solve or Auto(), frozenset(structure), on_error)
-    return explicit(xp, f, y, (*theta, *found), settings, batch, factor)
+    return explicit(xp, f, y, (*theta, *found), settings, batch, factor, tape)
 
 
-def explicit(xp: Arrays, F: Residual, y: Any, theta: tuple[Any, ...], settings: Settings, batch: int, factor: Factor | None) -> Any:
-    """As `attach`, for F that captures nothing (`Arrays.captures`)."""
+def explicit(
+    xp: Arrays, F: Residual, y: Any, theta: tuple[Any, ...], settings: Settings, batch: int, factor: Factor | None, tape: Any = None
+) -> Any:
+    """As `attach`, for F that captures nothing, and with the tape of its evaluation at (y, *theta), if there is one (`Arrays.captures`)."""
     unknown = settings.structure - STRUCTURES
     if unknown:
         raise OptionError("unknown structure of a Jacobian", expected=f"of {sorted(STRUCTURES)}", got=str(sorted(unknown)))
@@ -97,7 +99,7 @@ def explicit(xp: Arrays, F: Residual, y: Any, theta: tuple[Any, ...], settings: 
     args = (*theta, *kept)
     own = tuple(range(len(theta), len(args)))
     shape = None if factor is None else (factor.kind, factor.sign)
-    return xp.implicit(Root(F, batch, settings, shape, own), (xp.stop_gradient(y),), args)
+    return xp.implicit(Root(F, batch, settings, shape, own, tape), (xp.stop_gradient(y),), args)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Root:
     settings: Settings
     factor: tuple[str, int] | None
     own: tuple[int, ...]
+    tape: Any = None
 
     def value(self, xp: Arrays, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
         """The root that was found."""
@@ -135,6 +138,10 @@ class Root:
 
         return xp.linear_solve(push, b, numbers)
 
+    def pulled(self, xp: Arrays, y: Any, args: tuple[Any, ...], b: Any) -> Any:
+        """J'^-1 b on numbers."""
+        return self.numbers(xp, self.operator(xp, y, args).T, y, args, b, True)
+
     def numbers(self, xp: Arrays, A: Operator, y: Any, args: tuple[Any, ...], b: Any, transposed: bool) -> Any:
         """Solve on numbers with A, which is J or, if `transposed`, J'."""
         count = len(args) - len(self.own)
@@ -148,7 +155,14 @@ class Root:
     def mapped(self, xp: Arrays, axes: tuple[int | None, ...]) -> Root:
         """The rule over one more leading batch dimension."""
         F, lanes = self.F, axes[: len(axes) - len(self.own)]
-        return replace(self, F=lambda y, *theta: xp.vmap(F, (0, *lanes))(y, *theta), batch=self.batch + 1)
+        return replace(self, F=lambda y, *theta: xp.vmap(F, (0, *lanes))(y, *theta), batch=self.batch + 1, tape=None)
+
+    def operator(self, xp: Arrays, y: Any, args: tuple[Any, ...]) -> Operator:
+        """J on numbers."""
+        if self.tape is None:
+            return jacobian(xp, lambda v: self.residual(v, *args), y, self.batch, self.settings.structure)
+        matvec = self.tape.vecmat if self.settings.structure else self.tape.matvec  # symmetric, so the cheaper direction serves
+        return Operator(xp, y, self.batch, matvec, self.tape.vecmat, self.settings.structure)
 
 
 @dataclass(frozen=True)
@@ -162,7 +176,7 @@ class Linear:
     def value(self, xp: Arrays, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
         """The solution, on numbers."""
         y, *rest, b = args
-        A = jacobian(xp, lambda v: self.root.residual(v, *rest), y, self.root.batch, self.root.settings.structure)
+        A = self.root.operator(xp, y, tuple(rest))
         return self.root.numbers(xp, A.T if self.transposed else A, y, tuple(rest), b, self.transposed)
 
     def residual(self, y: Any, *args: Any) -> Any:

@@ -7,9 +7,11 @@ x^ = kappa D^-1 x, s^ = kappa E s, y^ = sigma kappa E^-1 y and data sigma D P D,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from layercompiler import kernels
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.programs.pattern import Segments
 
@@ -57,6 +59,27 @@ class Equilibrator:
 
     def __call__(self, data: Data) -> tuple[Data, Scaling | None]:
         """Scaled data and the factors; None, and the data as they are, where every instance is calm."""
+        if self.kernel is None or not data.batch:
+            return self.in_arrays(data)
+        rough = self.kernel.rough((data.P, data.q, data.A, data.b), data.batch)
+        return self.scale(data, rough) if rough.any() else (data, None)
+
+    @cached_property
+    def kernel(self) -> kernels.Equilibration | None:
+        """The compiled norms, where the kernels were built."""
+        s = self.structure
+        if not kernels.available():
+            return None
+        return kernels.Equilibration(s.n, (s.P_rows, s.P_cols), (s.A_rows, s.A_cols), self.cones, self.cone_of_row)
+
+    def scale(self, data: Data, rough: np.ndarray) -> tuple[Data, Scaling]:
+        """Scaled data and the factors, by the kernels, for the instances that are `rough`."""
+        assert self.kernel is not None
+        (P, q, A, b), factors = self.kernel.apply((data.P, data.q, data.A, data.b), rough)
+        return Data(P, q, data.d, A, b), Scaling(*factors)
+
+    def in_arrays(self, data: Data) -> tuple[Data, Scaling | None]:
+        """The same in arrays, where the kernels were not built."""
         with np.errstate(all="ignore"):
             rough = self._rough(data)
             if not rough.any():

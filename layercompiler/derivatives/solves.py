@@ -7,6 +7,7 @@ Right-hand sides are scaled to unit norm before anything iterates, so tiny cotan
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -130,65 +131,111 @@ class LSMR(_Iterative):
 
 @dataclass(frozen=True)
 class Neumann(LinearSolve):
-    """A truncated Neumann series, sum_{k < terms} (I - A)^k b: approximate on purpose (its residual is not checked).
+    """The Neumann series sum_k (I - A)^k b, which converges for A = I - dT/dy with a contraction T.
 
     Args:
-        terms: Number of terms; 1 is the "Jacobian-free" backward pass.
+        terms: Number of terms of a truncated series, approximate on purpose (its residual is not checked); 1 is the "Jacobian-free"
+            backward pass. None to sum until it converges, with BiCGSTAB for what is left of a series that converges slowly.
+        tol: Relative residual to reach without `terms`; None for as far as the precision allows.
     """
 
-    terms: int = 1
-    accept = None
+    terms: int | None = 1
+    tol: float | None = None
+
+    @property
+    def accept(self) -> float | None:  # type: ignore[override]
+        """A truncated series is not held to anything."""
+        return None if self.terms is not None else max(1e-9, 10 * (self.tol or 0.0))
 
     def solve(self, A: Operator, b: Any) -> Any:
         """See `LinearSolve.solve`."""
-        return krylov.neumann(A, b, self.terms)
+        if self.terms is not None:
+            return krylov.neumann(A, b, self.terms)
+        tol = self.tol or max(1e-12, 20 * A.eps)
+        x, r = krylov.series(A, b, tol)
+        if not A.xp.traced(b) and not bool(A.xp.any(A.norm(r) > tol)):
+            return x
+        return x + krylov.bicgstab(A, r, tol, A.size)
 
 
 @dataclass(frozen=True)
 class Auto(LinearSolve):
-    """Dense LU for small blocks; for larger ones CG if the Jacobian is symmetric (told or probed), else BiCGSTAB, then GMRES, then LU.
+    """Dense LU where forming the blocks is likely the cheapest; else CG if the Jacobian is symmetric (told or probed), else BiCGSTAB.
 
-    Whatever comes first is kept only if its residual passes; the last resort is the pseudo-inverse.
+    Iterations are given up, for LU, once they have cost some times what LU costs. Whatever comes first is kept only if its residual
+    passes; the last resort is the pseudo-inverse.
 
     Args:
         probe: Whether to look for symmetry, at the price of two products.
+        contraction: A = I - dT/dy with a map T that likely contracts: its Neumann series is begun first.
     """
 
     probe: bool = True
+    contraction: bool = False
 
     def solve(self, A: Operator, b: Any) -> Any:
         """See `LinearSolve.solve`."""
-        if A.size <= DENSE:
+        dense = formed(A)
+        if A.size <= DENSE or dense <= DENSE:
             return LU().solve(A, b)
-        if A.xp.traced(b):  # no numbers to decide by
-            first = CG() if A.structure & {"psd", "negative"} else LU() if A.size <= 1024 else GMRES()
+        if self.contraction and not A.xp.traced(b):
+            return Neumann(None).solve(A, b)
+        if A.xp.traced(b):  # no numbers to probe or to decide by
+            first = CG(maxiter=2 * A.size) if A.structure & {"psd", "negative"} else LU() if A.size <= 1024 else GMRES()
             return first.solve(A, b)
         symmetric = A.symmetric or (self.probe and is_symmetric(A))
-        x = (CG(maxiter=2 * A.size) if symmetric else BiCGSTAB(maxiter=A.size)).solve(A, b)
-        if not symmetric and bool(np.any(A.xp.numpy(error(A, x, b)) > accepted(A, 1e-9))):
+        limit = int(4 * dense) if A.size <= LARGEST_DENSE else 2 * A.size
+        x = CG(maxiter=limit).solve(A, b) if symmetric else BiCGSTAB(maxiter=limit // 2).solve(A, b)
+        if A.size > LARGEST_DENSE and not symmetric and bool(np.any(A.xp.numpy(error(A, x, b)) > accepted(A, 1e-9))):
             x = GMRES(maxiter=max(300, A.size)).solve(A, b)
         return x
 
 
+def formed(A: Operator) -> float:
+    """What a dense solve costs, in products with A as they come in an iteration.
+
+    Forming the blocks takes n products together. For a single instance a product is bound by memory or by the cost of its calls, and one of
+    many at once is measured to cost a tenth (logistic regression, p = 100 and 300, torch and jax); a batch of instances fills the machine
+    already. TensorFlow takes them one by one.
+    """
+    share = 1.0 if A.xp.name == "tensorflow" else min(1.0, 0.1 * math.prod(A.shape[: A.batch]))
+    return A.size * share * (1 + A.size / 2000)  # n^3 against n products of n^2 at least
+
+
 def refined(A: Operator, factor: Factor, b: Any, transposed: bool, steps: int = 8) -> Any:
     """Solve with a factor and refine against A itself."""
+    return refine(A, factor, b, transposed, steps)[0]
+
+
+def refine(A: Operator, factor: Factor, b: Any, transposed: bool, steps: int = 8) -> tuple[Any, Any]:
+    """As `refined`, for b of unit norm, and the relative residuals.
+
+    A factor of a point nearby converges linearly: with a first correction of relative size e, the next residual is of size e^2, and where
+    that is beyond doubt no product is spent on it.
+    """
     xp = A.xp
 
     def apply(r: Any) -> Any:
         return A.shaped(factor.solve(xp, A.flat(r), transposed))
 
     def go(k: Any, x: Any, r: Any, e: Any, before: Any) -> Any:
-        return (k < steps) & xp.any((e > 30 * A.eps) & (e < 0.5 * before))
+        return (k < steps) & xp.any(~sure & (e > 30 * A.eps) & (e < 0.5 * before))
 
     def step(k: Any, x: Any, r: Any, e: Any, before: Any) -> Any:
-        x = x + apply(r)  # a factor of a point nearby converges linearly
+        x = x + apply(r)
         r = b - A.matvec(x)
         return k + 1, x, r, A.norm(r), e
 
     x = apply(b)
     r = b - A.matvec(x)
     e = A.norm(r)
-    return xp.while_loop(go, step, (xp.new(0), x, r, e, xp.zeros_like(e) + float("inf")))[1]
+    d = apply(r)
+    rate = A.norm(d) / A.norm(x) + e
+    sure = rate < 1e-2 * A.eps**0.25
+    if not xp.traced(b) and bool(xp.all(sure)):
+        return x + d, e * rate
+    found = xp.while_loop(go, step, (xp.zero, x, r, e, xp.zeros_like(e) + float("inf")))
+    return xp.where(sure, x + d, found[1]), xp.where(sure, e * rate, found[3])
 
 
 def error(A: Operator, x: Any, b: Any) -> Any:
@@ -215,18 +262,16 @@ def solve(
         raise OptionError("not a linear solve", expected="such as layercompiler.linear.CG()", got=repr(linear))
     if A.size == 0 or 0 in A.shape:
         return b
-    largest = xp.max(xp.abs(b), axis=A.axes, keepdims=True) if A.axes else xp.abs(b)
-    unit = krylov.safe(xp, b, largest)  # in two steps: squares of tiny numbers vanish
-    scale = A.norm(unit)
-    unit, scale = krylov.safe(xp, unit, scale), scale * largest
+    unit, scale = _unit(A, b)
+    off = None
     if factor is not None:
-        x = refined(A, factor, unit, transposed)
+        x, off = refine(A, factor, unit, transposed)
     else:
         x = _attempt(linear, A, unit)
-    if linear.accept is None and factor is None:
-        return x * scale
+        if linear.accept is None:
+            return x * scale
     limit = accepted(A, linear.accept or 1e-9)
-    off = error(A, x, unit)
+    off = error(A, x, unit) if off is None else off
     if xp.traced(b):
         good = off <= limit
         return xp.where(good, x * scale, xp.where(xp.isfinite(scale) & (scale == 0), xp.zeros_like(x), xp.zeros_like(x) + float("nan")))
@@ -242,6 +287,19 @@ def solve(
     if bad.any():
         x = _report(A, x, xp.numpy(off), bad, limit, on_error)
     return x * scale
+
+
+def _unit(A: Operator, b: Any) -> tuple[Any, Any]:
+    """(u, c) with b = c u and u of unit norm, for every instance."""
+    xp = A.xp
+    if not xp.traced(b):
+        scale = A.norm(b)
+        if bool(xp.all((scale > 1e-10) & (scale < 1e10))):
+            return b / scale, scale
+    largest = xp.max(xp.abs(b), axis=A.axes, keepdims=True) if A.axes else xp.abs(b)
+    unit = krylov.safe(xp, b, largest)  # in two steps: squares of tiny numbers vanish
+    scale = A.norm(unit)
+    return krylov.safe(xp, unit, scale), scale * largest
 
 
 def _attempt(linear: LinearSolve, A: Operator, b: Any) -> Any:

@@ -128,6 +128,9 @@ class Linearization:
         solution, residual = self.factor.solve(rhs, refine=refine)
         return *self._left(solution), residual
 
+    def route(self) -> None:
+        """No factors that the kernels know."""
+
     def singular(self) -> np.ndarray:
         """(B,) bool: a fixed random right-hand side cannot be reached, so the matrix is singular up to the regularisation."""
         rhs = np.repeat(self.system.probe[None], len(self.values), axis=0)
@@ -185,6 +188,9 @@ class Refused:
     def solve(self, r_x: np.ndarray, h: np.ndarray, refine: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Raise."""
         raise self.reason
+
+    def route(self) -> None:
+        """No factors."""
 
     def singular(self) -> np.ndarray:
         """Unknown, so not claimed."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from layercompiler.expressions.graph import Node, Shape
 from layercompiler.expressions.layout import align
-from layercompiler.expressions.operation import Operation, Pattern, positions, rows, union
+from layercompiler.expressions.node import Node, Shape
+from layercompiler.expressions.operation import Operation, Pattern, positions, register, rows, union
 
 
 def _shape(options: tuple[Any, ...], shapes: Sequence[Shape], arrays: tuple[np.ndarray, ...]) -> Shape:
@@ -100,7 +100,7 @@ def _divergence(xp: Any, options: tuple[Any, ...], x: Any, y: Any) -> Any:
     return _relative_entropy(xp, options, x, y) - x + y
 
 
-OPERATIONS = (
+register(
     _elementwise("add", lambda xp, options, *x: reduce(lambda a, b: a + b, x)),
     _elementwise("multiply", lambda xp, options, a, b: a * b, _product_pattern),
     _elementwise("divide", lambda xp, options, a, b: a / b),

@@ -17,31 +17,9 @@ from typing import Any
 
 import numpy as np
 
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """One operation.
-
-    Attributes:
-        operation: Its name in `layercompiler.expressions.operation.OPERATIONS`, or "input" or "constant".
-        arguments: Positions of the nodes it reads, all before its own.
-        shape: Shape of its value, without batch dimensions.
-        options: Plain numbers, strings and tuples of them that the operation needs.
-        arrays: Host arrays that the operation needs (values of a constant, indices of a gather); converted once per evaluation.
-    """
-
-    operation: str
-    arguments: tuple[int, ...]
-    shape: Shape
-    options: tuple[Any, ...] = ()
-    arrays: tuple[np.ndarray, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Number of entries of the value."""
-        return int(np.prod(self.shape, dtype=np.int64))
+from layercompiler import arrays as xps
+from layercompiler.expressions.node import Node, Shape
+from layercompiler.expressions.operation import OPERATIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +57,6 @@ class Graph:
         Returns:
             One array (batch..., *shape) for each output. One that reads no input has no batch.
         """
-        from layercompiler.expressions.operation import OPERATIONS
-
         if constants is None:
             read = next((inputs[n.options[0]] for n in self.nodes if n.operation == "input"), None)
             constants = self.constants(xp, read)
@@ -129,8 +105,6 @@ class Builder:
 
     def call(self, operation: str, *arguments: int, options: tuple[Any, ...] = (), arrays: tuple[np.ndarray, ...] = ()) -> int:
         """The node of an operation on nodes."""
-        from layercompiler.expressions.operation import OPERATIONS
-
         kind = OPERATIONS[operation]
         shape = kind.shape(options, [self.nodes[k].shape for k in arguments], arrays)
         node = Node(operation, tuple(arguments), tuple(int(n) for n in shape), options, arrays)
@@ -165,12 +139,10 @@ class Builder:
         return [position[k] for k in graph.outputs]
 
     def _fold(self, kind: Any, node: Node) -> np.ndarray:
-        from layercompiler import arrays
-
         shapes = [self.nodes[k].shape for k in node.arguments]
         values = [self.nodes[k].arrays[0] for k in node.arguments]
         with np.errstate(all="ignore"):
-            return np.asarray(kind.evaluate(arrays.get("numpy"), node, shapes, values, node.arrays), dtype=np.float64).reshape(node.shape)
+            return np.asarray(kind.evaluate(xps.get("numpy"), node, shapes, values, node.arrays), dtype=np.float64).reshape(node.shape)
 
     def _add(self, node: Node) -> int:
         key = (node.operation, node.arguments, node.shape, node.options, tuple((a.dtype.str, a.shape, a.tobytes()) for a in node.arrays))

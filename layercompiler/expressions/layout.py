@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from layercompiler.expressions.graph import Shape
+from layercompiler.expressions.node import Shape
 
 
 def batch_of(x: Any, rank: int) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from layercompiler.expressions.graph import Builder, Node, Shape
-from layercompiler.expressions.operation import Operation, Pattern, boolean
+from layercompiler.expressions.graph import Builder
+from layercompiler.expressions.node import Node, Shape
+from layercompiler.expressions.operation import Operation, Pattern, boolean, register
 
 
 def sparse_product(builder: Builder, matrix: Any, vector: int) -> int | None:
@@ -44,4 +45,4 @@ def _pattern(node: Node, shapes: Sequence[Shape], patterns: Sequence[Pattern], c
     return boolean(selector @ patterns[0].astype(np.int32))
 
 
-OPERATIONS = (Operation("sparse_matmul", lambda options, shapes, arrays: (len(arrays[0]),), _evaluate, _pattern),)
+register(Operation("sparse_matmul", lambda options, shapes, arrays: (len(arrays[0]),), _evaluate, _pattern))

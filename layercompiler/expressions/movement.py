@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from layercompiler.expressions.graph import Builder, Node, Shape
+from layercompiler.expressions.graph import Builder
 from layercompiler.expressions.layout import batch_of, flatten, spread, unflatten
-from layercompiler.expressions.operation import Operation, Pattern, positions, rows
+from layercompiler.expressions.node import Node, Shape
+from layercompiler.expressions.operation import Operation, Pattern, positions, register, rows
 
 
 def gather(builder: Builder, source: int, index: np.ndarray) -> int:
@@ -101,7 +102,7 @@ def _broadcast(xp: Any, node: Node, shapes: Sequence[Shape], values: Sequence[An
     return xp.broadcast_to(lifted, (*batch, *node.shape))
 
 
-OPERATIONS = (
+register(
     Operation(
         "gather",
         lambda options, shapes, arrays: arrays[0].shape,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from layercompiler.expressions.graph import Node, Shape
+from layercompiler.expressions.node import Node, Shape
 
 Pattern = Any  # sp.csr_array of booleans as int8, (entries of a node, number of columns)
 
@@ -36,20 +36,12 @@ class Operation:
     pattern: Callable[[Node, Sequence[Shape], Sequence[Pattern], Sequence[Any]], Pattern]
 
 
-class _Table(dict[str, Operation]):
-    """Filled at first use, so that the modules of operations can import this one."""
-
-    def __missing__(self, name: str) -> Operation:
-        from layercompiler.expressions import elementwise, linear, movement, products, reductions, spectral
-
-        for module in (elementwise, linear, movement, products, reductions, spectral):
-            self.update({operation.name: operation for operation in module.OPERATIONS})
-        if name not in self:
-            raise KeyError(f"no operation is named {name!r}")
-        return self[name]
+OPERATIONS: dict[str, Operation] = {}
 
 
-OPERATIONS: dict[str, Operation] = _Table()
+def register(*operations: Operation) -> None:
+    """Make operations known under their names."""
+    OPERATIONS.update({operation.name: operation for operation in operations})
 
 
 def positions(shape: Shape) -> np.ndarray:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from layercompiler.expressions.graph import Node, Shape
 from layercompiler.expressions.layout import batch_of, flatten, lift
-from layercompiler.expressions.operation import Operation, Pattern, boolean, positions, union
+from layercompiler.expressions.node import Node, Shape
+from layercompiler.expressions.operation import Operation, Pattern, boolean, positions, register, union
 
 
 def _matmul_shape(options: tuple[Any, ...], shapes: Sequence[Shape], arrays: tuple[np.ndarray, ...]) -> Shape:
@@ -110,7 +110,7 @@ def _convolve_pattern(node: Node, shapes: Sequence[Shape], patterns: Sequence[Pa
     return bilinear_pattern(i + j, (i, j), node.size, patterns, constants)
 
 
-OPERATIONS = (
+register(
     Operation("matmul", _matmul_shape, _matmul, _matmul_pattern),
     Operation("kron", _kron_shape, _kron, _kron_pattern),
     Operation("convolve", _convolve_shape, _convolve, _convolve_pattern),

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from layercompiler.expressions.graph import Node, Shape
 from layercompiler.expressions.layout import batch_of, negative
-from layercompiler.expressions.operation import Operation, Pattern, boolean, mixed, positions
+from layercompiler.expressions.node import Node, Shape
+from layercompiler.expressions.operation import Operation, Pattern, boolean, mixed, positions, register
 
 
 def _shape(options: tuple[Any, ...], shapes: Sequence[Shape], arrays: tuple[np.ndarray, ...]) -> Shape:
@@ -105,7 +105,7 @@ def _sort_pattern(node: Node, shapes: Sequence[Shape], patterns: Sequence[Patter
     return mixed(node.size, patterns)
 
 
-OPERATIONS = (
+register(
     Operation(
         "sort",
         lambda options, shapes, arrays: shapes[0],

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from layercompiler.expressions.graph import Node, Shape
-from layercompiler.expressions.operation import Operation, Pattern, mixed
+from layercompiler.expressions.node import Node, Shape
+from layercompiler.expressions.operation import Operation, Pattern, mixed, register
 
 
 def _pattern(node: Node, shapes: Sequence[Shape], patterns: Sequence[Pattern], constants: Sequence[Any]) -> Pattern:
@@ -32,7 +32,7 @@ def _logdet(xp: Any, A: Any) -> Any:
     return xp.where(sign > 0, value, xp.full_like(value, -np.inf))
 
 
-OPERATIONS = (
+register(
     _spectral("logdet", lambda s: s[:-2], _logdet),
     _spectral("eigenvalues", lambda s: s[:-1], lambda xp, A: xp.linalg.eigvalsh(_symmetric(xp, A))),
     _spectral("singular_values", lambda s: (*s[:-2], min(s[-2:])), lambda xp, A: xp.linalg.svdvals(A)),

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ Function = Callable[..., Any]
 
 def portable(f: Function) -> bool:
     """Whether f is written for array functions, f(xp, ...), or natively in one framework: by the name of its first parameter."""
+    if isinstance(f, FunctionType) and not hasattr(f, "__wrapped__"):  # its signature takes longer than many a layer
+        return f.__code__.co_varnames[: f.__code__.co_argcount][:1] == ("xp",)
     try:
         parameters = list(inspect.signature(f).parameters.values())
     except (TypeError, ValueError):
@@ -43,6 +46,7 @@ class Unknown:
         self.shapes = [tuple(int(s) for s in leaf.shape) for leaf in leaves]
         self.sizes = [int(np.prod(s[batch:], dtype=np.int64)) for s in self.shapes]
         self.like = leaves[0] if leaves else None
+        self.plain = xp.is_array(example) and not isinstance(example, (np.ndarray, np.generic))
         if any(s[:batch] != self.shapes[0][:batch] for s in self.shapes):
             raise ShapeError("parts of the unknown have different batch dimensions", got=str([s[:batch] for s in self.shapes]))
 
@@ -54,6 +58,8 @@ class Unknown:
     def flatten(self, value: Any) -> Any:
         """One array of a nest."""
         xp = self.xp
+        if self.plain and type(value) is type(self.like):
+            return value
         leaves = xp.tree(value)[0]
         leaves = [leaf if xp.is_array(leaf) and not isinstance(leaf, np.ndarray) else xp.new(leaf, self.like) for leaf in leaves]
         if len(leaves) != len(self.shapes):
@@ -65,6 +71,8 @@ class Unknown:
 
     def unflatten(self, y: Any) -> Any:
         """The nest of one array, which may have more leading dimensions than the example."""
+        if self.plain:
+            return y
         if self.single:
             return self.build([y])
         ends = np.cumsum([0, *self.sizes])
@@ -105,9 +113,15 @@ class Arguments:
         cut = {i for i in at if i < len(owner) and owner[i] in self.constant}
         return tuple(self.xp.stop_gradient(leaves[i]) if i in cut else leaves[i] for i in at)
 
+    @cached_property
+    def _plain(self) -> bool:
+        return not self.named and all(self.xp.is_array(a) for a in self.args)
+
     def rebuild(self, arrays: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Positional and named arguments with other arrays."""
         leaves, build, at = self._parts
+        if self._plain:
+            return list(arrays), {}
         leaves = list(leaves)
         for i, value in zip(at, arrays, strict=True):
             leaves[i] = value

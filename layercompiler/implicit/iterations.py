@@ -49,8 +49,7 @@ class Solver(ABC):
 
 def norm(xp: Arrays, a: Any, batch: int) -> Any:
     """Norms per instance, (batch..., 1...)."""
-    axes = tuple(range(batch, len(a.shape)))
-    return xp.linalg.vector_norm(a, axis=axes, keepdims=True) if axes else xp.abs(a)
+    return xp.norm(a, tuple(range(batch, len(a.shape))))
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Newton(Solver):
                 return new, value, norm(xp, value, batch)
 
             one = xp.ones_like(e)
-            _, _, new, value, fresh = xp.while_loop(worse, halve, (xp.new(0), one, *trial(one)))
+            _, _, new, value, fresh = xp.while_loop(worse, halve, (xp.zero, one, *trial(one)))
             better = fresh < e  # a step that never got better is rounding: stay
             new, value = xp.where(better, new, y), xp.where(better, value, F)
             stuck = active & ~better
@@ -111,7 +110,7 @@ class Newton(Solver):
             )
 
         F = G(y)
-        start = (xp.new(0), y, F, norm(xp, F, batch))
+        start = (xp.zero, y, F, norm(xp, F, batch))
         if self.linear_solve is None:
             kept.append(direction(y, F)[1])  # type: ignore[arg-type]
         found = xp.while_loop(go, step, (*start, *_arrays(kept[0] if kept else None)))
@@ -143,15 +142,16 @@ class Picard(Solver):
         def go(k: Any, y: Any, g: Any, e: Any, active: Any) -> Any:
             return (k < self.maxiter) & xp.any(active)
 
-        def step(k: Any, y: Any, g: Any, e: Any, active: Any) -> tuple[Any, ...]:
-            y = xp.where(active, g if self.damping == 1.0 else y + self.damping * (g - y), y)
+        def state(k: Any, y: Any) -> tuple[Any, ...]:
             g = G(y)
             e = norm(xp, g - y, batch)
-            return k + 1, y, g, e, e > self.tol * (1 + norm(xp, y, batch))
+            return k, y, g, e, e > self.tol * (1 + norm(xp, y, batch))
 
-        g = G(y)
-        e = norm(xp, g - y, batch)
-        k, y, _, e, _ = xp.while_loop(go, step, (xp.new(0), y, g, e, e > self.tol * (1 + norm(xp, y, batch))))
+        def step(k: Any, y: Any, g: Any, e: Any, active: Any) -> tuple[Any, ...]:
+            new = g if self.damping == 1.0 else xp.axpy(self.damping, g - y, y)
+            return state(k + 1, xp.held(active, new, y) if batch else new)
+
+        k, y, _, e, _ = xp.while_loop(go, step, state(xp.zero, y))
         return Result(y, e, k)
 
 
@@ -209,7 +209,7 @@ class Anderson(Solver):
 
         g = G(y)
         empty = xp.concat([xp.zeros_like(rows(y))] * m, axis=batch)
-        k, y, _, _, _, e = xp.while_loop(go, step, (xp.new(0), y, g, empty, empty, norm(xp, g - y, batch)))
+        k, y, _, _, _, e = xp.while_loop(go, step, (xp.zero, y, g, empty, empty, norm(xp, g - y, batch)))
         return Result(y, e, k)
 
 
@@ -250,7 +250,7 @@ class Broyden(Solver):
         for s in y.shape[batch:]:
             n *= int(s)
         B = xp.eye_like(y, n) + xp.zeros_like(xp.reshape(y, (*lead, n, 1)))
-        k, y, _, _, e = xp.while_loop(go, step, (xp.new(0), y, F, B, norm(xp, F, batch)))
+        k, y, _, _, e = xp.while_loop(go, step, (xp.zero, y, F, B, norm(xp, F, batch)))
         return Result(y, e, k)
 
 
@@ -278,6 +278,6 @@ class Bisection(Solver):
             right = (G(middle) > 0) == rising
             return k + 1, xp.where(right, low, middle), xp.where(right, middle, high)
 
-        k, low, high = xp.while_loop(lambda k, low, high: k < self.maxiter, step, (xp.new(0), low, high))
+        k, low, high = xp.while_loop(lambda k, low, high: k < self.maxiter, step, (xp.zero, low, high))
         y = 0.5 * (low + high)
         return Result(y, norm(xp, G(y), batch), k)

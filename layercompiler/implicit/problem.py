@@ -101,7 +101,7 @@ class FixedPoint(_Settings):
         F = maps.fixed_point(T)
         G = T if getattr(self.solver, "kind", "") == "fixed" else F
         run = lambda y, *theta: self.solver.run(xp, lambda v: G(v, *theta), y, unknown.batch)  # noqa: E731
-        return Lowered(F, run, linear_solve=Auto(probe=False))
+        return Lowered(F, run, linear_solve=Auto(probe=False, contraction=True))
 
 
 @dataclass(frozen=True)

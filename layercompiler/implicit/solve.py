@@ -52,7 +52,7 @@ def differentiable(
     xp: Arrays, F: Callable[..., Any], y: Any, theta: tuple[Any, ...], policy: Policy, factor: Factor | None = None
 ) -> tuple[Any, tuple[Any, ...]]:
     """The point y, checked to be a root of F(y, *theta), as a differentiable function of theta and of what F captures; all these."""
-    f, found, value = xp.captures(F, (y, *theta))
+    f, found, value, tape = xp.captures(F, (y, *theta))
     y = xp.stop_gradient(y)
     bad = None
     if policy.tolerance is not None:
@@ -60,7 +60,7 @@ def differentiable(
         bad = _report(xp, ~(size <= policy.tolerance * (1 + norms(xp, y, policy.batch))), size, policy)
     theta = (*theta, *found)
     settings = Settings(policy.linear_solve or Auto(), policy.structure, "flag" if policy.on_error == "flag" else "raise")
-    attached = explicit(xp, f, y, theta, settings, policy.batch, factor)
+    attached = explicit(xp, f, y, theta, settings, policy.batch, factor, tape)
     if bad is None:
         return attached, theta
     bad = xp.reshape(bad, (*bad.shape, *(1,) * (len(y.shape) - policy.batch)))

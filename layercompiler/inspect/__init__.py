@@ -3,5 +3,6 @@
 from layercompiler.inspect.checks import Check, check
 from layercompiler.inspect.gradients import Comparison, Gradients, gradients
 from layercompiler.inspect.kkt import Residuals, residuals
+from layercompiler.inspect.progress import Best, Progress
 
-__all__ = ["Check", "Comparison", "Gradients", "Residuals", "check", "gradients", "residuals"]
+__all__ = ["Best", "Check", "Comparison", "Gradients", "Progress", "Residuals", "check", "gradients", "residuals"]

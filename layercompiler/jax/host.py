@@ -123,6 +123,7 @@ class _Batch:
         self.evaluation = host.memory.at(
             [np.broadcast_to(t, (*d, *shape)) for t, d, shape in zip(arrays, self.joint, host.shapes, strict=True)],
             np.broadcast_to(z, (*self.base, z.shape[-1])),
+            host.options,
         )
 
     def inner(self, dims: Dims) -> Dims:

@@ -106,6 +106,9 @@ class LeastSquaresLayer:
         values, status, pivots = found[0], found[1], found[-1]
         bad = status != int(Status.SOLVED)
         mode = p.options.backward
+        if on_error == "flag":
+            at, theta = p.sound(~bad.reshape(batch), jax.lax.stop_gradient(values).reshape(*batch, -1), theta)
+            values = at.reshape(values.shape)
         if mode == "implicit":
             # a derivative that does not exist is NaN: only its derivative, not the value
             free = jax.lax.stop_gradient(jnp.where(pivots > PIVOT, 1.0, jnp.nan)).reshape(*batch, 1)
@@ -135,7 +138,7 @@ def _checked(values: Any, status: Any) -> Any:
             raise SolveError(f"{int((codes != 0).sum())} of {codes.size} instances did not converge ({kinds})")
         return codes
 
-    status = jax.lax.stop_gradient(status)
+    status = jax.lax.stop_gradient(status).astype(jnp.int32)  # 64 bits need not be enabled on the thread of a callback
     seen = jax.pure_callback(check, jax.ShapeDtypeStruct(status.shape, status.dtype), status, vmap_method="expand_dims")
     return jnp.where(seen == 0, values, jnp.nan)
 

@@ -19,7 +19,7 @@ from jax.dtypes import float0
 
 from layercompiler import arrays
 from layercompiler.jax.rescue import on_host
-from layercompiler.plan.evaluation import failure
+from layercompiler.plan.failure import failure
 from layercompiler.plan.native import Native
 from layercompiler.solvers.interior_point.program import times, times_transposed
 from layercompiler.status import Info, Status

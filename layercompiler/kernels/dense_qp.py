@@ -30,6 +30,7 @@ class DenseSolution:
         margin: (B,) smallest dual or slack of an inequality in scaled coordinates: zero where strict complementarity fails.
         reach: (B,) what a right-hand side without structure leaves of the linear system; above 1e-8 it is singular.
         factors: Of the linear systems at these points.
+        troubles: How many instances are not solved, or have a singular system.
     """
 
     x: np.ndarray
@@ -41,6 +42,7 @@ class DenseSolution:
     margin: np.ndarray
     reach: np.ndarray
     factors: DenseFactors
+    troubles: int
 
 
 class DenseQP:
@@ -83,7 +85,7 @@ class DenseQP:
         self._handle = None
         self.n, self.equalities, self.inequalities = int(n), int(equalities), int(inequalities)
         self.rows = self.equalities + self.inequalities
-        self.patterns = tuple(None if k is None else tuple(np.ascontiguousarray(i, np.int32) for i in k) for k in (Q, A, G))
+        self.patterns = tuple(None if k is None else tuple(_small(i) for i in k) for k in (Q, A, G))
         self.isa = library.instruction_set(isa)
         self._library, at = library.require(), library.address
         arguments: list[Any] = []
@@ -104,6 +106,11 @@ class DenseQP:
         self._widths = (self._entries[0], self.n, self._entries[1], self.equalities, self._entries[2], self.inequalities)
 
     @property
+    def forms(self) -> int:
+        """Which forms are worth trying: bit 0 the dual, bit 1 the primal."""
+        return 3 if self.inequalities <= 2 * self.n else 2
+
+    @property
     def flops(self) -> float:
         """See `operations`."""
         return operations(self.n, self.equalities, self.inequalities)
@@ -120,6 +127,7 @@ class DenseQP:
         start: tuple[np.ndarray, np.ndarray] | None = None,
         factor_only: bool = False,
         form: str | None = None,
+        quick: bool = False,
         threads: int = 1,
     ) -> DenseSolution:
         """Solve every instance; an operand with a leading dimension of 1 is shared by the batch.
@@ -134,6 +142,7 @@ class DenseQP:
             start: x (B, n) and v (B, p + m) of an earlier, similar solve.
             factor_only: Take `start` as the solution: only evaluate and factor.
             form: "dual" or "primal" to try that form alone; None for the better one, and the other where it fails.
+            quick: Leave open what takes many iterations.
             threads: Threads that share the packs; results do not depend on it.
 
         Raises:
@@ -144,7 +153,7 @@ class DenseQP:
         x, v, y = np.empty((batch, self.n)), np.empty((batch, m)), np.empty((batch, m))
         facts = np.empty((3, batch))
         status, iterations = np.empty(batch, np.int8), np.empty(batch, np.int32)
-        handle, at = None, library.address
+        handle, at, troubles = None, library.address, ctypes.c_int64()
         points: list[Any] = [None, None]
         if start is not None:
             points = [np.ascontiguousarray(a, dtype=np.float64) for a in start]
@@ -153,18 +162,18 @@ class DenseQP:
                     "wrong start", where="start", expected=f"{x.shape}, {v.shape}", got=f"{points[0].shape}, {points[1].shape}"
                 )
         if batch:
-            forms = {None: 3 if self.inequalities <= 2 * self.n else 2, "dual": 1, "primal": 2}[form]
+            forms = {None: self.forms, "dual": 1, "primal": 2}[form] + 4 * quick
             handle = self._library.lc_dense_solve(
                 *(self._handle, batch, operands.values, operands.strides),
                 *(None if a is None else at(a) for a in points),
                 *(int(factor_only), forms, at(x), at(v), at(y), at(status), at(iterations)),
-                *(facts.ctypes.data + 8 * batch * k for k in range(3)),
-                int(threads),
+                *(at(facts) + 8 * batch * k for k in range(3)),
+                *(ctypes.byref(troubles), int(threads)),
             )
             if not handle:
                 raise MemoryError(library.reason())
         norm, margin, reach = facts
-        return DenseSolution(x, v, y, status, iterations, norm, margin, reach, DenseFactors(self, handle, operands))
+        return DenseSolution(x, v, y, status, iterations, norm, margin, reach, DenseFactors(self, handle, operands), troubles.value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.n, self.equalities, self.inequalities, self.patterns)
@@ -184,6 +193,14 @@ def operations(n: int, equalities: int, inequalities: int) -> float:
     if m <= 2 * n:
         return n**3 / 3 + n * n * (m + p) + n * (m + p) ** 2 + 8 * (m**3 / 3 + 10 * m * m) + 8 * n * (n + m + p)
     return 14 * (n**3 / 3 + n * n * (m + p) + 8 * n * (n + m + p))
+
+
+def _small(index: Any) -> np.ndarray:
+    """Indices as the kernel reads them; one that does not fit is out of range, not another one."""
+    found = np.asarray(index)
+    if found.ndim != 1 or (found.size and (found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= 2**31)):
+        raise BuildError("an index is out of range", where="DenseQP")
+    return np.ascontiguousarray(found, np.int32)
 
 
 def _rebuild(n: int, equalities: int, inequalities: int, patterns: Sequence[Pattern]) -> DenseQP:
@@ -218,7 +235,7 @@ class Operands:
                     raise ShapeError("wrong batch", where=OPERANDS[k], expected=f"{batch} or 1", got=str(count))
                 batch = count
             arrays.append(a)
-            pointers.append(a.ctypes.data)
+            pointers.append(library.address(a))
             strides.append(width if count > 1 else 0)
         return cls(tuple(arrays), batch, _Pointers(*pointers), _Strides(*strides))
 

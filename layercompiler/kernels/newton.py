@@ -164,6 +164,11 @@ class Linearization:
     def __init__(self, newton: Newton, handle: Any, batch: int, pivots: np.ndarray, reach: np.ndarray) -> None:
         self._handle, self.newton, self.batch, self.pivots, self.reach = handle, newton, batch, pivots, reach
 
+    @property
+    def handle(self) -> int:
+        """What the kernels know the factors by."""
+        return self._handle or 0
+
     def solve(
         self, r_x: np.ndarray, h: np.ndarray, *, refine: int = 8, tol: float = 1e-14, threads: int = 1
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -63,10 +63,14 @@ class Simplex:
             raise BuildError("the arrays of the program do not fit each other", where="Simplex", got=f"{rows.shape}, {m}, {self.n}")
         if not (np.isfinite(rows.data).all() and (lower <= upper).all() and (low <= high).all()):
             raise BuildError("the simplex finds no start", where="Simplex", got="infeasible or not finite")
+        counts = np.diff(rows.indptr)
+        inside = rows.nnz == 0 or (rows.indices.min() >= 0 and rows.indices.max() < self.n)
+        if not inside or (counts < 0).any() or rows.indptr[-1] > len(rows.data):
+            raise BuildError("an index of A is out of range", where="Simplex", expected=f"columns in [0, {self.n})")
         largest = np.maximum(abs(rows).max(axis=1).toarray().ravel(), 1e-300) if m and rows.nnz else np.ones(m)
         scale = np.exp2(-np.round(np.log2(np.where(largest > 1e-290, largest, 1.0))))
         start, column = rows.indptr.astype(np.int64), rows.indices.astype(np.int32)
-        value = rows.data * np.repeat(scale, np.diff(rows.indptr))
+        value = rows.data * np.repeat(scale, counts)
         below, above = np.concatenate([lower, low * scale]), np.concatenate([upper, high * scale])
         whole = np.flatnonzero(integer).astype(np.int32)
         self._library, outcome, at = library.require(), np.zeros(1, np.int32), library.address
@@ -76,7 +80,9 @@ class Simplex:
             self.n, m, *(at(a) for a in kept[:5]), len(whole), at(kept[5]), isa.encode(), at(outcome)
         )
         if not self._handle:
-            raise BuildError("the simplex finds no start", where="Simplex", got=("", "infeasible", "", "numerical trouble", "")[outcome[0]])
+            raise BuildError(
+                "the simplex finds no start", where="Simplex", got=("", "infeasible", "", "numerical trouble", "", "malformed")[outcome[0]]
+            )
 
     def solve(self, costs: np.ndarray, *, nodes: int = 20_000, time_limit: float = math.inf) -> SimplexSolution:
         """Minimise each row of costs, one after another from the start basis.

@@ -44,7 +44,7 @@ def _effects(program: ConeProgram, bound: Bound, point: Point, u: np.ndarray, t:
     u, t, x, y = u / size, t / size, point.x, point.y
     if bound.scaling is not None:
         u, t, x, y = u * bound.scaling.x, t * bound.scaling.y, x * bound.scaling.x, y * bound.scaling.y
-    zero_x, zero_y = np.zeros(bound.full.q.shape), np.zeros((len(u), program.structure.m))
+    zero_x, zero_y = np.zeros((len(u), program.structure.n)), np.zeros((len(u), program.structure.m))
     u, t = bound.reduction.expand_step(u, t, zero_x, zero_y)
     x, y = bound.reduction.expand(x, y)
     none = np.zeros(len(u))

@@ -97,7 +97,7 @@ class Chain:
             lead = shape[: len(shape) - len(p.shape)]
             if gradient is None:
                 out.append(np.zeros(shape))
-            elif len(gradient) == 1 and math.prod(lead) == 1:
+            elif len(gradient) == math.prod(lead):
                 out.append(gradient.reshape(shape))
             else:
                 wide = np.broadcast_to(gradient, (self.values.count, p.size)).reshape((*self.values.batch, p.size))

@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from layercompiler import kernels
 from layercompiler.derivatives.lanes import residual_map
 from layercompiler.frameworks import layer
 from layercompiler.plan.ambiguity import ambiguity
 from layercompiler.plan.arguments import Arguments
+from layercompiler.plan.binding import Binding
 from layercompiler.plan.evaluation import Bound, Evaluation
 from layercompiler.plan.report import report
 from layercompiler.plan.search import Search
+from layercompiler.plan.smoothed import check, smoothed
 from layercompiler.programs.cone import ConeProgram, Data, OutputSpec, ParameterSpec
 from layercompiler.programs.presolve import eliminate
 from layercompiler.programs.store import save
@@ -47,7 +50,9 @@ class CompiledProblem:
         self.solver, self.on_error, self.options = solver, on_error, options or Options()
         self.elimination = eliminate(program)
         self.structure = self.elimination.structure
+        check(self.structure, self.options)
         self.reader = Arguments(program)
+        self.binding = Binding(program, self.elimination) if kernels.available() else None
         self.fingerprint = _fingerprint(program)
         self._plan(solver)
 
@@ -119,9 +124,9 @@ class CompiledProblem:
         evaluation = Evaluation(self, bound, found.point, linear, info)
         if self.on_error == "raise" and not info.ok.all():
             evaluation.raise_failures()
-        return evaluation
+        return smoothed(evaluation, options)
 
-    def restore(self, arrays: Sequence[Any], z: np.ndarray) -> Evaluation:
+    def restore(self, arrays: Sequence[Any], z: np.ndarray, options: Options | None = None) -> Evaluation:
         """The evaluation of an earlier call from its arrays and its primal-dual vector, without solving."""
         values = self.reader.read(arrays, check=False, raise_nonfinite=False)
         bound = Bound.of(self, values)
@@ -130,7 +135,8 @@ class CompiledProblem:
         flat[bad] = 0.0
         point = self.map.point(bound.scaled, bound.products, flat[:, : self.structure.n], flat[:, self.structure.n :])
         status = np.where(bad, Status.FAILED, Status.SOLVED).astype(np.int8)
-        return Evaluation(self, bound, point, None, _restored_info(status.reshape(values.batch)))
+        evaluation = Evaluation(self, bound, point, None, _restored_info(status.reshape(values.batch)))
+        return smoothed(evaluation, options or self.options)
 
     def solve(self, *args: Any, warm_start: Any = None, options: Options | dict[str, Any] | None = None, **named: Any) -> Solution:
         """Solve and return everything: named values, optimal value, status, residuals."""

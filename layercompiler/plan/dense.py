@@ -19,15 +19,19 @@ from layercompiler.cones.base import KINK
 from layercompiler.derivatives.dense import SINGULAR, DenseLinearization, DenseMap
 from layercompiler.derivatives.residual_map import Point
 from layercompiler.derivatives.scaling import Equilibrator, Scaling
+from layercompiler.errors import OptionError
 from layercompiler.kernels import DenseSolution, operations
 from layercompiler.plan.ambiguity import ambiguity
+from layercompiler.plan.closest import ClosestEvaluation
 from layercompiler.plan.compiled import CompiledProblem
 from layercompiler.plan.evaluation import Bound, Evaluation
-from layercompiler.plan.matrices import Matrices, MatrixEvaluation
+from layercompiler.plan.matrices import Call, Matrices, MatrixEvaluation
 from layercompiler.plan.search import Search, certified
+from layercompiler.plan.smoothed import smoothed
 from layercompiler.programs.cone import ConeProgram, Data, Structure
 from layercompiler.programs.presolve import eliminate
 from layercompiler.solvers import Options, Raw
+from layercompiler.solvers.closest import Closest, ClosestPoints
 from layercompiler.solvers.dense_qp import NOT_CONVEX, DenseEngine
 from layercompiler.status import Info, Status
 
@@ -46,8 +50,10 @@ class Answer:
     iterations: np.ndarray
     engine: np.ndarray
     factors: Any
+    closest: tuple[np.ndarray, ClosestPoints] | None = None  # instances answered by the closest program
 
 
+_MAYBE = (Status.FAILED, Status.PRIMAL_INFEASIBLE)
 _TINY = 3e5  # operations of one instance below which the overhead of a general engine decides
 _RATE = 4.0  # operations of the dense kernels in the time of one of the lanes engine, in its iterations and its refinement
 _LANES = 14  # factorisations that the lanes engine and its refinement take
@@ -56,7 +62,9 @@ _LANES = 14  # factorisations that the lanes engine and its refinement take
 def compile_program(program: ConeProgram, solver: str, on_error: str, options: Options) -> CompiledProblem:
     """The run time of a program: on the dense kernels where they are asked for, or where they are there and faster by the model."""
     name = solver.lower()
-    if name == "auto" and kernels.available() and _advantage(eliminate(program).structure, program.kind):
+    if on_error == "closest" and options.smoothing:
+        raise OptionError("a program that cannot be satisfied has no center", expected="on_error='closest' or smoothing, not both")
+    if on_error == "closest" or (name == "auto" and kernels.available() and _advantage(eliminate(program).structure, program.kind)):
         return DenseProblem(program, solver, on_error, options)
     return (DenseProblem if name == "dense_qp" else CompiledProblem)(program, solver, on_error, options)
 
@@ -91,6 +99,10 @@ class DenseProblem(CompiledProblem):
         self.map = DenseMap(self.structure, samples, self.dense)
         self.search = Search(self.structure, self.map, "dense_qp", reason)
         self.matrices = Matrices.of(self.program)
+        self.closest = Closest(self.structure, self.dense.kernel.equalities)
+        if self.on_error == "closest" and not self.closest.affordable:
+            size = self.structure.n + self.structure.m
+            raise OptionError("the closest program is found on dense matrices", expected="at most 700 variables and rows", got=str(size))
 
     @cached_property
     def rest(self) -> CompiledProblem:
@@ -108,10 +120,10 @@ class DenseProblem(CompiledProblem):
         free = options.time_limit is None and options.max_iterations is None
         found = None
         if self.matrices is not None and quick is not None and free and warm_start is None:
-            found = self.matrices.kernel.solve(*quick.operands, threads=threads)
-            if not found.status.any() and not (found.reach > SINGULAR).any():
-                return MatrixEvaluation(self, self.matrices, arrays, quick, found, self._facts(_answer(found), quick.batch, began), threads)
-        values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error == "raise")
+            found = self.matrices.kernel.solve(*quick.operands, threads=threads, quick=True)
+            if not found.troubles:
+                return smoothed(self.matrix_evaluation(arrays, quick, found, threads, began), options)
+        values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error != "flag")
         bound = Bound.of(self, values)
         answer = self._solve(bound, values, options, self._start(warm_start, values), free, threads, found)
         point = self._point(bound, answer)
@@ -130,9 +142,34 @@ class DenseProblem(CompiledProblem):
                 unique=~(singular & many).reshape(shape),
             )
         evaluation = Evaluation(self, bound, point, linear, info)
-        if self.on_error == "raise" and not info.ok.all():
+        if answer.closest is not None:
+            evaluation = ClosestEvaluation(self, bound, point, linear, info, *answer.closest, threads)
+        if self.on_error != "flag" and not info.ok.all():
             evaluation.raise_failures()
-        return evaluation
+        return smoothed(evaluation, options)
+
+    def matrix_evaluation(
+        self, arrays: Sequence[Any], call: Call, found: DenseSolution, threads: int, began: float | None = None
+    ) -> MatrixEvaluation:
+        """The evaluation of a program written as matrices of which every instance is solved."""
+        assert self.matrices is not None
+        info = self._facts(_answer(found), call.batch, time.perf_counter() if began is None else began)
+        return MatrixEvaluation(self, self.matrices, arrays, call, found, info, threads)
+
+    def restore(self, arrays: Sequence[Any], z: np.ndarray, options: Options | None = None) -> Evaluation:
+        """See `CompiledProblem.restore`."""
+        plain = super().restore(arrays, z, options)
+        if self.on_error != "closest":
+            return plain
+        bound, point = plain.bound, plain.point
+        far = self.closest.least(bound.scaled, point.x).far
+        far[plain.bad] = False
+        index, threads = np.flatnonzero(far), self._threads(options or self.options)
+        if len(index) == 0:
+            return plain
+        found = self.closest.resume(bound.scaled.take(index), point.x[index], point.v[index], threads)
+        point.y[index] = found.y
+        return ClosestEvaluation(self, bound, point, None, plain.info, index, found, threads)
 
     def _threads(self, options: Options) -> int:
         return options.workers or self.threads
@@ -149,23 +186,71 @@ class DenseProblem(CompiledProblem):
                 ok = np.isfinite(start).all(axis=1)
                 flat = np.where(ok[:, None], start, 0.0)
                 points = (flat[:, :n], flat[:, n:])
-            answer = _answer(found or self.dense.run(_sized(data, count), threads, start=points))
+            answer = _answer(found or self.dense.run(_sized(data, count), threads, start=points, quick=True))
             if points is not None:
                 answer.engine[ok & (answer.status == Status.SOLVED) & (answer.iterations == 0)] = "warm start"
         else:
             answer = _nothing(n, m, count)
-        claims = (answer.status == Status.PRIMAL_INFEASIBLE) | (answer.status == Status.DUAL_INFEASIBLE)
-        if claims.any():
-            part = np.flatnonzero(claims)
-            raw = Raw(answer.x[part], answer.y[part], np.zeros((len(part), m)), answer.status[part], answer.iterations[part])
-            false = part[~certified(self.structure, data.take(part), bound.products.take(part), raw)]
-            answer.status[false] = Status.FAILED
+        self._doubt(answer, bound)
         answer.status[~values.finite] = Status.NONFINITE_INPUT
-        open_ = np.flatnonzero(answer.status == Status.FAILED)
-        answer.status[answer.status == NOT_CONVEX] = Status.FAILED
+        convex = answer.status != NOT_CONVEX
+        answer.status[~convex] = Status.FAILED
+        if self.on_error == "closest":
+            self._approach(answer, np.flatnonzero(np.isin(answer.status, _MAYBE) & convex), bound, options.tolerance, threads)
+        open_ = np.flatnonzero((answer.status == Status.FAILED) & convex)
+        if len(open_) and free:
+            open_ = self._persist(answer, open_, bound, threads)
         if len(open_):
             self._rescue(answer, open_, bound, values, options)
         return answer
+
+    def _doubt(self, answer: Answer, bound: Bound) -> None:
+        """Open again what is said to have no solution and has no certificate."""
+        part = np.flatnonzero((answer.status == Status.PRIMAL_INFEASIBLE) | (answer.status == Status.DUAL_INFEASIBLE))
+        if len(part):
+            none = np.zeros((len(part), self.structure.m))
+            raw = Raw(answer.x[part], answer.y[part], none, answer.status[part], answer.iterations[part])
+            answer.status[part[~certified(self.structure, bound.scaled.take(part), bound.products.take(part), raw)]] = Status.FAILED
+
+    def _persist(self, answer: Answer, index: np.ndarray, bound: Bound, threads: int) -> np.ndarray:
+        """Certificates for those of the instances `index` without a solution, the kernel's long runs for the others; what is left."""
+        if self.closest.affordable:
+            data = bound.scaled.take(index)
+            least = self.closest.violation(data, threads)
+            at = index[least.far]
+            answer.status[at], answer.y[at] = Status.PRIMAL_INFEASIBLE, least.s[least.far]
+            rest = index[~least.far]
+            if len(rest):
+                d, falls = self.closest.direction(bound.scaled.take(rest), threads)
+                answer.status[rest[falls]], answer.x[rest[falls]] = Status.DUAL_INFEASIBLE, d[falls]
+            self._doubt(answer, bound)
+            index = index[answer.status[index] == Status.FAILED]
+        if len(index) == 0:
+            return index
+        found = self.dense.run(bound.scaled.take(index), threads)
+        for name in ("x", "v", "y", "status", "norm", "margin", "reach"):
+            getattr(answer, name)[index] = getattr(found, name)
+        answer.iterations[index] += found.iterations
+        answer.factors = None  # those of these points are made when they are asked for
+        self._doubt(answer, bound)
+        answer.status[answer.status == NOT_CONVEX] = Status.FAILED
+        return index[answer.status[index] == Status.FAILED]
+
+    def _approach(self, answer: Answer, index: np.ndarray, bound: Bound, tolerance: float, threads: int) -> None:
+        """Answer those of the instances `index` that cannot be satisfied by their closest programs."""
+        if len(index) == 0:
+            return
+        least = self.closest.violation(bound.scaled.take(index), threads)
+        far = index[least.far]
+        if len(far) == 0:
+            return
+        found = self.closest.solve(bound.scaled.take(far), least.take(least.far), threads)
+        answer.closest = (far, found)
+        answer.x[far], answer.v[far], answer.y[far] = found.x, found.v, found.y
+        answer.norm[far], answer.margin[far], answer.reach[far] = found.norm, found.margin, 0.0
+        answer.status[far] = np.where(found.norm <= tolerance, Status.SOLVED, found.status)
+        answer.iterations[far] += found.iterations
+        answer.engine[far] = "closest"
 
     def _rescue(self, answer: Answer, index: np.ndarray, bound: Bound, values: Any, options: Options) -> None:
         """Solve the instances `index` by the other engines."""
@@ -205,6 +290,8 @@ class DenseProblem(CompiledProblem):
             x, v = x.copy(), v.copy()
             x[bad], v[bad] = 0.0, 0.0
         y = self.structure.cones.project_dual(v).y
+        if answer.closest is not None:
+            y[answer.closest[0]] = answer.closest[1].y
         none = np.zeros((len(x), 0))
         return Point(self.structure.cones, x, v, y, none, none, answer.norm)
 

@@ -19,9 +19,10 @@ from layercompiler.derivatives.products import Products
 from layercompiler.derivatives.residual_map import Point
 from layercompiler.derivatives.scaling import Scaling
 from layercompiler.derivatives.system import Linearization
-from layercompiler.errors import DerivativeError, ShapeError, SolveError
+from layercompiler.errors import DerivativeError, ShapeError
 from layercompiler.plan.arguments import Values
 from layercompiler.plan.chain import Chain
+from layercompiler.plan.failure import failure
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.programs.presolve import Reduction
 from layercompiler.status import Info, Solution, Status
@@ -39,11 +40,16 @@ class Bound:
 
     values: Values
     chain: Chain
-    full: Data
     reduction: Reduction
     scaled: Data
     scaling: Scaling | None
     structure: Structure
+
+    @cached_property
+    def full(self) -> Data:
+        """Data of the program as written."""
+        with np.errstate(all="ignore"):
+            return self.chain.program.bind(self.chain.thetas(), self.values.count)
 
     @cached_property
     def products(self) -> Products:
@@ -54,12 +60,17 @@ class Bound:
     @classmethod
     def of(cls, problem: CompiledProblem, values: Values) -> Bound:
         """Bind checked arguments."""
-        chain = Chain(problem.program, values)
-        with np.errstate(all="ignore"):
-            full = problem.program.bind(chain.thetas(), values.count)
-            reduction = problem.elimination.bind(full)
-            scaled, scaling = problem.map.equilibrate(reduction.data)
-        return cls(values, chain, full, reduction, scaled, scaling, problem.structure)
+        chain, binding, equilibrate = Chain(problem.program, values), problem.binding, problem.map.equilibrate
+        if binding is not None and values.count:
+            reduction, rough = binding.bind(chain.thetas(), values.count, problem.threads, equilibrate.kernel if equilibrate else None)
+            scaled, scaling = reduction.data, None
+            if equilibrate and rough is not None and rough.any():
+                scaled, scaling = equilibrate.scale(scaled, rough)
+        else:
+            with np.errstate(all="ignore"):
+                reduction = problem.elimination.bind(problem.program.bind(chain.thetas(), values.count))
+            scaled, scaling = equilibrate(reduction.data) if equilibrate else (reduction.data, None)
+        return cls(values, chain, reduction, scaled, scaling, problem.structure)
 
 
 class Evaluation:
@@ -71,36 +82,38 @@ class Evaluation:
         info: Per-instance facts.
     """
 
-    fresh = False  # whether results are the caller's to write to, without a copy
+    fresh = True  # whether gradients are the caller's to write to, without a copy
 
     def __init__(self, problem: CompiledProblem, bound: Bound, point: Point, linear: Linearization | None, info: Info) -> None:
         self.problem, self.bound, self.point, self.info = problem, bound, point, info
         self._linear = linear
         self.batch, self.count = bound.values.batch, bound.values.count
         self.bad = np.flatnonzero(info.status.reshape(-1) != Status.SOLVED)
-        x_hat, y_hat = point.x, point.y
-        scaling = bound.scaling
-        if scaling is not None:
-            x_hat, y_hat = x_hat * scaling.x, y_hat * scaling.y
-        with np.errstate(all="ignore"):
-            self.x, self.y = bound.reduction.expand(x_hat, y_hat)
+        scaling, binding = bound.scaling, problem.binding if self.count else None
+        picked: dict[int, np.ndarray] = {}
+        if binding is not None:
+            self.x, self.y, picked = binding.recover(point, bound.reduction, scaling, problem.threads)
+        else:
+            x_hat, y_hat = (point.x, point.y) if scaling is None else (point.x * scaling.x, point.y * scaling.y)
+            with np.errstate(all="ignore"):
+                self.x, self.y = bound.reduction.expand(x_hat, y_hat)
         z = np.concatenate([point.x, point.v], axis=1)
         if len(self.bad):
             z[self.bad] = np.nan
         self.z = z.reshape((*self.batch, z.shape[1]))
-        self._flat = tuple(self._read(o) for o in problem.outputs)
+        self._flat = tuple(self._read(o, picked.get(k)) for k, o in enumerate(problem.outputs))
         self.outputs = tuple(self._shaped(f, o.shape) for f, o in zip(self._flat, problem.outputs, strict=True))
 
     # Outputs -------------------------------------------------------------------------------------------------------------
 
-    def _read(self, output: Any) -> np.ndarray:
-        """Flat values (count, size) of one output, NaN where the instance failed."""
+    def _read(self, output: Any, raw: np.ndarray | None = None) -> np.ndarray:
+        """Flat values (count, size) of one output, NaN where the instance failed; `raw` is its part of the point, where it is known."""
         with np.errstate(all="ignore"):
             if output.source == "value":
-                raw = output.sign * self._objective()[:, None]
+                flat = output.sign * self._objective()[:, None]
             else:
-                raw = output.pick(self.x if output.source == "primal" else self.y)
-            flat = np.exp(raw) if output.exponential else raw
+                flat = output.pick(self.x if output.source == "primal" else self.y) if raw is None else raw
+            flat = np.exp(flat) if output.exponential else flat
         if len(self.bad):
             flat = np.array(flat)
             flat[self.bad] = np.nan
@@ -137,9 +150,20 @@ class Evaluation:
         """
         if self.count == 0:
             return self.bound.chain.zeros()
-        adjoint = self._adjoint(*self._pull_outputs(self._cotangents(cotangents)))
-        chain, s = self.bound.chain, self.problem.program.structure
-        return chain.to_parameters(chain.pull(adjoint.gradients(s), self._clean))
+        g = self._cotangents(cotangents)
+        chain, s, binding = self.bound.chain, self.problem.program.structure, self.problem.binding
+        values = any([p is not None and o.source == "value" for p, o in zip(g, self.problem.outputs, strict=True)])
+        route = None if binding is None or values or len(self.bad) else self.linear.route()
+        if binding is not None and route is not None:
+            pulled = self._through_exponentials(g)
+            gradients, residual = binding.adjoint(pulled, (self.x, self.y), self.bound, route, self.problem.threads)
+            if (residual <= ACCURATE).all():
+                return chain.to_parameters(list(gradients))
+        adjoint = self._adjoint(*self._pull_outputs(g))
+        if binding is None:
+            return chain.to_parameters(chain.pull(adjoint.gradients(s), self._clean))
+        shared = [len(r) == 1 for r in chain.raw]
+        return chain.to_parameters(list(binding.pull(adjoint, shared, self.bad, self.problem.threads)))
 
     def jvp(self, tangents: Sequence[Any]) -> tuple[np.ndarray, ...]:
         """Push tangents of the parameters forward to the outputs.
@@ -307,20 +331,28 @@ class Evaluation:
 
     def _pull_outputs(self, g: Sequence[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Cotangents of x, y and of the objective (None where no output is the value)."""
-        s = self.problem.program.structure
-        gx, gy, gv = np.zeros((self.count, s.n)), np.zeros((self.count, s.m)), None
-        for o, flat, value in zip(self.problem.outputs, g, self._flat, strict=True):
-            if flat is None:
-                continue
-            pulled = flat * self._clean(value) if o.exponential else flat
-            if o.source == "value":
-                gv = o.sign * pulled if gv is None else gv + o.sign * pulled
-            else:
-                o.spread(pulled, gx if o.source == "primal" else gy)
+        s, binding, outputs = self.problem.program.structure, self.problem.binding, self.problem.outputs
+        g = self._through_exponentials(g)
+        gv = None
+        for o, pulled in zip(outputs, g, strict=True):
+            if o.source == "value" and pulled is not None:
+                gv = _plus(gv, o.sign * pulled)
+        if binding is not None:
+            gx, gy = binding.spread(g, self.count, self.problem.threads)
+        else:
+            gx, gy = np.zeros((self.count, s.n)), np.zeros((self.count, s.m))
+            for o, pulled in zip(outputs, g, strict=True):
+                if o.source != "value" and pulled is not None:
+                    o.spread(pulled, gx if o.source == "primal" else gy)
         if gv is not None:
             d = self.bound.full
             gx += gv * (self._P(d.P, self.x) + d.q)
         return gx, gy, gv
+
+    def _through_exponentials(self, g: Sequence[np.ndarray | None]) -> Sequence[np.ndarray | None]:
+        """Cotangents of the outputs before their exponentials."""
+        triples = zip(self.problem.outputs, g, self._flat, strict=True)
+        return [p if p is None or not o.exponential else p * self._clean(f) for o, p, f in triples]
 
     def _pull_outputs_along(self, g: Sequence[np.ndarray | None], h: _Tangent) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Derivative of `_pull_outputs` along a tangent."""
@@ -405,36 +437,6 @@ class _Tangent:
     def output(self, output: Any, value: np.ndarray) -> np.ndarray:
         """Tangent of an output."""
         return value * self.raw(output) if output.exponential else self.raw(output)
-
-
-_WORDS = {
-    Status.PRIMAL_INFEASIBLE: "infeasible",
-    Status.DUAL_INFEASIBLE: "unbounded",
-    Status.ITERATION_LIMIT: "iteration limit",
-    Status.TIME_LIMIT: "time limit",
-    Status.INACCURATE: "inaccurate",
-    Status.NONFINITE_INPUT: "NaN or infinite input",
-    Status.FAILED: "failed",
-}
-
-
-def failure(status: np.ndarray, batch: tuple[int, ...], solution: Solution | None) -> SolveError:
-    """The error that names the failed instances and their statuses."""
-    flat = status.reshape(-1)
-    bad = np.flatnonzero(flat != Status.SOLVED)
-    indices = tuple(tuple(int(j) for j in np.unravel_index(i, batch)) if batch else () for i in bad)
-    shown = "; ".join(
-        f"{'instance ' + str(index[0] if len(index) == 1 else index) if index else 'the instance'}: {Status(int(flat[i])).message}"
-        for index, i in list(zip(indices, bad, strict=True))[:8]
-    )
-    words = sorted({_WORDS.get(Status(int(flat[i])), "not solved") for i in bad})
-    return SolveError(
-        f"{len(bad)} of {len(flat)} instances not solved ({', '.join(words)})",
-        where=shown + ("; ..." if len(bad) > 8 else ""),
-        mend="the exception's `.solution` holds all results; export with on_error='flag' to go on without the failed ones",
-        solution=solution,
-        indices=indices,
-    )
 
 
 def _or_zero(a: np.ndarray | None) -> np.ndarray | float:

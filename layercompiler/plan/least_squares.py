@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 
 from layercompiler import arrays, frameworks
 from layercompiler.derivatives.rule import attach
-from layercompiler.errors import NonFiniteInputError, OptionError, ShapeError, SolveError, UnsupportedTransformError
+from layercompiler.errors import BuildError, MissingDependencyError, NonFiniteInputError, OptionError, ShapeError, SolveError
 from layercompiler.plan.arguments import Arguments
 from layercompiler.programs.least_squares import LeastSquaresProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions, Result, Solver
@@ -266,6 +267,25 @@ class Prepared:
         flat = e.retract(xp.reshape(values, (-1, e.size)), xp.reshape(delta, (-1, e.structure.n)))
         return xp.reshape(flat, tuple(values.shape))
 
+    def sound(self, good: Any, values: Any, theta: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
+        """Values (batch..., ambient) and parameters (batch..., *shape), where instances that are not `good` (batch..., bool) are copies of
+        one that is: the derivatives of a failed instance are zero, and zero times what is not finite would not be.
+        """
+        xp, batch = self.xp, tuple(good.shape)
+        count = math.prod(batch)
+        number = xp.astype(xp.reshape(good, (count, 1)), values.dtype)
+        first = (number > 0) & (xp.cumulative_sum(number, axis=0) == 1)
+        some = xp.sum(number) > 0
+
+        def mended(a: Any, shape: tuple[int, ...]) -> Any:
+            rows = xp.reshape(xp.broadcast_to(a, (*batch, *shape)), (count, -1))
+            row = xp.stop_gradient(xp.sum(xp.where(first, rows, xp.zeros_like(rows)), axis=0))
+            row = xp.where(some, row, xp.ones_like(row))
+            return xp.reshape(xp.where(number > 0, rows, row), (*batch, *shape))
+
+        pairs = zip(theta, self.program.parameters, strict=True)
+        return mended(values, (values.shape[-1],)), tuple(mended(t, p.shape) for t, p in pairs)
+
     def solve(self, call: Call, callback: Any = None) -> Result:
         """Solve; instances whose numbers are not finite get their own status."""
         finite = np.isfinite(call.start).all(axis=1)
@@ -319,10 +339,54 @@ def _places(bad: np.ndarray, batch: tuple[int, ...]) -> str:
     return ", ".join(map(str, places[:8])) + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
 
 
-class LeastSquaresLayer:
-    """Numpy has no derivatives, which every step needs: says so."""
+class HostLayer:
+    """A layer of numpy arrays around one of whichever framework is installed, where the derivatives inside come from.
+
+    Args:
+        compiled: What has `to(framework)`.
+        outputs: Names of the outputs.
+    """
+
+    def __init__(self, compiled: Any, outputs: Sequence[str]) -> None:
+        self.compiled, self._outputs = compiled, tuple(outputs)
+        names = [n for n in ("torch", "jax", "tensorflow") if importlib.util.find_spec(n)]
+        if not names:
+            raise MissingDependencyError(
+                "nonlinear least squares needs the derivatives of a framework",
+                mend="pip install 'layercompiler[torch]' (or jax, tensorflow)",
+            )
+        for name in names:
+            try:
+                self._layer, self._xp = compiled.to(name), arrays.get(name)
+                getattr(self._layer, "prepared", None)
+                return
+            except BuildError:  # residuals written in another framework fail at the start values
+                if name == names[-1]:
+                    raise
+
+    def __call__(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> tuple[np.ndarray, ...]:
+        """Solve for one array per parameter, (batch..., *shape), by position or name; a tuple of arrays, one per output."""
+        outputs = self._layer(*self._given(args), init=init, **dict(zip(named, self._given(named.values()), strict=True)))
+        return tuple(self._xp.numpy(x) for x in outputs)
+
+    def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
+        """Solve, and tell what happened to each instance. `callback` as in torch, where torch is installed."""
+        options = {"callback": named.pop("callback")} if "callback" in named else {}
+        found = self._layer.solve(*self._given(args), init=init, **options, **dict(zip(named, self._given(named.values()), strict=True)))
+        outputs = tuple(self._xp.numpy(x) for x in found.outputs)
+        named_outputs = MappingProxyType(dict(zip(self._outputs, outputs, strict=True)))
+        return LeastSquaresSolution(outputs, named_outputs, self._xp.numpy(found.value), found.info)
+
+    def _given(self, values: Any) -> list[Any]:
+        return [self._xp.new(np.asarray(v, dtype=np.float64)) for v in values]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}[numpy]({self.compiled.describe()})"
+
+
+class LeastSquaresLayer(HostLayer):
+    """A least-squares problem as a function of numpy arrays; residuals are array functions, or of a framework that is installed."""
 
     def __init__(self, compiled: CompiledLeastSquares) -> None:
-        raise UnsupportedTransformError(
-            "least squares needs a framework with automatic derivatives", got="numpy", mend="export to 'torch', 'jax' or 'tensorflow'"
-        )
+        problem = compiled.problem
+        super().__init__(compiled, compiled.variables or problem.outputs or tuple(problem.variables))

@@ -187,7 +187,7 @@ class MatrixEvaluation(Evaluation):
         for place, array in zip(matrices.place, self._arrays, strict=True):
             g = gradients[place]
             if g is None:  # shared by the batch: the sum of outer products is one product of matrices
-                g = _summed(ORDER[place], u, t, found.x, found.y, p)
+                g = summed(ORDER[place], u, t, found.x, found.y, p)
             out.append(g.reshape(array.shape))
         return tuple(out)
 
@@ -195,7 +195,7 @@ class MatrixEvaluation(Evaluation):
 _NONE = np.zeros(0, np.intp)
 
 
-def _summed(name: str, u: np.ndarray, t: np.ndarray, x: np.ndarray, y: np.ndarray, p: int) -> np.ndarray:
+def summed(name: str, u: np.ndarray, t: np.ndarray, x: np.ndarray, y: np.ndarray, p: int) -> np.ndarray:
     """Gradient of an operand that the batch shares."""
     rows = slice(0, p) if name in "Ab" else slice(p, None)
     match name:

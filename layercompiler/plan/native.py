@@ -148,7 +148,7 @@ class Native:
         found = Symmetric.of(structure.cones)
         if found is None or structure.n + structure.m > LARGEST or any(c.log for c in compiled.program.channels):
             return None
-        if compiled.on_error not in ("raise", "flag"):
+        if compiled.on_error not in ("raise", "flag") or (options or compiled.options).smoothing:
             return None
         return cls(compiled.program, compiled.elimination, *found, compiled.on_error, (options or compiled.options).tolerance)
 

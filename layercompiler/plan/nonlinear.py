@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType, SimpleNamespace
@@ -11,9 +10,9 @@ from typing import Any, cast
 import numpy as np
 
 from layercompiler import arrays, frameworks
-from layercompiler.errors import MissingDependencyError, ShapeError
+from layercompiler.errors import ShapeError
 from layercompiler.plan.arguments import Arguments
-from layercompiler.plan.least_squares import CompiledLeastSquares, LeastSquaresSolution
+from layercompiler.plan.least_squares import CompiledLeastSquares, HostLayer, LeastSquaresSolution
 from layercompiler.programs.nonlinear import NonlinearProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions
 
@@ -120,7 +119,6 @@ class CompiledNonlinear:
             ShapeError: An unknown variable or a wrong shape.
         """
         program, host = self.program, arrays.get("numpy")
-        fixed = [np.asarray(xp.numpy(t), dtype=np.float64) for t in theta]
         given: dict[str, np.ndarray] = {}
         for name, value in init.items():
             if name not in program.variables:
@@ -134,8 +132,10 @@ class CompiledNonlinear:
         found: dict[str, np.ndarray] = {}
         for k, (name, graph) in enumerate(zip(program.variables, program.start, strict=True)):
             if name in given:
-                inputs: list[Any] = [None] * len(program.variables) + fixed
-                inputs[k] = given[name]
+                count = len(program.variables)
+                read = graph.inputs()  # seldom a parameter, and a traced one has no numbers
+                inputs: list[Any] = [np.asarray(xp.numpy(t), np.float64) if count + i in read else None for i, t in enumerate(theta)]
+                inputs = [given[name] if i == k else None for i in range(count)] + inputs
                 found[program.inner.variables[k].name] = np.asarray(graph.evaluate(host, inputs)[0])
         return found
 
@@ -159,32 +159,8 @@ def _flagged(xp: Any, unknowns: list[Any], shapes: list[tuple[int, ...]]) -> tup
     return good, safe
 
 
-class NonlinearLayer:
+class NonlinearLayer(HostLayer):
     """A compiled nonlinear problem as a function of numpy arrays; the derivatives inside come from whichever framework is installed."""
 
     def __init__(self, compiled: CompiledNonlinear) -> None:
-        self.compiled = compiled
-        name = next((n for n in ("torch", "jax", "tensorflow") if importlib.util.find_spec(n)), None)
-        if name is None:
-            raise MissingDependencyError(
-                "nonlinear problems need the derivatives of a framework", mend="pip install 'layercompiler[torch]' (or jax, tensorflow)"
-            )
-        self._layer, self._xp = compiled.to(name), arrays.get(name)
-
-    def __call__(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> tuple[np.ndarray, ...]:
-        """Solve for one array per parameter, (batch..., *shape), by position or name; a tuple of arrays, one per output."""
-        outputs = self._layer(*self._given(args), init=init, **dict(zip(named, self._given(named.values()), strict=True)))
-        return tuple(self._xp.numpy(x) for x in outputs)
-
-    def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
-        """Solve, and tell what happened to each instance."""
-        found = self._layer.solve(*self._given(args), init=init, **dict(zip(named, self._given(named.values()), strict=True)))
-        outputs = tuple(self._xp.numpy(x) for x in found.outputs)
-        named_outputs = MappingProxyType(dict(zip(self.compiled.program.outputs, outputs, strict=True)))
-        return LeastSquaresSolution(outputs, named_outputs, self._xp.numpy(found.value), found.info)
-
-    def _given(self, values: Any) -> list[Any]:
-        return [self._xp.new(np.asarray(v, dtype=np.float64)) for v in values]
-
-    def __repr__(self) -> str:
-        return f"NonlinearLayer[numpy]({self.compiled.describe()})"
+        super().__init__(compiled, compiled.program.outputs)

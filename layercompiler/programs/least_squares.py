@@ -23,13 +23,12 @@ What a front end must provide
 4. For a block of many rows in one factor (`count` None): `sparsity`, the pattern of its Jacobian with its colouring; the runtime
    evaluates one derivative per colour. Without it the Jacobian is dense. The pattern must hold every nonzero for all values of x and theta.
    Rows of one block share one robust loss of the whole norm; losses of single rows need `separable=True`.
-5. `native`, optional: residual and Jacobian nonzeros computed on the host (numpy), as the fast path of the CPU.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -146,11 +145,11 @@ class Block:
         weight: W, or None for the identity.
         robust: rho, or None for the square. Its `radius` is ignored here: see `radius`.
         radius: Of the robust loss: shape () or mapped.
+        mass: Nonnegative factors (m,) of the losses of single rows, of separable blocks of one factor: sum_i mass_i rho(r_i^2). Unlike a
+            weight of the residual it has a derivative where it is zero.
         separable: True where the robust loss (and the square) is taken of every row by itself: sum_i rho(r_i^2).
         jacobian: Analytic Jacobian, `jacobian(xp, *variables, *arguments)`: a tuple of (m, dof of the variable's part), one per `on`.
         sparsity: Of the Jacobian, for blocks of one factor.
-        native: `native(values, arguments) -> (r (B, m), nonzeros (B, nnz))` on the host, float64, in the order of `sparsity`; `values`
-            and `arguments` are tuples of numpy arrays with a leading batch axis (of size B, or 1 where shared).
     """
 
     name: str
@@ -166,7 +165,7 @@ class Block:
     separable: bool = False
     jacobian: Callable[..., Any] | None = None
     sparsity: Sparsity | None = None
-    native: Callable[..., Any] | None = None
+    mass: Argument | None = None
 
     def __post_init__(self) -> None:
         if not self.index:
@@ -177,6 +176,14 @@ class Block:
             raise BuildError("a robust loss and its radius come together", where=f"block '{self.name}'")
         if self.sparsity is not None and self.count is not None:
             raise BuildError("sparsity is for blocks of one factor", where=f"block '{self.name}'", got=f"{self.count} factors")
+        if self.mass is not None and not (self.separable and self.count is None):
+            raise BuildError("factors of single rows are for separable blocks of one factor", where=f"block '{self.name}'")
+
+    @property
+    def extra(self) -> tuple[Argument, ...]:
+        """What follows the arguments among the inputs of a factor: weight, mass and radius, those that are there."""
+        found = (None if self.weight is None else self.weight.argument, self.mass, self.radius)
+        return tuple(a for a in found if a is not None)
 
 
 @dataclass(frozen=True)
@@ -273,15 +280,10 @@ def _check(block: Block, program: LeastSquaresProgram) -> None:
                 expected=f"0 to {elements - 1}",
                 got=f"{index.min()} to {index.max()}",
             )
-    for argument in _arguments(block):
+    for argument in (*block.arguments, *block.extra):
         shape = program.parameters[argument.parameter].shape if argument.parameter is not None else np.asarray(argument.value).shape
         if argument.mapped and (not shape or shape[0] != block.count):
             name = program.parameters[argument.parameter].name if argument.parameter is not None else "a constant"
             raise BuildError(
                 "an argument needs one row per factor", where=f"{where}, '{name}'", expected=f"({block.count}, ...)", got=str(shape)
             )
-
-
-def _arguments(block: Block) -> Sequence[Argument]:
-    extra = [block.weight.argument] if block.weight is not None else []
-    return [*block.arguments, *extra, *([block.radius] if block.radius is not None else [])]

@@ -27,13 +27,19 @@ class _Groups:
 
     Attributes:
         where: (groups, rows) which defined variable; `entries` (groups, rows, support) the entries of A.
-        fill: Sums of the outer products' upper triangles (support `upper`) into the entries of P.
+        upper: Upper triangle of a support's outer products; `target` (groups, upper) the entries of P that they fill, `fill` their sums.
     """
 
     where: np.ndarray
     entries: np.ndarray
     upper: tuple[np.ndarray, np.ndarray]
+    target: np.ndarray
     fill: Segments
+
+    @classmethod
+    def of(cls, where: np.ndarray, entries: np.ndarray, target: np.ndarray, size: int) -> _Groups:
+        """Plan the sums into P of `size` entries."""
+        return cls(where, entries, np.triu_indices(entries.shape[2]), target, Segments.of(target.ravel(), size))
 
     def add(self, P: np.ndarray, A: np.ndarray, w: np.ndarray) -> None:
         """Add w a a' of every row to P (B, nnz)."""
@@ -78,6 +84,10 @@ class Elimination:
     def active(self) -> bool:
         """Whether anything is substituted."""
         return len(self.k) > 0
+
+    def shares(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Rows of equal support: which defined variables, and the entries of the new P that their outer products' upper triangle fills."""
+        return [pair for g in self.groups for pair in zip(g.where, g.target, strict=True)]
 
     def bind(self, data: Data) -> Reduction:
         """The substitution for the numbers of one batch."""
@@ -208,10 +218,7 @@ def eliminate(program: ConeProgram) -> Elimination:
         place_P=np.searchsorted(all_keys, old_keys),
         row_entries=row_entries,
         rows=Pattern(row_of, col_of, (len(k), n)),
-        groups=tuple(
-            _Groups(where, entries, np.triu_indices(entries.shape[2]), Segments.of(np.searchsorted(all_keys, keys.ravel()), len(all_keys)))
-            for where, entries, keys in found
-        ),
+        groups=tuple(_Groups.of(where, entries, np.searchsorted(all_keys, keys), len(all_keys)) for where, entries, keys in found),
     )
 
 

@@ -18,7 +18,8 @@ from layercompiler.errors import MissingDependencyError, OptionError
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.status import Status
 
-CORES = os.cpu_count() or 1
+# Of this process: a thread more than cores it may use would only take turns with the others.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Options:
         executor: Any `concurrent.futures.Executor` to use instead of threads (Dask, Ray and MPI offer one).
         check_domain: Check parameter values against their declared attributes (nonneg, symmetric, PSD, ...).
         verbose: Let the engine print.
+        smoothing: 0 for derivatives of the solution. mu > 0 for those of the barrier-smoothed problem, with -mu sum log s_i in place of
+            s >= 0 in the rows as written: outputs stay those of the problem, and derivatives see rows before they become active. For
+            linear and quadratic programs.
     """
 
     tolerance: float = 1e-8
@@ -46,12 +50,15 @@ class Options:
     executor: Executor | None = None
     check_domain: bool = True
     verbose: bool = False
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("tolerance", "engine_tolerance", "time_limit"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise OptionError(f"option '{name}' must be positive", expected="a number > 0", got=repr(value))
+        if not 0 <= self.smoothing < float("inf"):
+            raise OptionError("option 'smoothing' must not be negative", expected="a number >= 0", got=repr(self.smoothing))
         for name, least in (("max_iterations", 1), ("workers", 1), ("refinements", 0)):
             value = getattr(self, name)
             if value is not None and (int(value) != value or value < least):

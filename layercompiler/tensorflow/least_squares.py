@@ -1,24 +1,45 @@
-"""Least squares as a function of eager TensorFlow tensors."""
+"""Least squares as a function of TensorFlow tensors: the derivative is that of the implicit function theorem."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from layercompiler.errors import DerivativeError, UnsupportedTransformError
-from layercompiler.plan.least_squares import CompiledLeastSquares, Prepared
+from layercompiler.errors import DerivativeError, ShapeError, SolveError, UnsupportedTransformError
+from layercompiler.plan.least_squares import Call, CompiledLeastSquares, LeastSquaresSolution, Prepared
+from layercompiler.solvers.least_squares import Result
 from layercompiler.solvers.least_squares.linear import PIVOT
+from layercompiler.solvers.least_squares.traced import run
 from layercompiler.status import Status
+
+_ZERO = tf.UnconnectedGradients.ZERO
+
+
+class _Found(NamedTuple):
+    """A solved call, the factors of its Hessian, what a bound holds, and which instances have a derivative (B,)."""
+
+    call: Call
+    result: Result
+    factor: Any
+    held: np.ndarray | None
+    good: np.ndarray
 
 
 class LeastSquaresLayer:
-    """Parameters in, minimiser out, with exact first derivatives by `tf.GradientTape`; eager mode, backward "implicit" or "gauss_newton".
+    """Parameters in, minimiser out, differentiable by `tf.GradientTape`; backward "implicit" or "gauss_newton".
 
     Args:
         compiled: A `CompiledLeastSquares`.
+
+    Differentiability:
+        The implicit derivative is of every order, by nested tapes, eagerly and inside of `tf.function`, where the batch size must be
+        known while tracing; the approximate one is of first order, in eager mode. Where there is no derivative, asking for it raises
+        (inside of `tf.function` it is NaN), or outputs are NaN with a zero gradient if the layer flags.
     """
 
     def __init__(self, compiled: CompiledLeastSquares) -> None:
@@ -35,45 +56,150 @@ class LeastSquaresLayer:
         """Solve: parameters (batch..., *shape) in order or by name, starts by variable; one tensor per output.
 
         Raises:
-            UnsupportedTransformError: Inside of tf.function.
+            InputError: An argument is wrong.
+            SolveError: An instance did not converge and the layer is told to raise.
         """
+        return self._run(args, named, init, self.compiled.on_error)[0]
+
+    def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
+        """Solve in eager mode, and tell what happened to each instance; never raises for those that did not converge."""
         if not tf.executing_eagerly():
-            raise UnsupportedTransformError("least squares in TensorFlow runs in eager mode", mend="call it outside of tf.function")
+            raise UnsupportedTransformError("solve() has no per-instance information inside of tf.function", mend="call the layer itself")
+        outputs, found, dtype = self._run(args, named, init, "flag")
+        p, batch = self.prepared, found.call.batch
+        value = tf.constant((found.result.cost * p.program.scale + p.program.constant).reshape(batch), dtype)
+        named_outputs = MappingProxyType(dict(zip(p.program.outputs, outputs, strict=True)))
+        return LeastSquaresSolution(outputs, named_outputs, value, p.info(found.result, batch))
+
+    def __repr__(self) -> str:
+        return f"layercompiler.tensorflow.LeastSquaresLayer({self.compiled.describe()})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"compiled": self.compiled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["compiled"])
+
+    def _run(self, args: Any, named: Any, init: Any, on_error: str) -> tuple[tuple[Any, ...], Any, Any]:
         p = self.prepared
         given = [tf.convert_to_tensor(v) for v in p.arguments.bind(args, named)]
-        dtype = given[0].dtype if given and given[0].dtype.is_floating else tf.float64
-        start = {k: np.asarray(v) for k, v in (init or {}).items()}
+        dtype = next((t.dtype for t in given if t.dtype.is_floating), tf.float64)
+        host = {k: np.asarray(v) for k, v in (init or {}).items()}
         shapes: Any = [tuple(t.shape) for t in given]
-        batch = p.batch_shape(shapes, start)
+        if any(n is None for shape in shapes for n in shape):
+            raise ShapeError(
+                "the batch size is not known while tracing",
+                got=str(shapes),
+                mend="fix it: drop_remainder=True in a dataset, a whole input_signature of tf.function",
+            )
+        batch = p.batch_shape(shapes, host)
         theta = [tf.cast(t, tf.float64) for t in p.aligned(given, batch)]
+        start = p.start(batch, host)
+        if tf.executing_eagerly():
+            flat, found = self._eagerly(theta, start, batch, on_error)
+        else:
+            flat, found = self._in_graph(theta, start, batch, on_error), None
+        return tuple(tf.cast(tf.reshape(flat[..., a:b], (*batch, *shape)), dtype) for a, b, shape in p.slices), found, dtype
+
+    def _found(self, theta: Any, start: np.ndarray, batch: tuple[int, ...], on_error: str) -> _Found:
+        p = self.prepared
+        call = p.regular(theta, start, batch)
+        result = p.solve(call)
+        if on_error == "raise":
+            p.refuse(result, batch)
+        factor, pivots, held = p.solver.factor(result.values, call.theta, call.shared, p.options.backward == "implicit")
+        return _Found(call, result, factor, held, (result.status == Status.SOLVED) & (pivots > PIVOT))
+
+    def _eagerly(self, theta: list[Any], start: np.ndarray, batch: tuple[int, ...], on_error: str) -> tuple[Any, _Found]:
+        found = self._found(theta, start, batch, on_error)
+        shown = found.result.status == Status.SOLVED if on_error == "raise" else found.good
+        values = np.where(shown[:, None], found.result.values, np.nan).reshape(*batch, -1)
 
         @tf.custom_gradient
-        def run(*tensors: Any) -> Any:
-            call = p.regular(tensors, p.start(batch, start), batch)
-            result = p.solve(call)
-            p.refuse(result, batch)
-            solved = (result.status == Status.SOLVED)[:, None]
-            factor, pivots, held = p.solver.factor(result.values, call.theta, call.shared, p.options.backward == "implicit")
-            good = solved & (pivots > PIVOT)[:, None]
-            shown = np.where(solved if p.on_error == "raise" else good, result.values, np.nan)
+        def attached(*tensors: Any) -> Any:
+            return tf.constant(values), lambda cotangent: self._pull(found, on_error, cotangent, tensors)
 
-            def gradient(cotangent: Any) -> Any:
-                if not tf.executing_eagerly():
-                    raise UnsupportedTransformError("least squares in TensorFlow is differentiated in eager mode")
-                g = p.solver.evaluation.lift(result.values, np.asarray(cotangent).reshape(call.count, -1))
-                if p.on_error == "raise" and (~good[:, 0] & (np.abs(g).max(axis=1, initial=0.0) > 0)).any():
-                    raise DerivativeError("the Hessian is not positive definite at the solution: there is no derivative")
-                g = np.where(good if held is None else good & ~held, g, 0.0)
-                u = np.where(good, factor.solve(g, 2), 0.0)
-                values = tf.constant(result.values)
-                found = p.solver.call("pull", call.shared)(values, tf.constant(u), *call.theta)
-                pairs = zip(found, tensors, call.shared, p.program.parameters, strict=True)
-                return [_fold(tf.reshape(f, (*(() if s else batch), *q.shape)), t) for f, t, s, q in pairs]
+        return attached(*theta), found
 
-            return tf.reshape(tf.constant(shown), (*batch, -1)), gradient
+    def _pull(self, found: _Found, on_error: str, cotangent: Any, tensors: Any) -> Any:
+        if not tf.executing_eagerly():
+            raise UnsupportedTransformError("a solve in eager mode is differentiated in eager mode")
+        p, call, values = self.prepared, found.call, found.result.values
+        g = p.solver.evaluation.lift(values, np.asarray(cotangent).reshape(call.count, -1))
+        if on_error == "raise" and (~found.good & (np.abs(g).max(axis=1, initial=0.0) > 0)).any():
+            raise DerivativeError("the Hessian is not positive definite at the solution: there is no derivative")
+        good = found.good[:, None]
+        g = np.where(good if found.held is None else good & ~found.held, g, 0.0)
+        u = tf.constant(np.where(good, found.factor.solve(g, 2), 0.0))
 
-        flat = run(*theta)
-        return tuple(tf.cast(tf.reshape(flat[..., a:b], (*batch, *shape)), dtype) for a, b, shape in p.slices)
+        @tf.custom_gradient
+        def first(cotangent: Any, *tensors: Any) -> Any:
+            at, here = tf.constant(values), p.regular(tensors, call.start, call.batch)
+            if not found.good.all():
+                at, sources = p.sound(tf.constant(found.good.reshape(call.batch)), tf.reshape(at, (*call.batch, -1)), tensors)
+                at, here = tf.reshape(at, values.shape), p.regular(sources, call.start, call.batch)
+            pulled = p.solver.call("pull", here.shared)(at, u, *here.theta)
+            kinds = zip(pulled, tensors, here.shared, p.program.parameters, strict=True)
+            folded = [_fold(tf.reshape(f, (*(() if s else call.batch), *q.shape)), t) for f, t, s, q in kinds]
+            return folded, lambda *w: self._second(found, (cotangent, *tensors), w)
+
+        return first(cotangent, *tensors)
+
+    def _second(self, found: _Found, sources: Any, w: Any) -> list[Any]:
+        """Gradients of <w, gradient> in the cotangent and the parameters, by the derivative rule."""
+        batch, mode = found.call.batch, self.compiled.options.backward
+        if mode != "implicit":
+            raise UnsupportedTransformError("an approximate derivative is not differentiated", got=f"backward='{mode}'")
+        values, good = found.result.values.reshape(*batch, -1), found.good.reshape(*batch, 1)
+        return self._recorded(tf.constant(values), tf.constant(good), tuple(sources), tuple(w))
+
+    @cached_property
+    def _recorded(self) -> Any:
+        p = self.prepared
+
+        @tf.function  # nested derivatives take seconds to record
+        def second(values: Any, good: Any, sources: Any, w: Any) -> Any:
+            cotangent, *tensors = sources
+            with tf.GradientTape() as outer:
+                outer.watch(sources)
+                with tf.GradientTape() as inner:
+                    inner.watch(tensors)
+                    at, sound = p.sound(good[..., 0], values, tensors)
+                    flat = p.attached(at, sound, "flag")
+                kept = tf.where(good, cotangent, tf.zeros_like(cotangent))
+                gradients: Any = inner.gradient([flat], tensors, output_gradients=[kept], unconnected_gradients=_ZERO)
+            return outer.gradient(gradients, sources, output_gradients=list(w), unconnected_gradients=_ZERO)
+
+        return second
+
+    def _in_graph(self, theta: list[Any], start: np.ndarray, batch: tuple[int, ...], on_error: str) -> Any:
+        p = self.prepared
+        if p.options.backward != "implicit":
+            raise UnsupportedTransformError("inside of tf.function the derivative is implicit", got=f"backward='{p.options.backward}'")
+
+        stopped = [tf.stop_gradient(t) for t in theta]
+        call = p.regular(stopped, start, batch)
+        values, status, *_, pivots = (tf.stop_gradient(f) for f in run(p.solver, tf.constant(start), call.theta, call.shared))
+        solved = status == int(Status.SOLVED)
+        if on_error == "raise":
+            solved = p.xp.host(_check, solved, status)  # all true where it returns
+        good: Any = tf.reshape(solved & (pivots > PIVOT), (*batch, 1))
+        shown = good if on_error == "flag" else tf.reshape(solved, (*batch, 1))
+        values = tf.reshape(tf.where(tf.math.is_finite(values), values, tf.zeros_like(values)), (*batch, -1))
+        nan = tf.fill(values.shape, tf.constant(np.nan, tf.float64))
+        at, sources = p.sound(good[..., 0], values, theta) if on_error == "flag" else (values, theta)
+        flat = p.attached(at, sources, "flag")
+        if on_error == "raise":  # where there is no derivative, the derivative is NaN, not the value
+            flat = values + (flat - values) * tf.where(good, tf.ones_like(nan), nan)
+        return tf.where(shown, flat, nan)
+
+
+def _check(status: np.ndarray) -> np.ndarray:
+    bad = status[status != int(Status.SOLVED)]
+    if len(bad):
+        kinds = ", ".join(Status(int(k)).message for k in np.unique(bad))
+        raise SolveError(f"{len(bad)} of {len(status)} instances did not converge ({kinds})")
+    return np.ones(len(status), bool)
 
 
 def _fold(gradient: Any, like: Any) -> Any:

@@ -1,14 +1,15 @@
-"""Nonlinear problems of a modelling language as functions of eager TensorFlow tensors."""
+"""Nonlinear problems of a modelling language as functions of TensorFlow tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from layercompiler import arrays
+from layercompiler.plan.least_squares import LeastSquaresSolution
 from layercompiler.plan.nonlinear import CompiledNonlinear
 from layercompiler.tensorflow.least_squares import LeastSquaresLayer
 
@@ -32,14 +33,25 @@ class NonlinearLayer:
         Raises:
             InputError: An argument is wrong.
             SolveError: An instance did not converge and the layer is told to raise.
-            UnsupportedTransformError: Inside of tf.function.
         """
-        given = [tf.convert_to_tensor(v) for v in self.compiled.arguments.bind(args, named)]
-        dtype = next((t.dtype for t in given if t.dtype.is_floating), tf.float64)
-        host = None if init is None else {name: np.asarray(value) for name, value in init.items()}
-        theta = [tf.cast(t, tf.float64) for t in given]
-        values = self.compiled.call(_XP, theta, host, lambda theta, start: self.inner(*theta, init=start))
-        return tuple(tf.cast(v, dtype) for v in values[:-1])
+        return self._run(args, named, init, lambda theta, start: self.inner(*theta, init=start))[:-1]
+
+    def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
+        """Solve in eager mode, and tell what happened to each instance; never raises for those that did not converge."""
+        found: list[LeastSquaresSolution] = []
+
+        def solve(theta: Any, start: Any) -> tuple[Any, ...]:
+            found.append(self.inner.solve(*theta, init=start))
+            return found[0].outputs
+
+        return self.compiled.solution(self._run(args, named, init, solve), found[0])
 
     def __repr__(self) -> str:
         return f"layercompiler.tensorflow.NonlinearLayer({self.compiled.describe()})"
+
+    def _run(self, args: Any, named: Any, init: Any, solve: Callable[..., Any]) -> tuple[Any, ...]:
+        given = [tf.convert_to_tensor(v) for v in self.compiled.arguments.bind(args, named)]
+        dtype = next((t.dtype for t in given if t.dtype.is_floating), tf.float64)
+        host = None if init is None else {name: np.asarray(value) for name, value in init.items()}
+        values = self.compiled.call(_XP, [tf.cast(t, tf.float64) for t in given], host, solve)
+        return tuple(tf.cast(v, dtype) for v in values)

@@ -67,7 +67,7 @@ class Point:
     def in_graph(self) -> Any:
         """z as a tensor; a point that was solved in eager mode is differentiated in a graph by `tape.jacobian`."""
         if self.z is None:
-            self.memory.put([t.numpy() for t in self.thetas], self.evaluation)
+            self.memory.put([t.numpy() for t in self.thetas], self.evaluation, self.options)
             self.z = tf.constant(self.evaluation.z, tf.float64)
         return self.z
 
@@ -122,7 +122,7 @@ class _Map:
         count, lengths = len(point.thetas), [len(each) for each in arguments]
 
         def host(*arrays: np.ndarray) -> list[np.ndarray]:
-            evaluation = point.memory.at(arrays[:count], arrays[count])
+            evaluation = point.memory.at(arrays[:count], arrays[count], point.options)
             return point.arrays(self.run(evaluation, *_split(arrays[count + 1 :], lengths)))
 
         def gradient(inputs: Tensors, _: Tensors, cotangents: Tensors) -> list[Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from layercompiler.errors import UnsupportedTransformError
 from layercompiler.plan.discrete import SEED, refuse_second
 from layercompiler.torch.layer import _read
+from layercompiler.torch.rules import _bare, _plain
 
 _serial = itertools.count()
 _live: WeakValueDictionary[str, _Bound] = WeakValueDictionary()
@@ -165,6 +166,33 @@ class _Draw(torch.autograd.Function):
         return found, (0,) * len(found)
 
 
+class _Eager(torch.autograd.Function):
+    """`_Draw` where nothing but eager reverse mode is at work: without operators, and with the sample kept as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, bound: _Bound, seed: Tensor, *theta: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        sample = bound.compiled.sample([t.numpy(force=True) for t in theta], seed.numpy(force=True), solver=bound.solver)
+        ctx.bound, ctx.sample = bound, sample
+        ctx.save_for_backward(*theta)
+        return tuple(_own(a, sample.solutions) for a in sample.outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        theta, bound, sample = ctx.saved_tensors, ctx.bound, ctx.sample
+        if torch.is_grad_enabled():  # a graph of the backward pass is asked for
+            kept = [torch.from_numpy(np.array(a)) for a in (sample.solutions, sample.noise)]
+            return None, None, *_Pull.apply(bound.name, *theta, *kept, *gradients)  # type: ignore[misc]
+        arrays, g = [t.numpy(force=True) for t in theta], [c.numpy(force=True) for c in gradients]
+        found = bound.compiled.pull(arrays, sample.solutions, sample.noise, g, solver=bound.solver)
+        return None, None, *[torch.from_numpy(np.ascontiguousarray(a, dtype=np.float64)) for a in found]
+
+
+def _own(array: np.ndarray, kept: np.ndarray) -> Tensor:
+    """A tensor of float64 that shares no memory with `kept`."""
+    fresh = array.dtype == np.float64 and array.flags.c_contiguous and array.flags.writeable and not np.may_share_memory(array, kept)
+    return torch.from_numpy(array if fresh else np.array(array, dtype=np.float64))
+
+
 class DiscreteLayer(torch.nn.Module):
     """A discrete problem as a torch module: parameters in, (sampled) solutions out, gradients by an estimator.
 
@@ -212,8 +240,12 @@ class DiscreteLayer(torch.nn.Module):
             SolveError: An instance has no solution or could not be solved, and the layer is not told to flag it.
         """
         theta, dtype, device = self._theta(tensors, named)
-        *outputs, _, _ = _Draw.apply(self._bound.name, self._seed(generator, seed), *theta)  # type: ignore[misc]
-        return tuple(x.to(device=device, dtype=dtype) for x in outputs)
+        words = self._seed(generator, seed)
+        if _plain() and _bare([words, *theta]):
+            outputs = _Eager.apply(self._bound, words, *theta)
+        else:
+            *outputs, _, _ = _Draw.apply(self._bound.name, words, *theta)  # type: ignore[misc]
+        return tuple(x.to(device=device, dtype=dtype) for x in outputs)  # type: ignore[union-attr]
 
     def expect(self, function: Callable[..., Tensor], *tensors: Any, generator: Any = None, seed: Any = None, **named: Any) -> Tensor:
         """Estimate E f(z), with its gradient by the score function: f needs no derivative in z.

@@ -83,7 +83,7 @@ def _evaluation(bound: Bound, theta: Sequence[Tensor], z: Tensor) -> Any:
     trace = _recall(z)
     if trace is not None and trace.shapes == [t.shape for t in theta]:
         return trace.evaluation
-    return bound.compiled.restore([_array(t) for t in theta], _array(z))
+    return bound.compiled.restore([_array(t) for t in theta], _array(z), bound.options)
 
 
 def solve(theta: Sequence[Tensor], warm: Tensor | None, dtypes: str, bound: Bound) -> list[Tensor]:
@@ -96,6 +96,8 @@ def solve(theta: Sequence[Tensor], warm: Tensor | None, dtypes: str, bound: Boun
         bound: The problem.
     """
     arrays = [_array(t) for t in theta]
+    for a in arrays:  # autograd refuses a derivative at tensors that were written to, so nobody needs copies
+        a.flags.writeable = False
     given = [a if c == "d" else _Rounded(a, c) for a, c in zip(arrays, dtypes, strict=True)] if dtypes else arrays
     evaluation = bound.compiled.evaluate(given, warm_start=None if warm is None else _array(warm), options=bound.options)
     return [*map(_tensor, evaluation.outputs), _remember(evaluation, arrays)]

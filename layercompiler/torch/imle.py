@@ -24,7 +24,7 @@ class BaseTargetDistribution:
     """A rule for the parameters of the target; subclasses define `params`."""
 
     def params(self, theta: Tensor, dy: Tensor) -> Tensor:
-        """Target parameters for theta and the gradient of the loss, both (batch, samples, ...)."""
+        """Target parameters for theta and the gradient of the loss, both (batch * samples, ...)."""
         raise NotImplementedError
 
 
@@ -80,7 +80,8 @@ class _Estimate(torch.autograd.Function):
         theta, noise, found = ctx.saved_tensors
         target, samples, _, temperature = ctx.settings
         shape = (len(theta), samples, *theta.shape[1:])
-        params = target.params(theta.unsqueeze(1), dy.reshape(shape))
+        wide = theta.unsqueeze(1).expand(shape).reshape(dy.shape)  # what a target of the user's own may count on
+        params = target.params(wide, dy).reshape(shape)
         params = params if noise is None else params + temperature * noise
         other = ctx.call(params.reshape(-1, *theta.shape[1:])).detach()
         return (found - other).reshape(shape).mean(dim=1).to(theta.dtype), None, None, None

@@ -16,6 +16,7 @@ from torch import Tensor
 from layercompiler.errors import DtypeError, InputError, StoreError, UnsupportedTransformError
 from layercompiler.status import Info
 from layercompiler.torch import host, native, operators
+from layercompiler.torch.quick import Quick
 from layercompiler.torch.registry import Bound, bind
 
 # numpy codes of the floating dtypes; numpy has no bfloat16, whose numbers are at least as coarse as those of float16
@@ -82,6 +83,8 @@ class Layer(torch.nn.Module):
     def __init__(self, compiled: Any) -> None:
         super().__init__()
         self._bound = bind(compiled)
+        if self._bound.quick is None:
+            self._bound.quick = Quick.of(self._bound)
 
     @property
     def compiled(self) -> Any:
@@ -105,6 +108,10 @@ class Layer(torch.nn.Module):
             InputError: A count, a name, a shape, a dtype or a value of a parameter is wrong.
             SolveError: An instance has no solution or could not be solved, and the layer is not told to flag it.
         """
+        if options is None and warm_start is None and not named and self._bound.quick is not None and not torch.compiler.is_compiling():
+            outputs = self._bound.quick(self._bound, tensors)
+            if outputs is not None:
+                return outputs
         return run(self._with(options), tensors, named, warm_start)[0]
 
     def solve(self, *tensors: Any, warm_start: Any = None, options: Any = None, **named: Any) -> Solution:

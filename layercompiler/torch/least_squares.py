@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from layercompiler.errors import DerivativeError, UnsupportedTransformError
 from layercompiler.plan.least_squares import CompiledLeastSquares, LeastSquaresSolution, Prepared
@@ -40,10 +41,11 @@ class LeastSquaresLayer(torch.nn.Module):
         ([2.0, -1.0], 0.0)
 
     Differentiability:
-        First order, reverse mode, with respect to every parameter; a start has the derivative zero. Second derivatives and forward
-        mode raise; the jax layer has them.
+        With respect to every parameter, of every order, in both modes and under `torch.func` ("implicit"; the other backward modes
+        have first order in reverse mode); a start has the derivative zero. `torch.compile` breaks its graph here.
         By default exact ("implicit"): at a converged point with a positive definite Hessian. Where the Hessian is not definite, a
-        layer that raises does so when a gradient is asked for, and one that flags makes the outputs NaN with a zero gradient.
+        layer that raises does so when a gradient is asked for (inside of `torch.func` the derivative is NaN), and one that flags makes
+        the outputs NaN with a zero gradient.
 
     Cost:
         Solves run on the host in float64; one factorisation per step, and one for all derivatives.
@@ -58,6 +60,7 @@ class LeastSquaresLayer(torch.nn.Module):
         """The program and its solver."""
         return self.compiled.prepare("torch")
 
+    @torch.compiler.disable
     def forward(self, *tensors: Any, init: Mapping[str, Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
         """Solve at the given parameters.
 
@@ -105,12 +108,10 @@ class LeastSquaresLayer(torch.nn.Module):
             theta = [t.cpu() for t in theta]
         node = _Node(prepared, init, callback, on_error or self.compiled.on_error)
         mode = self.compiled.options.backward
-        if node.prepared.xp.traced(*theta):
-            raise UnsupportedTransformError(
-                "least squares in torch is not transformed by torch.func or torch.compile",
-                mend="use autograd (with a batch instead of vmap, create_graph=False), or the jax layer, which takes every transform",
-            )
-        flat = _steps(node, theta) if mode in ("truncated", "unrolled") else _Solve.apply(node, *theta)
+        if prepared.xp.traced(*theta) or forward_ad._current_level >= 0:
+            flat = _transformed(node, theta, mode, callback)
+        else:
+            flat = _steps(node, theta) if mode in ("truncated", "unrolled") else _Solve.apply(node, *theta)
         batch = flat.shape[:-1]
         outputs = [flat[..., a:b].reshape(*batch, *shape) for a, b, shape in prepared.slices]
         if not theta and init is None:
@@ -170,14 +171,43 @@ class _Solve(torch.autograd.Function):
             adjoint.flag(output)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
-        theta = ctx.saved_tensors
         if gradient is None:
-            return None, *(None for _ in theta)
-        if not hasattr(ctx, "adjoint"):
-            ctx.adjoint = _Adjoint(ctx.node, theta)
-        return None, *ctx.adjoint.pull(gradient)
+            return (None,) * len(ctx.needs_input_grad)
+        if torch.is_grad_enabled() and ctx.node.prepared.options.backward == "implicit":
+            return _twice(ctx, gradient)
+        return _once(ctx, gradient)
+
+
+@torch.autograd.function.once_differentiable
+def _once(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    return None, *_adjoint(ctx).pull(gradient)
+
+
+def _twice(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    """Gradients that are differentiable themselves."""
+    node, theta, adjoint = ctx.node, ctx.saved_tensors, _adjoint(ctx)
+    p = node.prepared
+    adjoint.check(gradient.detach().reshape(adjoint.call.count, -1).abs().amax(1).numpy() > 0)
+    good = torch.from_numpy(adjoint.good).reshape(*node.batch, 1)
+    values = torch.from_numpy(np.ascontiguousarray(node.result.values)).reshape(*node.batch, -1)
+    aligned: Any = p.aligned(theta, node.batch)
+    if not adjoint.good.all():
+        values, aligned = p.sound(good[..., 0], values, aligned)
+    flat = p.attached(values, aligned, "flag")
+    at = [i for i, wanted in enumerate(ctx.needs_input_grad[1:]) if wanted]
+    cotangent = torch.where(good, gradient, torch.zeros_like(gradient))
+    found = torch.autograd.grad(flat, [theta[i] for i in at], cotangent, create_graph=True, allow_unused=True)
+    grads: list[Any] = [None] * len(theta)
+    for i, g in zip(at, found, strict=True):
+        grads[i] = g
+    return None, *grads
+
+
+def _adjoint(ctx: Any) -> _Adjoint:
+    if not hasattr(ctx, "adjoint"):
+        ctx.adjoint = _Adjoint(ctx.node, ctx.saved_tensors)
+    return ctx.adjoint
 
 
 class _Adjoint:
@@ -209,13 +239,22 @@ class _Adjoint:
         g = np.where((self.good & touched)[:, None], g, 0.0)
         if self.held is not None:
             g = np.where(self.held, 0.0, g)
-        u = torch.from_numpy(np.where(self.good[:, None], self.factor.solve(g, 2), 0.0))
-        kind = "difference" if p.options.backward == "dlm" else "pull"
-        found = p.solver.call(kind, call.shared)(torch.from_numpy(self.node.result.values), u, *call.theta)
+        u = np.where(self.good[:, None], self.factor.solve(g, 2), 0.0)
+        values = np.ascontiguousarray(self.node.result.values)
+        if not self.good.all():
+            sound, call = self._sound(torch.from_numpy(values))
+            values = sound.numpy()
+        found = p.solver.pull(values, u, call.theta, call.shared)
         return [
             _fold(f.reshape((*(() if s else call.batch), *q.shape)), t)
             for f, t, s, q in zip(found, self.theta, call.shared, p.program.parameters, strict=True)
         ]
+
+    def _sound(self, values: Tensor) -> tuple[Tensor, Any]:
+        p, batch = self.prepared, self.call.batch
+        good = torch.from_numpy(self.good).reshape(batch)
+        values, theta = p.sound(good, values.reshape(*batch, -1), p.aligned([t.detach() for t in self.theta], batch))
+        return values.reshape(self.call.count, -1), p.regular(theta, self.call.start, batch)
 
     def check(self, touched: np.ndarray) -> None:
         bad = touched & ~self.good
@@ -243,6 +282,36 @@ def _fold(gradient: Tensor, like: Tensor) -> Tensor:
     return gradient
 
 
+def _transformed(node: _Node, theta: list[Tensor], mode: str, callback: Any) -> Tensor:
+    """The values under transforms: a solve that they do not see, and the derivative rule."""
+    p = node.prepared
+    if mode != "implicit" or callback is not None:
+        raise UnsupportedTransformError(
+            "transforms of torch.func and forward mode are there for the layer itself with backward='implicit'",
+            got=f"backward='{mode}'" if callback is None else "a call of solve()",
+            mend="use autograd (with a batch instead of vmap)",
+        )
+    batch = p.batch_shape([tuple(t.shape) for t in theta], node.init)
+    theta = list(p.aligned(theta, batch))
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        call = node.run(tensors)
+        adjoint = _Adjoint(node, tensors)
+        shown = adjoint.good if node.on_error == "flag" else np.ones_like(adjoint.good)
+        facts = np.stack([adjoint.good, shown], axis=1).astype(np.float64)
+        values = np.where(np.isfinite(node.result.values), node.result.values, 0.0)
+        return tuple(torch.from_numpy(a).reshape(*call.batch, -1) for a in (values, facts))
+
+    values, facts = p.xp.opaque(run, lambda axes, size, inner: inner, *theta)
+    good, shown = facts[..., :1] > 0, facts[..., 1:] > 0
+    at, sources = p.sound(good[..., 0], values, theta) if node.on_error == "flag" else (values, theta)
+    flat = p.attached(at, sources, "flag")
+    nan = torch.full_like(values, float("nan"))
+    # where there is no derivative, the derivative is NaN, not the value
+    flat = values + (flat - values) * torch.where(good, torch.ones_like(nan), nan) if node.on_error == "raise" else flat
+    return torch.where(shown, flat, nan)
+
+
 def _steps(node: _Node, theta: list[Tensor]) -> Tensor:
     """The values through recorded steps: all of them, or the last ones from the solution."""
     p = node.prepared
@@ -251,9 +320,12 @@ def _steps(node: _Node, theta: list[Tensor]) -> Tensor:
     node.run(tuple(t.detach() for t in theta))
     whole = p.options.backward == "unrolled"
     count = max(int(node.result.iterations.max(initial=0)), 1) if whole else p.options.truncation
-    call = p.regular(p.aligned(theta, batch), start, batch)
+    aligned: Any = p.aligned(theta, batch)
+    solved = torch.from_numpy(node.result.status == Status.SOLVED).reshape(batch)
+    if not solved.all():
+        aligned = p.sound(solved, torch.from_numpy(start).reshape(*batch, -1), aligned)[1]
+    call = p.regular(aligned, start, batch)
     values = unrolled(p.solver, start if whole else node.result.values, call.theta, call.shared, count)
     if node.on_error == "flag":
-        good = torch.from_numpy(node.result.status == Status.SOLVED)
-        values = torch.where(good[:, None], values, torch.full_like(values, float("nan")))
+        values = torch.where(solved.reshape(-1, 1), values, torch.full_like(values, float("nan")))
     return values.reshape(*batch, -1)

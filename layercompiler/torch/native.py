@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from layercompiler import arrays
-from layercompiler.plan.evaluation import failure
+from layercompiler.plan.failure import failure
 from layercompiler.plan.native import Native
 from layercompiler.status import Info, Status
 

@@ -32,10 +32,11 @@ class Bound:
         name: The name.
         native: The problem as the array interior point takes it, None where it cannot.
         asked: Whether tensors on the host take that path too, because the user asked for it.
+        quick: The short way of the problem, see `layercompiler.torch.quick`; None where it has none.
         parameters: Names of the parameters. (torch.compile guards on what it reads: it should not read the problem itself.)
     """
 
-    __slots__ = ("__weakref__", "asked", "compiled", "name", "native", "options", "parameters")
+    __slots__ = ("__weakref__", "asked", "compiled", "name", "native", "options", "parameters", "quick")
 
     def __init__(self, compiled: Any, options: Any = None) -> None:
         self.compiled, self.options = compiled, options
@@ -44,6 +45,7 @@ class Bound:
         self.native = Native.of(compiled, options) if solver in ("auto", "interior_point") else None
         self.asked = solver == "interior_point" and self.native is not None
         self.name = f"{_digest(compiled)}-{_hash(options or compiled.options)}"
+        self.quick: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Bound:
         return self  # immutable

@@ -1,7 +1,8 @@
 """Black boxes: what a user's solver may do wrong, and where it may run."""
 
+import multiprocessing
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -77,6 +78,19 @@ def test_wrong_shapes_are_refused(wrong):
         box(wrong, "flag").sample([COSTS])
 
 
+def test_a_single_solution_of_the_wrong_shape_is_named_and_the_others_are_kept():
+    def ragged(c):
+        return [z[:3] if row[0] == COSTS[2, 0] else z for row, z in zip(c, solver(c), strict=True)]
+
+    with pytest.raises(errors.SolveError, match=r"1 of 6(.|\n)*shape \(3,\) instead of \(5,\)") as caught:
+        box(ragged).sample([COSTS])
+    assert caught.value.indices == ((2,),)
+    sample = box(ragged, "flag").sample([COSTS])
+    assert sample.status.tolist() == [0, 0, Status.FAILED, 0, 0, 0]
+    np.testing.assert_array_equal(np.delete(sample.outputs[0], 2, 0), np.delete(solver(COSTS), 2, 0))
+    np.testing.assert_array_equal(box(lambda c: list(solver(c))).sample([COSTS]).outputs[0], solver(COSTS))
+
+
 def test_a_solution_that_is_nan_fails_alone():
     def sometimes(c):
         z = solver(c)
@@ -100,6 +114,42 @@ def test_a_solver_that_hangs_meets_its_time_limit():
         sample = box(hangs, "flag", options={"time_limit": 0.1, "executor": pool}).sample([COSTS])
         assert time.perf_counter() - began < 2
     assert (sample.status == Status.TIME_LIMIT).all()
+
+
+def test_an_instance_that_hangs_costs_only_its_own_part_of_an_executor():
+    def hangs(c):
+        if (c[:, 0] == COSTS[3, 0]).any():
+            time.sleep(1.5)
+        return solver(c)
+
+    with ThreadPoolExecutor(2) as pool:
+        sample = box(hangs, "flag", options={"time_limit": 0.3, "executor": pool, "workers": 2}).sample([COSTS])
+    assert sample.status.tolist() == [0, 0, 0, Status.TIME_LIMIT, 0, 0]
+    np.testing.assert_array_equal(np.delete(sample.outputs[0], 3, 0), np.delete(solver(COSTS), 3, 0))
+
+
+def test_nan_costs_never_reach_the_solver():
+    def strict(c):
+        assert np.isfinite(c).all()
+        return solver(c)
+
+    bad = COSTS.copy()
+    bad[1, 2], bad[4, 0] = np.nan, np.inf
+    with pytest.raises(errors.NonFiniteInputError, match="batch ind"):
+        box(strict).sample([bad])
+    sample = box(strict, "flag").sample([bad])
+    assert sample.status.tolist() == [0, Status.NONFINITE_INPUT, 0, 0, Status.NONFINITE_INPUT, 0]
+    np.testing.assert_array_equal(sample.outputs[0][[0, 2, 3, 5]], solver(COSTS)[[0, 2, 3, 5]])
+
+
+def test_executors_of_processes():
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        other = box(options={"executor": pool, "workers": 1})
+        sample = other.sample([COSTS])
+        np.testing.assert_array_equal(sample.outputs[0], solver(COSTS))
+        dy = np.random.default_rng(1).standard_normal(COSTS.shape)
+        found = other.pull([COSTS], sample.solutions, sample.noise, [dy])[0]
+    np.testing.assert_array_equal(found, box().pull([COSTS], sample.solutions, sample.noise, [dy])[0])
 
 
 def test_executors_give_the_same():

@@ -3,6 +3,8 @@
 import copy
 import os
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -213,6 +215,13 @@ def test_native_arrays_reach_the_solver():
     assert all(issubclass(k, torch.Tensor) for k in seen) and len(seen) == 2
     box = lc.BlackBox(lambda v: jax.nn.one_hot(v.argmax(-1), 6), sense="max", arrays="jax")
     assert lc.export(box, "jax", estimator=lc.DBB())(THETA)[0].sum() == 3
+    tf = pytest.importorskip("tensorflow")
+    box = lc.BlackBox(lambda v: tf.one_hot(tf.argmax(v, -1), 6), sense="max", arrays="tensorflow")
+    layer, t = lc.export(box, "tensorflow", estimator=lc.IMLE(samples=2)), tf.constant(THETA)
+    with tf.GradientTape() as tape:
+        tape.watch(t)
+        y = tf.reduce_sum(layer(t, seed=1)[0] * tf.constant(W))
+    assert tape.gradient(y, t).shape == THETA.shape
 
 
 # ------------------------------------------------------------------------------------------------------------------------- jax
@@ -286,6 +295,99 @@ def test_torch_imle_formula_exactly(samples):
     assert z.shape == (3 * samples, 6)
     np.testing.assert_array_equal(z.detach(), expected_z)
     np.testing.assert_array_equal(t.grad, expected_g)
+
+
+def demonstration(imle, target_distribution, noise_distribution):
+    """torch-imle's demonstration: its decorator around a path solver, a Hamming loss, one step."""
+    torch = pytest.importorskip("torch")
+
+    @imle(
+        target_distribution=target_distribution(alpha=1.0, beta=10.0),
+        noise_distribution=noise_distribution(),
+        nb_samples=3,
+        input_noise_temperature=1.0,
+        target_noise_temperature=5.0,
+    )
+    def imle_solver(weights):
+        paths = lc.oracles.GridPath(8, 8)(-weights.detach().cpu().numpy())
+        return torch.tensor(paths, requires_grad=False)
+
+    rng = np.random.default_rng(0)
+    weights = torch.nn.Parameter(torch.tensor(-rng.uniform(1, 9, (2, 8, 8))))
+    target = torch.tensor(lc.oracles.GridPath(8, 8)(rng.uniform(1, 9, (2, 8, 8)))).repeat_interleave(3, 0)
+    suggested = imle_solver(weights)
+    (suggested * (1.0 - target) + (1.0 - suggested) * target).mean(dim=0).sum().backward()
+    return suggested.detach().numpy(), weights.grad.numpy()
+
+
+def fixed_noise(base):
+    torch = pytest.importorskip("torch")
+
+    class Fixed(base):
+        def sample(self, shape):
+            return torch.tensor(np.random.default_rng(9).gumbel(size=tuple(shape)))
+
+    return Fixed
+
+
+def test_its_demonstration_runs():
+    from layercompiler.torch import imle as ours
+
+    paths, gradient = demonstration(ours.imle, ours.TargetDistribution, fixed_noise(ours.BaseNoiseDistribution))
+    assert paths.shape == (6, 8, 8) and gradient.shape == (2, 8, 8) and gradient.any()
+    paths, _ = demonstration(ours.imle, ours.TargetDistribution, lambda: ours.SumOfGammaNoiseDistribution(k=10.4, nb_iterations=100))
+    assert len(np.unique(paths, axis=0)) > 1
+
+
+@pytest.mark.skipif("TORCH_IMLE" not in os.environ, reason="TORCH_IMLE names no checkout of torch-imle")
+def test_its_demonstration_gives_the_numbers_of_the_original(monkeypatch):
+    from layercompiler.torch import imle as ours
+
+    monkeypatch.syspath_prepend(os.environ["TORCH_IMLE"])
+    from imle.noise import BaseNoiseDistribution
+    from imle.target import TargetDistribution
+    from imle.wrapper import imle
+
+    original = demonstration(imle, TargetDistribution, fixed_noise(BaseNoiseDistribution))
+    found = demonstration(ours.imle, ours.TargetDistribution, fixed_noise(ours.BaseNoiseDistribution))
+    for a, b in zip(found, original, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_decorator_calls_through_an_executor_and_as_a_function():
+    torch = pytest.importorskip("torch")
+    threads = set()
+
+    def solver(theta, sign):
+        threads.add(threading.current_thread().name)
+        theta = sign * theta
+        return torch.tensor(np.stack([top(u) for u in theta.numpy()]))
+
+    t = torch.tensor(THETA, requires_grad=True)
+    with ThreadPoolExecutor(2, "solver") as pool:
+        z = lc.imle(solver, nb_samples=2, executor=pool)(t, 1.0)
+        (z @ torch.tensor(W)).sum().backward()
+    assert threads and all(name.startswith("solver") for name in threads)
+    plain = torch.tensor(THETA, requires_grad=True)
+    same = lc.imle(lambda theta: torch.tensor(np.stack([top(u) for u in theta.numpy()])), nb_samples=2)(plain)
+    (same @ torch.tensor(W)).sum().backward()
+    np.testing.assert_array_equal(z.detach(), same.detach())
+    np.testing.assert_array_equal(t.grad, plain.grad)
+
+
+def test_targets_of_the_users_own_see_what_torch_imle_hands_them():
+    torch = pytest.importorskip("torch")
+    from layercompiler.torch.imle import BaseTargetDistribution, imle
+
+    class Seen(BaseTargetDistribution):
+        def params(self, theta, dy):
+            assert theta.shape == dy.shape == (6, 6)
+            return theta - 2.0 * dy
+
+    t = torch.tensor(THETA, requires_grad=True)
+    z = imle(lambda u: torch.tensor(np.stack([top(x) for x in u.numpy()])), target_distribution=Seen(), nb_samples=2)(t)
+    (z @ torch.tensor(W)).sum().backward()
+    np.testing.assert_array_equal(t.grad, np.stack([top(u) - top(u - 2.0 * W) for u in THETA]))
 
 
 def test_the_layer_with_that_scaling_is_torch_imle_too():

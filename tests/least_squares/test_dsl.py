@@ -202,3 +202,26 @@ def test_a_compiled_problem_pickles():
     compiled = lc.compile(problem, parameters=parameters, variables=outputs)
     again = pickle.loads(pickle.dumps(compiled))
     np.testing.assert_array_equal(again.solve(*values).outputs[0], compiled.solve(*values).outputs[0])
+
+
+@pytest.mark.parametrize(
+    "framework", ["torch", pytest.param("jax", marks=pytest.mark.slow), pytest.param("tensorflow", marks=pytest.mark.slow)]
+)
+def test_a_weight_of_zero_has_its_derivative(framework):
+    x, y, w = cp.Variable(2, name="x"), cp.Parameter(5, name="y"), cp.Parameter(5, nonneg=True, name="w")
+    radius, t = 0.3, np.linspace(0, 1, 5)
+    residual = x[0] * cp.exp(x[1] * t) - y
+    problem = cp.Problem(cp.Minimize(w @ cp.square(residual) + w @ cp.huber(residual - 0.1, radius) + 0.1 * cp.sum_squares(x)))
+    layer = FRAMEWORKS[framework](problem, [y, w], [x])
+    rng = np.random.default_rng(0)
+    values = [1 + t + 0.3 * rng.standard_normal(5), np.array([1.0, 0.0, 2.0, 0.0, 0.5])]
+    _, gradient = layer.pull(values, [np.array([1.0, -2.0])])
+
+    def along(i, h):
+        (found,) = layer.outputs([values[0], values[1] + h * np.eye(5)[i]])
+        return float(found @ [1.0, -2.0])
+
+    for i in range(5):
+        h = 1e-4
+        want = (-3 * along(i, 0.0) + 4 * along(i, h) - along(i, 2 * h)) / (2 * h)  # weights stay nonnegative
+        assert abs(gradient[i] - want) < 1e-5 * max(1.0, abs(want))

@@ -161,10 +161,11 @@ LC_API void lc_dense_facts(const void* dense, int64_t* facts) {
 }
 
 // Operands q, c, a, b, g, h: values and strides, 0 for those that the batch shares. start_x, start_v: null, or points; with `only_factor` they are taken
-// as solutions. forms: bit 0 the dual form, bit 1 the primal form.
+// as solutions. forms: bit 0 the dual form, bit 1 the primal form, bit 2 to leave what is hard open.
+// troubles: how many instances are not solved, or have a singular system.
 LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* values, const int64_t* strides, const double* start_x, const double* start_v,
                             int32_t only_factor, int32_t forms, double* x, double* v, double* y, int8_t* status, int32_t* iterations, double* norm,
-                            double* margin, double* reach, int32_t threads) {
+                            double* margin, double* reach, int64_t* troubles, int32_t threads) {
   Factors* result = nullptr;
   guarded([&] {
     const std::shared_ptr<Dense>& owner = *static_cast<std::shared_ptr<Dense>*>(handle);
@@ -183,6 +184,7 @@ LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* va
       job.round = {primal_form, 1e-4, only_factor ? 0 : 1};
       run(dense, *made, job, std::move(open), threads);
       if (only_factor) {
+        *troubles = batch;
         result = made.release();
         return;
       }
@@ -193,6 +195,7 @@ LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* va
     if ((forms & 1) && plan.q.count > 0) rounds = {{dual_form, 1e-4, 16}, {dual_form, 1e-9, 40}};
     else if (forms & 2) rounds = {{primal_form, 1e-5, 30}};
     if (forms & 2) rounds.push_back({primal_form, 1e-9, 80});
+    if ((forms & 4) && rounds.size() > 1) rounds = {rounds[0], {primal_form, 1e-5, 30}};
     bool dual = !rounds.empty() && rounds[0].form == dual_form;
     if (dual && batch > 1 && !(strides[0] | strides[2] | strides[4])) {
       made->shared_bytes = sizeof(double) * static_cast<size_t>(dense.target->shared_footprint(plan));
@@ -208,6 +211,8 @@ LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* va
       open = unsolved(dense, *made, status);
     }
     made->left.insert(made->left.end(), open.begin(), open.end());
+    *troubles = static_cast<int64_t>(made->left.size());
+    for (int64_t i = 0; i < batch; i++) *troubles += status[i] == 0 && !(reach[i] <= 1e-8);
     result = made.release();
   });
   return result;
@@ -221,7 +226,7 @@ LC_API void lc_dense_factors_free(void* factors) {
   });
 }
 
-// (r, h) -> (u, t) and relative residuals; gradients of the data where their pointers are not null (then x and y are those of the solution).
+// (r, h) -> (u, t) and relative residuals; h may be null, for zeros; gradients of the data where their pointers are not null (then x and y are those of the solution).
 LC_API int lc_dense_adjoint(const void* factors, const double* const* values, const int64_t* strides, const double* r, const double* h, double* u, double* t,
                             double* residual, const double* x, const double* y, double* const* gradients, int32_t threads) {
   return guarded([&] {

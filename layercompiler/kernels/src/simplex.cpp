@@ -34,7 +34,7 @@ double seconds() { return std::chrono::duration<double>(std::chrono::steady_cloc
 
 }  // namespace
 
-// A by rows (m of them, sorted out by `start`); bounds of the n variables, then of the rows. `outcome`: 0, or why there is no start (simplex.hpp).
+// A by rows (m of them, sorted out by `start`); bounds of the n variables, then of the rows. `outcome`: 0, or why there is no start (simplex.hpp); 5: malformed.
 LC_API void* lc_simplex_new(int64_t n, int64_t m, const int64_t* start, const int32_t* column, const double* value, const double* lower, const double* upper,
                             int64_t wholes, const int32_t* whole, const char* target, int32_t* outcome) {
   try {
@@ -42,6 +42,15 @@ LC_API void* lc_simplex_new(int64_t n, int64_t m, const int64_t* start, const in
     std::unique_ptr<Simplex> s(new Simplex);
     s->target = find_target(target);
     if (!s->target) return nullptr;
+    *outcome = 5;
+    if (n < 1 || m < 0 || wholes < 0 || n + m > (int64_t{1} << 30) || start[0] != 0) return nullptr;
+    for (int64_t i = 0; i < m; i++)
+      if (start[i + 1] < start[i] || start[i + 1] - start[i] > n) return nullptr;
+    for (int64_t k = 0; k < start[m]; k++)
+      if (column[k] < 0 || column[k] >= n) return nullptr;
+    for (int64_t k = 0; k < wholes; k++)
+      if (whole[k] < 0 || whole[k] >= n) return nullptr;
+    *outcome = 3;
     s->start.assign(start, start + m + 1);
     s->column.assign(column, column + start[m]), s->value.assign(value, value + start[m]);
     s->lower.assign(lower, lower + n + m), s->upper.assign(upper, upper + n + m);

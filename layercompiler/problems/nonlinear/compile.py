@@ -189,18 +189,15 @@ class _Split:
 
 def _block(split: _Split, loss: str, terms: list[Term], solved: Sequence[Solved]) -> Block:
     builder = split.builder
-    rows = [_weighted(builder, t) for t in terms]
     split.moving.extend(_moving(builder, split.count)[len(split.moving) :])
-    root = concatenate(builder, rows)
+    root = concatenate(builder, [t.inner for t in terms])
     split.moving.extend(_moving(builder, split.count)[len(split.moving) :])
     graph, on, places = split.inner([root])
-    radius, kind = None, None
-    if loss != "square":
-        kind = _LOSSES[loss]()
-        node = concatenate(builder, [t.radius for t in terms if t.radius is not None])
-        split.moving.extend(_moving(builder, split.count)[len(split.moving) :])
-        value = builder.value(node)
-        radius = Argument(value=value) if value is not None else Argument(parameter=split.parameter(node))
+    kind = None if loss == "square" else _LOSSES[loss]()
+    radius = None if kind is None else _argument(split, [t.radius for t in terms if t.radius is not None])
+    mass = _argument(split, [t.weight for t in terms])
+    if mass.value is not None and np.all(mass.value == 1):
+        mass = None
     shapes = [solved[k].shape for k in on]
     starts, width = columns_of(shapes)
     structure = pattern(graph, starts, width)
@@ -216,13 +213,16 @@ def _block(split: _Split, loss: str, terms: list[Term], solved: Sequence[Solved]
         arguments=tuple(Argument(parameter=k) for k in places),
         robust=kind,
         radius=radius,
+        mass=mass,
         separable=True,
         sparsity=sparsity,
     )
 
 
-def _weighted(builder: Builder, term: Term) -> int:
-    value = builder.value(term.weight)
-    if value is not None and np.all(value == 1):
-        return term.inner
-    return builder.call("multiply", term.weight, term.inner)
+def _argument(split: _Split, nodes: Sequence[int]) -> Argument:
+    """Nodes of parameters only, one after another, as an argument of a block."""
+    builder = split.builder
+    node = concatenate(builder, list(nodes))
+    split.moving.extend(_moving(builder, split.count)[len(split.moving) :])
+    value = builder.value(node)
+    return Argument(value=value) if value is not None else Argument(parameter=split.parameter(node))

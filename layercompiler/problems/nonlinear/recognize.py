@@ -58,8 +58,9 @@ class Term:
     Attributes:
         loss: "square", "huber", "cauchy", "pseudo-huber", "welsch" or "geman-mcclure".
         inner: Node of f, flat (k,).
-        weight: Node of W (k,), the square root of what multiplies f^2 near zero; it depends on parameters only.
-        radius: Node of the radius (k,) in units of W f; None for squares.
+        weight: Node of w (k,), what multiplies f^2 near zero; it depends on parameters only. It is kept as it is, for a square root
+            would have no derivative at zero.
+        radius: Node of the radius (k,) in units of f; None for squares.
         source: The term as it was written.
     """
 
@@ -164,7 +165,7 @@ class Recognizer(Weights):
             loss: Its kind.
             inner: Node of f.
             w: Weights of the entries of f.
-            scale: Node that multiplies w under the square root in W; None for 1.
+            scale: Node that multiplies w; None for 1.
             radius: Node of the loss's radius in units of f; None for squares.
         """
         if w.negative.any():
@@ -178,10 +179,9 @@ class Recognizer(Weights):
         if not len(live):
             return True
         flat = [gather(self.b, self._spread(k, w.positive.shape), live) for k in (inner, w.node)]
-        square = flat[1] if scale is None else self.b.call("multiply", flat[1], gather(self.b, self._spread(scale, w.positive.shape), live))
-        weight = power(self.t, square, 0.5)
+        weight = flat[1] if scale is None else self.b.call("multiply", flat[1], gather(self.b, self._spread(scale, w.positive.shape), live))
         if radius is not None:
-            radius = self.b.call("multiply", weight, gather(self.b, self._spread(radius, w.positive.shape), live))
+            radius = gather(self.b, self._spread(radius, w.positive.shape), live)
         self.terms.append(Term(loss, flat[0], weight, radius, text(e)))
         return True
 

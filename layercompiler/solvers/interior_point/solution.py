@@ -13,7 +13,7 @@ import numpy as np
 
 from layercompiler import arrays
 from layercompiler.solvers.interior_point import dual, primal
-from layercompiler.solvers.interior_point.program import Point, Program, missing, select, unsolved
+from layercompiler.solvers.interior_point.program import Point, Program, missing, put, select, unsolved
 from layercompiler.status import Status
 
 _POOR = 1e-10  # relative residual above which the primal form is tried too
@@ -30,7 +30,7 @@ class Settings:
     Attributes:
         definite: Q may be positive definite, so that the dual form is worth a try.
         compact: See `dual.solve`.
-        every: See `dual.Complementarity.iterate`.
+        every: See `Complementarity.iterate`.
         tolerance: Relative residual up to which an instance counts as solved.
         limit: Most iterations; where it is given, the primal form alone is used.
         on_host: Of a numpy function, the array (B, k) that it is to return and its arguments: that array. Where it is given, numpy solves
@@ -98,7 +98,7 @@ def solve(program: Program, settings: Settings) -> Solved:
             part = program.take(index)
             fresh = _embed(part, xp.zeros_like(left[index]), settings)
             held = (*found.arrays, status, iterations)
-            x, y, v, residual, status, iterations = (dual.put(xp, a, index, b) for a, b in zip(held, fresh, strict=True))
+            x, y, v, residual, status, iterations = (put(xp, a, index, b) for a, b in zip(held, fresh, strict=True))
             found = Point(x, y, v, residual)
     else:
         held = (*found.arrays, status, iterations)
@@ -191,7 +191,7 @@ def linear_solve(
         if bool(xp.any(poor)):
             index = xp.nonzero(poor)[0]
             fresh = _robust(program.take(index), v if v.shape[0] == 1 else v[index], tuple(r[index] for r in right), settings)  # type: ignore[arg-type]
-            step = tuple(dual.put(xp, a, index, b) for a, b in zip(step, fresh, strict=True))
+            step = tuple(put(xp, a, index, b) for a, b in zip(step, fresh, strict=True))
         return step  # type: ignore[return-value]
     robust = _robust_on_host if settings.on_host else _robust
     fresh = xp.cond(xp.any(poor), lambda *r: robust(program, v, r, settings, poor), lambda *_: step, *right)  # type: ignore[arg-type]

@@ -111,8 +111,11 @@ class Instances:
         free = xp.where(held, xp.zeros_like(entries[:, :1]), xp.ones_like(entries[:, :1]))
         return entries * xp.take(free, xp.new(self.structure.rows), axis=1) * xp.take(free, xp.new(self.structure.cols), axis=1)
 
-    def measure(self, values: Any, energy: Any, gradient: Any, widest: Any) -> Any:
-        """(B,) relative size of the (projected) gradient: the largest cosine between the residual and a column of the Jacobian."""
+    def measure(self, values: Any, energy: Any, gradient: Any, diagonal: Any) -> Any:
+        """(B,) relative size of the (projected) gradient: the largest cosine between the residual and a column of the Jacobian.
+
+        The columns are those at the values: the largest ones seen on the way may be longer by any factor, and would hide a gradient.
+        """
         xp = self.xp
         held = self.held(values, gradient)
         if held is not None:
@@ -124,8 +127,8 @@ class Instances:
             x = xp.where(xp.new(self.coordinates < 0), xp.ones_like(x), x)
         else:
             x = values if values.shape[1] == len(self.coordinates) else xp.take(values, xp.new(self.coordinates), axis=1)
-        size = xp.sqrt(xp.sum(widest * x * x, axis=1))
-        root = xp.sqrt(xp.where(widest > 0, widest, xp.ones_like(widest)))
+        size = xp.sqrt(xp.sum(diagonal * x * x, axis=1))
+        root = xp.sqrt(xp.where(diagonal > 0, diagonal, xp.ones_like(diagonal)))
         return xp.max(xp.abs(gradient) / root, axis=1) / (xp.sqrt(energy) + _FLOOR * size + 1e-300)
 
 
@@ -185,7 +188,7 @@ def advance(instances: Instances, s: State, options: LeastSquaresOptions, method
     gain = s.cost - p.cost
     ratio = gain / xp.where(predicted > 0, predicted, xp.ones_like(predicted))
     widest = xp.maximum(s.widest, p.diagonal)
-    there = instances.measure(values, p.energy, p.gradient, widest)
+    there = instances.measure(values, p.energy, p.gradient, p.diagonal)
     level = xp.abs(gain) <= 1e-13 * xp.abs(s.cost)  # rounding: the cost says nothing, the gradient decides
     better = (ratio > 1e-4) & (predicted > 0) & ~level | level & (there < 0.9 * here)
     if method == "gauss_newton":
@@ -228,7 +231,7 @@ def refine(instances: Instances, s: State, target: float) -> State:
     values = instances.retract(s.values, xp.where(fine[:, None], step, xp.zeros_like(step)))
     p = instances.evaluate(values)
     widest = xp.maximum(s.widest, p.diagonal)
-    there = instances.measure(values, p.energy, p.gradient, widest)
+    there = instances.measure(values, p.energy, p.gradient, p.diagonal)
     accept = running & fine & xp.isfinite(there) & (there < 0.5 * here) & (p.cost <= s.cost * (1 + 1e-12) + 1e-300)
     status = xp.where((s.status == RUNNING) & ~accept, xp.zeros_like(s.status), s.status)  # nothing more to gain
     return _moved(xp, accept, s, values, p, widest, there)._replace(status=status)

@@ -51,8 +51,13 @@ class Evaluation:
         """Cost, gradient and Gauss-Newton matrix. `widen` multiplies the squared radius of graduated losses."""
         xp = self.xp
         parts = [self._linear(s, values, theta, shared, widen) for s in self.structure.blocks]
-        cost, energy, gradient, diagonal = (sum(p[i] for p in parts[1:]) + parts[0][i] for i in range(4))
-        return Point(cost, energy, gradient, self._merged(xp.concat([p[4] for p in parts], axis=-1)), diagonal)
+        cost, energy, gradient = (sum(p[i] for p in parts[1:]) + parts[0][i] for i in range(3))
+        entries = self._merged(xp.concat([p[3] for p in parts], axis=-1))
+        on = np.flatnonzero(self.structure.rows == self.structure.cols)
+        diagonal = self._pick(entries, on)
+        if len(on) < self.structure.n:
+            diagonal = self._scatter(diagonal, self.structure.rows[on])
+        return Point(cost, energy, gradient, entries, diagonal)
 
     def hessian(self, values: Any, theta: Sequence[Any], shared: Sequence[bool]) -> Any:
         """(B, entries) exact Hessian of the objective along tangents, in the structure's order."""
@@ -62,7 +67,10 @@ class Evaluation:
         """(B,) the objective."""
         costs = []
         for s in self.structure.blocks:
-            one = lambda *inputs, b=s.block: _cost(self.xp, b, self._weighted(b, inputs), self._radius(b, inputs, 1.0))  # noqa: E731
+
+            def one(*inputs: Any, b: Block = s.block) -> Any:
+                return cost_of(self.xp, b, self._weighted(b, inputs), self.radius(b, inputs, 1.0), self.mass(b, inputs))
+
             cost = self._map(one, s.block, values, theta, shared)
             costs.append(cost if s.block.count is None else self.xp.sum(cost, axis=-1))
         return sum(costs[1:]) + costs[0]
@@ -106,10 +114,10 @@ class Evaluation:
 
         def one(*inputs: Any) -> Any:
             r, J = self._dense(s, inputs) if isinstance(s, Dense) else self._colored(s, inputs)
-            c = self._radius(block, inputs, widen)
-            cost = _cost(xp, block, r, c)
-            if block.robust is not None:
-                root = xp.sqrt(block.robust.slope(xp, r * r if block.separable else xp.sum(r * r), c))
+            c = self.radius(block, inputs, widen)
+            cost = cost_of(xp, block, r, c, self.mass(block, inputs))
+            root = root_of(xp, block, r, c, self.mass(block, inputs))
+            if root is not None:
                 r = root * r
                 J = J * (
                     self._pick(root, s.rows) if isinstance(s, Sparse) and block.separable else root[:, None] if block.separable else root
@@ -123,24 +131,23 @@ class Evaluation:
         if isinstance(s, Sparse):
             gradient = self._scatter(J * self._pick(r, s.rows), s.cols)
             entries = self._scatter(self._pick(J, s.first) * self._pick(J, s.second), s.slot, len(s.left))
-            return cost, energy, gradient, self._scatter(J * J, s.cols), entries
+            return cost, energy, gradient, entries
         gradient = xp.sum(J * r[..., None], axis=-2)
         if s.block.dim > 6:
             H = xp.matmul(xp.matrix_transpose(J), J)
             entries = self._pick(xp.reshape(H, (*H.shape[:-2], -1)), s.first * H.shape[-1] + s.second)
         else:
             entries = xp.sum(self._pick(J, s.first) * self._pick(J, s.second), axis=-2)
-        diagonal = self._pick(entries, np.flatnonzero(s.first == s.second))
-        return cost, energy, self._spread(s, gradient), self._spread(s, diagonal), self._kept(s, entries)
+        return cost, energy, self._spread(s, gradient), self._kept(s, entries)
 
     def _dense(self, s: Dense, inputs: Any) -> tuple[Any, Any]:
         """Weighted residual (m,) and its Jacobian (m, k) of one factor."""
         xp, block = self.xp, s.block
         if block.jacobian is not None:
-            variables, arguments, extra = self._cut(block, inputs)
+            variables, arguments, extra = self.cut(block, inputs)
             J = xp.concat([xp.reshape(j, (block.dim, -1)) for j in block.jacobian(xp, *variables, *arguments)], axis=-1)
             r = block.residual(xp, *variables, *arguments)
-            return self._weigh(block, r, extra), self._weigh(block, J, extra)
+            return self.weigh(block, r, extra), self.weigh(block, J, extra)
         k = s.cols.shape[1]
         at, zero = self._local(block, inputs), self._zero(inputs, k)
         if k <= 2 * block.dim:
@@ -171,7 +178,9 @@ class Evaluation:
             # The derivative along one tangent of the gradient along all: at a stationary point the Hessian of every chart.
             def gradient(d: Any) -> Any:
                 at = self._local(block, (*self._shifted(block, variables, d), *rest))
-                return xp.grad(lambda e: _cost(xp, block, at(e), self._radius(block, inputs, 1.0)))(xp.zeros_like(d))
+                return xp.grad(lambda e: cost_of(xp, block, at(e), self.radius(block, inputs, 1.0), self.mass(block, inputs)))(
+                    xp.zeros_like(d)
+                )
 
             zero = self._zero(inputs, s.cols.shape[1] if isinstance(s, Dense) else len(s.colors))
             if isinstance(s, Dense):
@@ -188,10 +197,10 @@ class Evaluation:
 
     def _local(self, block: Block, inputs: Any) -> Callable[[Any], Any]:
         """The weighted residual as a function of the factor's own tangent."""
-        variables, arguments, extra = self._cut(block, inputs)
+        variables, arguments, extra = self.cut(block, inputs)
 
         def at(tangent: Any) -> Any:
-            return self._weigh(block, block.residual(self.xp, *self._shifted(block, variables, tangent), *arguments), extra)
+            return self.weigh(block, block.residual(self.xp, *self._shifted(block, variables, tangent), *arguments), extra)
 
         return at
 
@@ -208,10 +217,10 @@ class Evaluation:
         return moved
 
     def _weighted(self, block: Block, inputs: Any) -> Any:
-        variables, arguments, extra = self._cut(block, inputs)
-        return self._weigh(block, block.residual(self.xp, *variables, *arguments), extra)
+        variables, arguments, extra = self.cut(block, inputs)
+        return self.weigh(block, block.residual(self.xp, *variables, *arguments), extra)
 
-    def _weigh(self, block: Block, r: Any, extra: Sequence[Any]) -> Any:
+    def weigh(self, block: Block, r: Any, extra: Sequence[Any]) -> Any:
         """W r, or W J."""
         if block.weight is None:
             return r
@@ -220,14 +229,19 @@ class Evaluation:
             return self.xp.matmul(W, r)
         return W * r if block.weight.kind == "scale" or r.ndim == 1 else W[:, None] * r
 
-    def _radius(self, block: Block, inputs: Any, widen: float) -> Any:
+    def radius(self, block: Block, inputs: Any, widen: float) -> Any:
         """The squared radius of the robust loss."""
         if block.radius is None:
             return None
         c = inputs[-1] * inputs[-1]
         return c * widen if isinstance(block.robust, GemanMcClure) and block.robust.graduated else c
 
-    def _cut(self, block: Block, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    def mass(self, block: Block, inputs: Any) -> Any:
+        """What multiplies the losses of the rows, or None."""
+        return None if block.mass is None else inputs[-1 if block.radius is None else -2]
+
+    def cut(self, block: Block, inputs: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+        """Inputs as (variables, arguments, weight and radius)."""
         a, b = len(block.on), len(block.on) + len(block.arguments)
         return inputs[:a], inputs[a:b], inputs[b:]
 
@@ -254,8 +268,7 @@ class Evaluation:
             inputs.append(x)
             batched.append(0)
             mapped.append(None if index is None else 0)
-        extra = [block.weight.argument] if block.weight is not None else []
-        for argument in [*block.arguments, *extra, *([block.radius] if block.radius is not None else [])]:
+        for argument in (*block.arguments, *block.extra):
             inputs.append(self._argument(argument, values, theta))
             batched.append(None if argument.parameter is None or shared[argument.parameter] else 0)
             mapped.append(0 if argument.mapped else None)
@@ -341,13 +354,21 @@ class Evaluation:
         return xp.concat(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
-def _cost(xp: Any, block: Block, r: Any, c: Any) -> Any:
+def cost_of(xp: Any, block: Block, r: Any, c: Any, mass: Any = None) -> Any:
     """Half the (robust) square of a weighted residual."""
-    if block.robust is None:
-        return xp.sum(r * r) / 2
     if block.separable:
-        return xp.sum(block.robust.rho(xp, r * r, c)) / 2
-    return block.robust.rho(xp, xp.sum(r * r), c) / 2
+        loss = r * r if block.robust is None else block.robust.rho(xp, r * r, c)
+        return xp.sum(loss if mass is None else mass * loss) / 2
+    square = xp.sum(r * r)
+    return (square if block.robust is None else block.robust.rho(xp, square, c)) / 2
+
+
+def root_of(xp: Any, block: Block, r: Any, c: Any, mass: Any = None) -> Any:
+    """What multiplies residual and Jacobian in a Gauss-Newton step, a number or (m,) where separable; None for 1."""
+    if block.robust is None:
+        return None if mass is None else xp.sqrt(mass)
+    slope = block.robust.slope(xp, r * r if block.separable else xp.sum(r * r), c)
+    return xp.sqrt(slope if mass is None else mass * slope)
 
 
 def stages(program: LeastSquaresProgram) -> list[float]:
@@ -363,4 +384,4 @@ def stages(program: LeastSquaresProgram) -> list[float]:
     return [*out, 1.0]
 
 
-__all__ = ["Evaluation", "Point", "stages"]
+__all__ = ["Evaluation", "Point", "cost_of", "root_of", "stages"]

@@ -66,12 +66,12 @@ class _LanesFactor(Factor):
 
 
 class Plain(Normal):
-    """One instance at a time: LAPACK for small systems, qdldl for sparse ones."""
+    """One instance at a time: LAPACK for small systems (or all, where `dense`), qdldl for sparse ones."""
 
     name = "plain"
 
-    def __init__(self, structure: Structure) -> None:
-        self.n = structure.n
+    def __init__(self, structure: Structure, dense: bool = False) -> None:
+        self.n, self.dense = structure.n, dense or structure.n <= _DENSE
         every = np.arange(self.n)
         self.rows, self.cols = np.concatenate([structure.rows, every]), np.concatenate([structure.cols, every])
 
@@ -79,11 +79,11 @@ class Plain(Normal):
         """See `Normal.factor`."""
         values = np.concatenate([entries, diagonal], axis=1)
         matrices = [sp.csc_matrix((v, (self.rows, self.cols)), (self.n, self.n)) for v in values]
-        return _PlainFactor(matrices)
+        return _PlainFactor(matrices, self.dense)
 
 
 class _PlainFactor(Factor):
-    def __init__(self, matrices: list[Any]) -> None:
+    def __init__(self, matrices: list[Any], dense: bool) -> None:
         self.full, self.solvers, pivots = [], [], []
         for upper in matrices:
             K = (upper + sp.triu(upper, 1).T).tocsc()
@@ -91,7 +91,7 @@ class _PlainFactor(Factor):
             scale = 1 / np.sqrt(np.where((d > 0) & np.isfinite(d), d, 1.0))
             S = sp.diags(scale)
             scaled = (S @ K @ S).tocsc()
-            solve, pivot = _qdldl(scaled) if scaled.shape[0] > _DENSE else _cholesky(scaled)
+            solve, pivot = _cholesky(scaled) if dense else _qdldl(scaled)
             self.full.append(K)
             self.solvers.append(lambda r, s=solve, c=scale: c * s(c * r))
             pivots.append(pivot)
@@ -128,6 +128,19 @@ def _qdldl(K: Any) -> tuple[Any, float]:
     return solver.solve, float(solver.factors()[1].min(initial=np.inf))
 
 
-def normal(structure: Structure, name: str = "auto") -> Normal:
-    """The linear solve by name, or the best one that is built here."""
-    return Lanes(structure) if name == "lanes" or (name == "auto" and kernels.available()) else Plain(structure)
+def normal(structure: Structure, name: str = "auto", eliminate: tuple[str, ...] | None = None) -> Normal:
+    """The linear solve by name, or the best one that is built here.
+
+    "auto" is "lanes" where the kernels were built: their ordering eliminates block-diagonal unknowns first by itself. Without them,
+    Schur complements where the structure has such unknowns and more of them than others.
+    """
+    from layercompiler.solvers.least_squares.conjugate import Conjugate
+    from layercompiler.solvers.least_squares.elimination import Schur, separable
+
+    if name == "auto":
+        gone = [] if kernels.available() else separable(structure)
+        few = 2 * sum(v.dof for v in structure.program.variables if v.name in gone) > structure.n > _DENSE
+        name = "lanes" if kernels.available() else "schur" if few else "plain"
+    if name == "schur":
+        return Schur(structure, eliminate)
+    return Plain(structure, name == "dense") if name in ("plain", "dense") else {"lanes": Lanes, "cg": Conjugate}[name](structure)

@@ -9,7 +9,7 @@ from layercompiler.errors import OptionError
 
 METHODS = ("levenberg_marquardt", "gauss_newton", "dogleg")
 BACKWARD = ("implicit", "gauss_newton", "truncated", "unrolled", "dlm")
-LINEAR = ("auto", "lanes", "plain")
+LINEAR = ("auto", "lanes", "schur", "cg", "dense", "plain")
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,11 @@ class LeastSquaresOptions:
         ellipsoidal: Damp each column by the square of its length, instead of all alike.
         radius: First trust radius of the dogleg, in units of scaled steps; None for the length of the first Cauchy step times ten.
         polish: Refine converged points by Newton steps with the exact Hessian, to a gradient near rounding.
-        linear: "auto", "lanes" (compiled sparse LDL', an instance per SIMD lane) or "plain" (LAPACK, or qdldl where sparse), on the host;
-            jax always solves dense systems in its own arrays.
+        linear: How steps and derivatives solve their systems on the host: "lanes" (compiled sparse LDL', an instance per SIMD lane),
+            "schur" (elimination of block-diagonal variables, such as the points of a bundle adjustment), "cg" (conjugate gradients,
+            preconditioned by the diagonal blocks, for systems whose factors are too large), "dense" (LAPACK), "plain" (LAPACK, or qdldl
+            where sparse), or "auto". jax always solves dense systems in its own arrays.
+        eliminate: Variables that "schur" eliminates: a name or several; None for all that can be.
         backward: "implicit" (exact), "gauss_newton" (approximate: it drops the second derivatives of the residuals, and is off by as
             much as they matter: some percent at large residuals), "truncated" (through the last `truncation` steps), "unrolled" (through
             all), "dlm" (a difference along one direction, approximate).
@@ -43,12 +46,20 @@ class LeastSquaresOptions:
     radius: float | None = None
     polish: bool = True
     linear: str = "auto"
+    eliminate: str | tuple[str, ...] | None = None
     backward: str = "implicit"
     truncation: int = 5
     epsilon: float = 1e-4
     trace: bool = True
 
     def __post_init__(self) -> None:
+        if self.eliminate is not None:
+            object.__setattr__(self, "eliminate", (self.eliminate,) if isinstance(self.eliminate, str) else tuple(self.eliminate))
+            if self.linear not in ("auto", "schur"):
+                raise OptionError(
+                    "only Schur complements eliminate variables", where="eliminate", expected="linear='schur'", got=self.linear
+                )
+            object.__setattr__(self, "linear", "schur")
         for name, allowed in (("backward", BACKWARD), ("linear", LINEAR)):
             if getattr(self, name) not in allowed:
                 raise OptionError(f"unknown value of '{name}'", expected=f"one of {list(allowed)}", got=repr(getattr(self, name)))

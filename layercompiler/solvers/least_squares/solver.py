@@ -16,6 +16,7 @@ from layercompiler.solvers.least_squares import descent
 from layercompiler.solvers.least_squares.descent import RUNNING, Instances, State
 from layercompiler.solvers.least_squares.evaluation import Evaluation, Point, stages
 from layercompiler.solvers.least_squares.linear import Normal, normal
+from layercompiler.solvers.least_squares.native import Native, UnsupportedError
 from layercompiler.solvers.least_squares.options import LeastSquaresOptions
 from layercompiler.solvers.least_squares.structure import Structure
 from layercompiler.status import Status
@@ -69,9 +70,20 @@ class Solver:
         self._traced: dict[Any, Callable[..., Any]] = {}
 
     @cached_property
+    def native(self) -> Native | None:
+        """The compiled evaluation, where the program has one."""
+        if not self.options.trace or any(b.jacobian is not None for b in self.program.blocks):
+            return None
+        try:
+            return Native(self.evaluation)
+        except UnsupportedError:
+            return None
+
+    @cached_property
     def normal(self) -> Normal:
         """The linear solve of the host."""
-        return normal(self.structure, self.options.linear if self.options.linear in ("lanes", "plain") else "auto")
+        names = self.options.eliminate
+        return normal(self.structure, self.options.linear, (names,) if isinstance(names, str) else names)
 
     def call(self, kind: str, shared: tuple[bool, ...]) -> Callable[..., Any]:
         """A function of the evaluation as one of flat arrays, traced."""
@@ -91,21 +103,32 @@ class Solver:
         return found
 
     def instances(self, theta: Sequence[Any], shared: tuple[bool, ...], widen: float = 1.0) -> Instances:
-        """Functions of numpy arrays around those of the framework."""
+        """Functions of numpy arrays: compiled ones, or around those of the framework."""
+        native, host = self.native, arrays.get("numpy")
+
+        def solve(entries: np.ndarray, diagonal: np.ndarray, rhs: np.ndarray, refine: int) -> tuple[np.ndarray, np.ndarray]:
+            factor = self.normal.factor(entries, diagonal)
+            return factor.solve(rhs, refine), factor.pivots
+
+        if native is not None:
+            inputs, steps = native.arrays(theta, shared, widen)
+            return Instances(
+                host,
+                lambda v: native.evaluate(v, inputs, steps),
+                lambda v: native.hessian(v, inputs, steps),
+                lambda v, s: self.evaluation.retract(v, s, host),
+                solve,
+                self.structure,
+            )
         xp, e = self.xp, self.evaluation
         kind, extra = ("linearize", ()) if widen == 1.0 else ("widened", (xp.new(widen),))
         linearize, second = self.call(kind, shared), self.call("hessian", shared)
-        host = arrays.get("numpy")
 
         def evaluate(values: np.ndarray) -> Point:
             return Point(*(xp.numpy(a) for a in linearize(xp.new(values), *extra, *theta)))
 
         def hessian(values: np.ndarray) -> np.ndarray:
             return xp.numpy(second(xp.new(values), *theta))
-
-        def solve(entries: np.ndarray, diagonal: np.ndarray, rhs: np.ndarray, refine: int) -> tuple[np.ndarray, np.ndarray]:
-            factor = self.normal.factor(entries, diagonal)
-            return factor.solve(rhs, refine), factor.pivots
 
         return Instances(host, evaluate, hessian, lambda v, s: e.retract(v, s, host), solve, self.structure)
 
@@ -122,10 +145,13 @@ class Solver:
                 returns True.
         """
         options = self.options
+        if not len(values):
+            empty = np.zeros(0)
+            return Result(values, np.zeros(0, np.int8), empty, empty, empty, np.zeros(0, int))
+        if self.whole and callback is None:
+            return self._compiled(values, theta, shared)
+        told = None if callback is None else _Told(callback)
         with np.errstate(all="ignore"):
-            if not len(values):
-                empty = np.zeros(0)
-                return Result(values, np.zeros(0, np.int8), empty, empty, empty, np.zeros(0, int))
             history: list[np.ndarray] | None = [] if callback is not None else None
             for widen in stages(self.program)[:-1]:
                 instances = self.instances(theta, shared, widen)
@@ -137,7 +163,9 @@ class Solver:
             rough = max(ROUGH, options.tolerance) if options.polish else options.tolerance
             refinements = 0
             for target in (rough, options.tolerance) if options.polish else (rough,):
-                state = self._batch(state, theta, shared, target, callback, history)
+                state = self._batch(state, theta, shared, target, told, history)
+                if told is not None and told.stopped:
+                    break
                 if options.polish:
                     state, steps = self._polish(state, theta, shared)
                     refinements += steps
@@ -153,6 +181,28 @@ class Solver:
         largest = np.abs(gradient).max(axis=1, initial=0.0)
         past = None if not history else np.stack(history)
         return Result(state.values, status.astype(np.int8), measure, largest, state.cost, state.iterations, refinements, past)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether solves run in compiled code from start to end."""
+        easy = self.structure.bounds is None and len(stages(self.program)) == 1 and self.structure.n > 0
+        return easy and self.method != "dogleg" and self.options.linear in ("auto", "lanes") and self.native is not None
+
+    def _compiled(self, values: np.ndarray, theta: Sequence[Any], shared: tuple[bool, ...]) -> Result:
+        assert self.native is not None
+        o, (inputs, steps) = self.options, self.native.arrays(theta, shared)
+        found = self.native.descent.solve(
+            values, inputs, steps, o.tolerance, o.damping, o.max_iterations, o.adaptive, o.ellipsoidal, o.polish,
+            self.method == "gauss_newton",
+        )  # fmt: skip
+        return Result(*found)
+
+    def pull(self, values: np.ndarray, u: np.ndarray, theta: Sequence[Any], shared: tuple[bool, ...]) -> Sequence[Any]:
+        """Gradients in theta, in the framework's arrays; see the function `pull`."""
+        if self.native is not None and self.options.backward != "dlm":
+            return [self.xp.new(g) for g in self.native.pull(values, u, *self.native.arrays(theta, shared))]
+        kind = "difference" if self.options.backward == "dlm" else "pull"
+        return self.call(kind, shared)(self.xp.new(values), self.xp.new(u), *theta)
 
     def _check(self, state: State, theta: Any, shared: Any) -> None:
         """Hold the gradient of given Jacobians to that of automatic derivatives: the status is no better than the gradient is.
@@ -186,7 +236,7 @@ class Solver:
             whole = state if index is every else State(*(_put(a, index, b) for a, b in zip(whole, state, strict=True)))
             running = np.flatnonzero(state.status == RUNNING)
             if not len(running) or left <= 0:
-                return whole
+                return whole  # also where a callback stopped
             keep = np.concatenate([running, np.flatnonzero(state.status != RUNNING)])[: max(half, len(running))]
             index, state = index[keep], State(*(a[keep] for a in state))
 
@@ -203,7 +253,7 @@ class Solver:
             limit -= 1
             if callback is not None:
                 if callback(int(state.iterations.max()), state.cost, state.measure, state.values):
-                    break
+                    limit = 0
         return state._replace(status=np.where((state.status == RUNNING) & (state.measure <= target), 0, state.status)), limit
 
     def _polish(self, state: State, theta: Any, shared: Any) -> tuple[State, int]:
@@ -234,12 +284,23 @@ class Solver:
         """Factors of the exact (or Gauss-Newton) Hessian at the values, its smallest pivots (B,), and which coordinates a bound holds."""
         with np.errstate(all="ignore"):
             instances = self.instances(theta, shared)
-            point = instances.evaluate(values)
-            held = instances.held(values, point.gradient)
-            entries = instances.hessian(values) if exact else point.entries
-            zero = np.zeros_like(point.gradient)
+            point = None if exact and instances.bounds is None else instances.evaluate(values)
+            held = None if point is None else instances.held(values, point.gradient)
+            entries = instances.hessian(values) if point is None or exact else point.entries
+            zero = np.zeros((len(values), self.structure.n))
             factor = self.normal.factor(instances.masked(entries, held), zero if held is None else np.where(held, 1.0, 0.0))
         return factor, factor.pivots, held
+
+
+class _Told:
+    """A callback that remembers whether it stopped the solve."""
+
+    def __init__(self, callback: Callable[..., Any]) -> None:
+        self.callback, self.stopped = callback, False
+
+    def __call__(self, *told: Any) -> bool:
+        self.stopped = self.stopped or bool(self.callback(*told))
+        return self.stopped
 
 
 def pull(xp: Any, e: Evaluation, values: Any, u: Any, theta: Sequence[Any], shared: Sequence[bool]) -> tuple[Any, ...]:

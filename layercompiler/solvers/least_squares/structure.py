@@ -10,8 +10,6 @@ import numpy as np
 from layercompiler.errors import BuildError
 from layercompiler.programs.least_squares import Block, LeastSquaresProgram, Sparsity, columns
 
-_CROWDED = 2.0  # entries per distinct place from which they are added before they leave the framework
-
 
 @dataclass(frozen=True)
 class Dense:
@@ -82,7 +80,7 @@ class Structure:
         n: Length of the free unknown: columns of fixed elements are left out.
         free: (n,) position of each free column in the whole unknown.
         blocks: One `Dense` or `Sparse` per block.
-        rows: With `cols`, places of the entries of the upper triangle, row <= col; some come several times and add.
+        rows: With `cols`, places of the entries of the upper triangle, row <= col, by columns.
         cols: See `rows`.
         merge: (raw entries,) place of each raw entry among `rows`, or None where they are the raw entries.
     """
@@ -102,11 +100,8 @@ class Structure:
         rows = np.concatenate([b.rows_out for b in self.blocks]) if self.blocks else np.zeros(0, int)
         cols = np.concatenate([b.cols_out for b in self.blocks]) if self.blocks else np.zeros(0, int)
         keys, merge = np.unique(cols * self.n + rows, return_inverse=True)
-        if len(rows) > _CROWDED * len(keys):
-            self.rows, self.cols, self.merge = keys % self.n, keys // self.n, merge
-        else:
-            self.rows, self.cols, self.merge = rows, cols, None
-        self.distinct = len(keys)
+        same = len(rows) == len(keys) and bool((merge == np.arange(len(keys))).all())
+        self.rows, self.cols, self.merge = keys % max(self.n, 1), keys // max(self.n, 1), None if same else merge
 
     @cached_property
     def bounds(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -127,8 +122,11 @@ def _dense(block: Block, cols: np.ndarray, n: int) -> Dense:
     first, second = np.triu_indices(cols.shape[1])
     a, b = cols[:, first].reshape(-1), cols[:, second].reshape(-1)
     keep = (a >= 0) & (b >= 0)
-    kept = None if keep.all() else np.flatnonzero(keep)
-    a, b = a[keep], b[keep]
+    # two places of one column, as where a factor reads one element twice: the entry and its mirror both add to the diagonal
+    twice = np.flatnonzero(keep & (a == b) & np.tile(first != second, len(cols)))
+    kept = None if keep.all() and not len(twice) else np.concatenate([np.flatnonzero(keep), twice])
+    if kept is not None:
+        a, b = a[kept], b[kept]
     return Dense(block, cols, first, second, kept, np.minimum(a, b), np.maximum(a, b), n)
 
 

@@ -117,7 +117,7 @@ def unrolled(solver: Solver, values: Any, theta: Sequence[Any], shared: Sequence
     """Values after Gauss-Newton steps that derivatives pass through; damped a little, so that singular steps stay finite."""
     xp = solver.xp
     bound = instances(solver, theta, shared)
-    values = xp.new(values)
+    values = xp.new(values) if isinstance(values, np.ndarray) else values
     for _ in range(count):
         p = bound.evaluate(values)
         scale = xp.where(p.diagonal > 0, p.diagonal, xp.ones_like(p.diagonal))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
+from layercompiler import kernels
 from layercompiler.errors import OptionError
 from layercompiler.solvers.oracles.base import NamedOracle, oracles, whole
+
+MOST = 1e290  # larger weights count as it, so that no distance overflows
+SMALL = 50_000  # cells of a batch that one thread does sooner than others wake up
 
 
 @oracles.register
@@ -22,7 +28,8 @@ class GridPath(NamedOracle):
         neighbors: 4 or 8.
         floor: Weights below it count as `floor`: with negative weights a shortest path does not exist (perturbed weights may be).
 
-    Cost: Bellman-Ford as shifted minima over the whole batch, a few passes over the grid per cell of the longest path.
+    Cost: a few raster sweeps over each grid, in the compiled kernels; without them, Bellman-Ford as shifted minima over the whole
+        batch, a few passes over the grid per cell of the longest path.
     """
 
     rows: int
@@ -49,13 +56,17 @@ class GridPath(NamedOracle):
 
     def solve(self, values: np.ndarray) -> np.ndarray:
         """See `NamedOracle.solve`."""
+        if kernels.available():
+            threads = 1 if values.size < SMALL else min(os.cpu_count() or 1, 8)
+            grids = values.reshape(len(values), self.rows, self.columns)
+            return kernels.grid_paths(grids, self.neighbors, self.floor, MOST, threads=threads).reshape(values.shape)
         block = max(16, 16_000 // (self.rows * self.columns))  # the arrays of a block stay in the second-level cache
         parts = [self._block(values[i : i + block]) for i in range(0, len(values), block)]
         return np.concatenate(parts) if parts else np.zeros(values.shape)
 
     def _block(self, values: np.ndarray) -> np.ndarray:
         r, c, count = self.rows, self.columns, len(values)
-        weights = np.ascontiguousarray(np.maximum(values, self.floor).T).reshape(r, c, count)
+        weights = np.ascontiguousarray(np.clip(values, self.floor, MOST).T).reshape(r, c, count)
         wide = np.full((r + 2, c + 2, count), np.inf)
         inner = wide[1:-1, 1:-1]
         inner[0, 0] = weights[0, 0]
@@ -82,25 +93,47 @@ class GridPath(NamedOracle):
             np.minimum(inner, near, out=inner)
             if check and np.array_equal(before, inner):
                 break
-        return self._trace(wide)
+        return self._trace(wide, weights)
 
-    def _trace(self, wide: np.ndarray) -> np.ndarray:
-        """Walk back from the far corner to the least distance around; it falls at every step, so the walk ends at the start."""
+    def _trace(self, wide: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Walk back from the far corner to the least distance around, which falls at every step until the walk ends at the start."""
         r, c, count = self.rows, self.columns, wide.shape[2]
         flat = wide.reshape((r + 2) * (c + 2), count)
         out = np.zeros(((r + 2) * (c + 2), count))
         offsets = np.array([a * (c + 2) + b for a, b in self._offsets], dtype=np.intp)[:, None]
         start = c + 3
         at, live = np.full(count, r * (c + 2) + c), np.arange(count)
-        while len(live):
+        for _ in range(r * c):
             out[at, live] = 1.0
             moving = at != start
             if not moving.all():
                 at, live = at[moving], live[moving]
+                if not len(live):
+                    break
             around = at + offsets
             best = flat[around, live].argmin(axis=0)
             at = around[best, np.arange(len(live))]
+        for k in live:
+            out[:, k] = self._search(flat[:, k], np.pad(weights[:, :, k], 1, constant_values=np.inf).ravel(), offsets.ravel().tolist())
         return np.ascontiguousarray(out.reshape(r + 2, c + 2, count)[1:-1, 1:-1].reshape(r * c, count).T)
+
+    def _search(self, distance: np.ndarray, weights: np.ndarray, offsets: list[int]) -> np.ndarray:
+        """A path over steps that attain the distances. Where weights vanish beside the distances, the walk may go in a circle."""
+        d, w = distance.tolist(), weights.tolist()
+        start, end = self.columns + 3, self.rows * (self.columns + 2) + self.columns
+        before, queue = {start: start}, deque([start])
+        while end not in before:
+            u = queue.popleft()
+            for v in (u + k for k in offsets):
+                if v not in before and d[v] < np.inf and d[u] + w[v] == d[v]:
+                    before[v] = u
+                    queue.append(v)
+        path, at = np.zeros(len(d)), end
+        while True:
+            path[at] = 1.0
+            if at == start:
+                return path
+            at = before[at]
 
     def equalities(self) -> Any:
         """Both corners are on every path."""

@@ -42,8 +42,9 @@ def guarded(
         ShapeError: The solver returned something else than one solution per instance.
     """
     count = len(values)
-    answers = Answers(np.full(values.shape, np.nan), np.full(count, Status.NONFINITE_INPUT, np.int8))
     rows = np.flatnonzero(np.isfinite(values).all(axis=1))
+    x = np.empty(values.shape) if len(rows) == count else np.full(values.shape, np.nan)
+    answers = Answers(x, np.full(count, Status.NONFINITE_INPUT, np.int8))
     if not len(rows):
         return answers
     deadline = None if time_limit is None else time.perf_counter() + time_limit
@@ -89,11 +90,38 @@ def _halve(
 
 
 def _store(found: Any, rows: np.ndarray, shape: tuple[int, ...], answers: Answers) -> None:
-    try:
-        x = np.asarray(found, dtype=float)
-    except (TypeError, ValueError):
-        x = np.asarray(None)
+    x = _array(found)
     if x.shape != (len(rows), *shape):
+        x = _one_by_one(found, rows, shape, answers)
+    x = x.reshape(len(rows), -1)
+    place = slice(None) if len(rows) == len(answers.x) else rows
+    good = np.isfinite(x).all(axis=1)
+    if good.all():
+        answers.x[place], answers.status[place] = x, Status.SOLVED
+        return
+    answers.x[rows] = np.where(good[:, None], x, np.nan)
+    answers.status[rows] = np.where(good, Status.SOLVED, Status.FAILED)
+    for i in rows[~good]:
+        answers.notes.setdefault(int(i), "the solver returned NaN or an infinity")
+
+
+def _array(found: Any) -> np.ndarray:
+    try:
+        return np.asarray(found, dtype=float)
+    except (TypeError, ValueError):
+        return np.asarray(None)
+
+
+def _one_by_one(found: Any, rows: np.ndarray, shape: tuple[int, ...], answers: Answers) -> np.ndarray:
+    """Solutions (N, *shape) of a sequence in which some have the wrong shape: NaN for those.
+
+    Raises:
+        ShapeError: There is no saying which instance is wrong: not one per instance, or none of the right shape.
+    """
+    parts = [_array(z) for z in found] if isinstance(found, (list, tuple)) and len(found) == len(rows) else []
+    right = [z.shape == shape and z.dtype.kind == "f" for z in parts]
+    if not any(right):
+        x = _array(found)
         raise ShapeError(
             "the solver returned solutions of the wrong shape",
             where=f"called with {len(rows)} instances",
@@ -101,16 +129,14 @@ def _store(found: Any, rows: np.ndarray, shape: tuple[int, ...], answers: Answer
             got=str(x.shape) if x.dtype.kind == "f" else type(found).__name__,
             mend="return an array with one solution per instance, of the shape of the costs",
         )
-    x = x.reshape(len(rows), -1)
-    good = np.isfinite(x).all(axis=1)
-    answers.x[rows] = np.where(good[:, None], x, np.nan)
-    answers.status[rows] = np.where(good, Status.SOLVED, Status.FAILED)
-    for i in rows[~good]:
-        answers.notes[int(i)] = "the solver returned NaN or an infinity"
+    for i, z, fits in zip(rows, parts, right, strict=True):
+        if not fits:
+            answers.notes[int(i)] = f"the solver returned a solution of shape {z.shape} instead of {shape}"
+    return np.stack([z if fits else np.full(shape, np.nan) for z, fits in zip(parts, right, strict=True)])
 
 
 def _fail(rows: np.ndarray, status: Status, note: str, answers: Answers) -> None:
-    answers.status[rows] = status
+    answers.x[rows], answers.status[rows] = np.nan, status
     answers.notes |= {int(i): note for i in rows}
 
 

@@ -97,8 +97,7 @@ class Estimator(ABC):
         mask = oracle.mask()
         if mask is not None:
             noise *= mask
-        perturbed = self.temperature * noise if self.temperature != 1.0 else noise.copy()
-        perturbed += scores[:, None]
+        perturbed = (noise if self.temperature == 1.0 else self.temperature * noise) + scores[:, None]
         return Draw(oracle(perturbed.reshape(-1, size)).reshape(count, self.samples, -1), noise)
 
     @abstractmethod

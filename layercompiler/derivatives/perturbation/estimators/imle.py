@@ -68,16 +68,16 @@ class IMLE(Estimator):
         """Differences of solutions (B, S, d) for steps (B, 1, 1), and the number of steps they span."""
         count, _, size = draw.solutions.shape
         temperature = self.temperature if self.target_temperature is None else self.target_temperature
-        base = self.alpha * scores[:, None]
+        base = scores[:, None] if self.alpha == 1.0 else self.alpha * scores[:, None]
         if draw.noise.shape[2]:
-            base = base + temperature * draw.noise
+            base = base + (draw.noise if temperature == 1.0 else temperature * draw.noise)
         move = step * cotangents
+        width = np.broadcast_shapes(base.shape, move.shape)[1]
         if self.difference == "forward":
-            target = base - move
-            width = target.shape[1]
-            found = oracle(target.reshape(-1, size)).reshape(count, width, size)
+            found = oracle((base - move).reshape(-1, size)).reshape(count, width, size)
             return draw.solutions - found, 1.0
-        target = np.concatenate([base + move, base - move], axis=1)
-        width = target.shape[1] // 2
+        target = np.empty((count, 2, width, size))
+        np.add(base, move, out=target[:, 0])
+        np.subtract(base, move, out=target[:, 1])
         found = oracle(target.reshape(-1, size)).reshape(count, 2, width, size)
         return found[:, 0] - found[:, 1], 2.0

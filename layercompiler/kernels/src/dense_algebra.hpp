@@ -1,0 +1,137 @@
+// Dense linear algebra on packs: matrices by rows, tiles of four by four. Included INSIDE the namespace of one target.
+
+constexpr double dense_exact = 1e-11;   // relative residual of the optimality conditions at which an instance is done
+constexpr double dense_target = 1e-13;  // residual that is not refined any more
+constexpr double dense_calm = 64;       // norms within [1/64, 64] are left alone
+constexpr int dense_block = 16;         // rows that meet the same columns before others do: columns stay in the cache
+constexpr double dense_sick = 1e-13;    // a pivot this small beside its diagonal: the matrix is singular for our purposes
+
+template <class V> LC_INLINE Mask<V> negate(Mask<V> m) {
+  if constexpr (lanes_of<V> == 1) return !m;
+  else return ~m;
+}
+template <class V> LC_INLINE V num(double x) { return splat<V>(x); }
+template <class V> LC_INLINE V load_wide(const double* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+template <class V> LC_INLINE Mask<V> mask_of(const bool* lanes) {
+  V v;
+  for (int l = 0; l < lanes_of<V>; l++) put(v, l, lanes[l] ? 1.0 : 0.0);
+  return v > num<V>(0.5);
+}
+
+// ---- dense linear algebra on packs ------------------------------------------------------------------------------------------------------------------
+
+// c += or -= sum over k0 <= k < k1 of a_i[k] b_j[k], four rows by four rows.
+template <int SIGN, class V> LC_INLINE void tile(V (&c)[4][4], const V* __restrict a, int64_t lda, const V* __restrict b, int64_t ldb, int k0, int k1) {
+  for (int k = k0; k < k1; k++) {
+    V x[4] = {a[k], a[lda + k], a[2 * lda + k], a[3 * lda + k]}, y[4] = {b[k], b[ldb + k], b[2 * ldb + k], b[3 * ldb + k]};
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) c[i][j] = SIGN > 0 ? fma(x[i], y[j], c[i][j]) : fnma(x[i], y[j], c[i][j]);
+  }
+}
+template <class V> LC_INLINE void load_tile(V (&c)[4][4], const V* p, int64_t ld) {
+  for (int i = 0; i < 4; i++)
+    for (int j = 0; j < 4; j++) c[i][j] = p[i * ld + j];
+}
+template <class V> LC_INLINE void store_tile(const V (&c)[4][4], V* p, int64_t ld) {
+  for (int i = 0; i < 4; i++)
+    for (int j = 0; j < 4; j++) p[i * ld + j] = c[i][j];
+}
+// Cholesky of a 4 x 4 tile; `least` falls to the smallest pivot beside the diagonal `whole`.
+template <class V> LC_INLINE void factor_tile(V (&c)[4][4], V* inverse, const V* whole, V& least) {
+  for (int j = 0; j < 4; j++) {
+    V d = c[j][j];
+    for (int k = 0; k < j; k++) d = fnma(c[j][k], c[j][k], d);
+    V floor = vmax(whole[j], num<V>(1e-200)) * num<V>(1e-18);
+    least = vmin(d / vmax(whole[j], num<V>(1e-200)), least);
+    d = select<V>(d > floor, d, floor);
+    V r = num<V>(1) / root(d);
+    inverse[j] = r;
+    c[j][j] = d * r;
+    for (int i = j + 1; i < 4; i++) {
+      V s = c[i][j];
+      for (int k = 0; k < j; k++) s = fnma(c[i][k], c[j][k], s);
+      c[i][j] = s * r;
+    }
+  }
+}
+template <class V> LC_INLINE void solve_tile(V (&c)[4][4], const V* l, int64_t ld, const V* inverse) {
+  for (int j = 0; j < 4; j++)
+    for (int i = 0; i < 4; i++) {
+      V s = c[i][j];
+      for (int k = 0; k < j; k++) s = fnma(c[i][k], l[j * ld + k], s);
+      c[i][j] = s * inverse[j];
+    }
+}
+// Tiles (I, J) with J <= I < rows and J < cols, each after those of its row and after (J, J).
+template <class Each> LC_INLINE void for_tiles(int rows, int cols, Each each) {
+  for (int first = 0; first < rows; first += dense_block) {
+    int last = first + dense_block < rows ? first + dense_block : rows;
+    for (int J = 0; J < last && J < cols; J += 4)
+      for (int I = J > first ? J : first; I < last; I += 4) each(I, J);
+  }
+}
+// In place; n a multiple of four. Returns the smallest pivot beside its diagonal.
+template <class V> static V cholesky_tiles(int n, V* M, int64_t ld, V* inverse) {
+  V least = num<V>(1);
+  for_tiles(n, n, [&](int I, int J) {
+    V c[4][4], whole[4];
+    load_tile(c, M + I * ld + J, ld);
+    for (int k = 0; k < 4; k++) whole[k] = c[k][k];
+    tile<-1>(c, M + I * ld, ld, M + J * ld, ld, 0, J);
+    if (I == J) factor_tile(c, inverse + J, whole, least);
+    else solve_tile(c, M + J * ld + J, ld, inverse + J);
+    store_tile(c, M + I * ld + J, ld);
+  });
+  return least;
+}
+// Triangular solves, n a multiple of four. Matrices may be those of one instance that all lanes share: F is double then, and its numbers are spread.
+template <class V, class F> static void forward_solve(int n, const F* L, int64_t ld, const F* inverse, V* f) {
+  for (int J = 0; J < n; J += 4) {
+    const F* l = L + J * ld;
+    V a[4] = {f[J], f[J + 1], f[J + 2], f[J + 3]}, b[4] = {};
+    for (int k = 0; k < J; k += 2) {
+      V even = f[k], odd = f[k + 1];
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; r++) a[r] = fnma(spread<V>(l[r * ld + k]), even, a[r]), b[r] = fma(spread<V>(l[r * ld + k + 1]), odd, b[r]);
+    }
+    for (int r = 0; r < 4; r++) a[r] = a[r] - b[r];
+    for (int r = 0; r < 4; r++) {
+      a[r] = a[r] * spread<V>(inverse[J + r]);
+      for (int q = r + 1; q < 4; q++) a[q] = fnma(spread<V>(l[q * ld + J + r]), a[r], a[q]);
+      f[J + r] = a[r];
+    }
+  }
+}
+template <class V, class F> static void backward_solve(int n, const F* L, int64_t ld, const F* inverse, V* f) {
+  for (int J = n - 4; J >= 0; J -= 4) {
+    const F* l = L + J * ld;
+    V x[4] = {f[J], f[J + 1], f[J + 2], f[J + 3]};
+    for (int r = 3; r >= 0; r--) {
+      x[r] = x[r] * spread<V>(inverse[J + r]);
+      for (int q = 0; q < r; q++) x[q] = fnma(spread<V>(l[r * ld + J + q]), x[r], x[q]);
+      f[J + r] = x[r];
+    }
+    for (int k = 0; k < J; k++) {
+      V t = f[k];
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; r++) t = fnma(spread<V>(l[r * ld + k]), x[r], t);
+      f[k] = t;
+    }
+  }
+}
+template <class V, class F> LC_INLINE V dot_rows(const F* a, const V* b, int n) {
+  V s = V{}, t = V{}, u = V{}, w = V{};
+  int k = 0;
+  for (; k + 3 < n; k += 4) {
+    s = fma(spread<V>(a[k]), b[k], s), t = fma(spread<V>(a[k + 1]), b[k + 1], t);
+    u = fma(spread<V>(a[k + 2]), b[k + 2], u), w = fma(spread<V>(a[k + 3]), b[k + 3], w);
+  }
+  for (; k < n; k++) s = fma(spread<V>(a[k]), b[k], s);
+  return (s + t) + (u + w);
+}

@@ -1,0 +1,254 @@
+// Numbers of a batch in and out of lanes, products with them as they were given, and the equilibrated matrices of a pack.
+
+// ---- numbers in and out of lanes --------------------------------------------------------------------------------------------------------------------
+
+// r[i] lane j  <->  r[j] lane i
+#if defined(__AVX512F__)
+LC_INLINE void transpose_lanes(d8 (&r)[8]) {
+  d8 t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = __builtin_shuffle(r[i], r[i + 1], (i8){0, 8, 2, 10, 4, 12, 6, 14});
+    t[i + 1] = __builtin_shuffle(r[i], r[i + 1], (i8){1, 9, 3, 11, 5, 13, 7, 15});
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int k = 0; k < 2; k++) {
+      u[i + k] = __builtin_shuffle(t[i + k], t[i + k + 2], (i8){0, 1, 8, 9, 4, 5, 12, 13});
+      u[i + k + 2] = __builtin_shuffle(t[i + k], t[i + k + 2], (i8){2, 3, 10, 11, 6, 7, 14, 15});
+    }
+  for (int k = 0; k < 4; k++) {
+    r[k] = __builtin_shuffle(u[k], u[k + 4], (i8){0, 1, 2, 3, 8, 9, 10, 11});
+    r[k + 4] = __builtin_shuffle(u[k], u[k + 4], (i8){4, 5, 6, 7, 12, 13, 14, 15});
+  }
+}
+#endif
+LC_INLINE void transpose_lanes(d4 (&r)[4]) {
+  d4 a = __builtin_shuffle(r[0], r[1], (i4){0, 4, 2, 6}), b = __builtin_shuffle(r[0], r[1], (i4){1, 5, 3, 7});
+  d4 c = __builtin_shuffle(r[2], r[3], (i4){0, 4, 2, 6}), d = __builtin_shuffle(r[2], r[3], (i4){1, 5, 3, 7});
+  r[0] = __builtin_shuffle(a, c, (i4){0, 1, 4, 5}), r[1] = __builtin_shuffle(b, d, (i4){0, 1, 4, 5});
+  r[2] = __builtin_shuffle(a, c, (i4){2, 3, 6, 7}), r[3] = __builtin_shuffle(b, d, (i4){2, 3, 6, 7});
+}
+template <class V> LC_INLINE void interleave(const double* const* from, int64_t at, int64_t count, V* out) {
+  if constexpr (lanes_of<V> == 1) {
+    __builtin_memcpy(out, from[0] + at, sizeof(double) * static_cast<size_t>(count));
+  } else {
+    constexpr int W = lanes_of<V>;
+    int64_t k = 0;
+    if constexpr (W >= 4) {
+      for (; k + W <= count; k += W) {
+        V r[W];
+        for (int l = 0; l < W; l++) __builtin_prefetch(from[l] + at + k + 128);  // the hardware stops at the end of a page
+        for (int l = 0; l < W; l++) r[l] = load_wide<V>(from[l] + at + k);
+        transpose_lanes(r);
+        for (int l = 0; l < W; l++) out[k + l] = r[l];
+      }
+    }
+    for (; k < count; k++)
+      for (int l = 0; l < W; l++) put(out[k], l, from[l][at + k]);
+  }
+}
+// in[k] lane l -> out[k] of instance l, where `lanes` says so
+template <class V> LC_INLINE void deinterleave(const V* in, int count, const int64_t* instance, const bool* lanes, double* out, int64_t width) {
+  constexpr int W = lanes_of<V>;
+  int k = 0;
+  if constexpr (W >= 4) {
+    for (; k + W <= count; k += W) {
+      V r[W];
+      for (int l = 0; l < W; l++) r[l] = in[k + l];
+      transpose_lanes(r);
+      for (int l = 0; l < W; l++)
+        if (lanes[l]) __builtin_memcpy(out + instance[l] * width + k, &r[l], sizeof(V));
+    }
+  }
+  for (; k < count; k++)
+    for (int l = 0; l < W; l++)
+      if (lanes[l]) out[instance[l] * width + k] = get(in[k], l);
+}
+
+// ---- products with the data as they were given --------------------------------------------------------------------------------------------------------------
+
+// Packs that hold some rows of a matrix on their way through.
+LC_INLINE int64_t dense_chunk(const DensePlan& p) { return 4 * (int64_t)p.n + 256; }
+
+// Mx = M x and Mty += M'y for `rows` rows of length n; F is double where the lanes share M.
+template <class V, class F> LC_INLINE void pass_rows(const F* M, int rows, int n, const V* x, const V* y, V* Mx, V* Mty) {
+  int i = 0;
+  for (; i + 4 <= rows; i += 4) {
+    const F* m = M + (int64_t)i * n;
+    V s[4] = {};
+    for (int j = 0; j < n; j++) {
+      V xj = x[j], t = Mty[j];
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; r++) {
+        V v = spread<V>(m[(int64_t)r * n + j]);
+        s[r] = fma(v, xj, s[r]);
+        t = fma(v, y[i + r], t);
+      }
+      Mty[j] = t;
+    }
+    for (int r = 0; r < 4; r++) Mx[i + r] = s[r];
+  }
+  for (; i < rows; i++) {
+    const F* m = M + (int64_t)i * n;
+    V s = V{}, yi = y[i];
+    for (int j = 0; j < n; j++) {
+      V v = spread<V>(m[j]);
+      s = fma(v, x[j], s);
+      Mty[j] = fma(v, yi, Mty[j]);
+    }
+    Mx[i] = s;
+  }
+}
+// The same for the matrix of each lane; of a triangle, entries of the diagonal count in Mx alone.
+template <class V>
+static void pass(const DensePattern& p, const DenseOperand& values, const int64_t* instance, int rows, int n, bool triangle, const V* x, const V* y, V* Mx,
+                 V* Mty, V* chunk) {
+  const double* from[lanes_of<V>];
+  for (int l = 0; l < lanes_of<V>; l++) from[l] = values.of(instance[l]);
+  if (!p.row && values.stride == 0) return pass_rows<V, double>(from[0], rows, n, x, y, Mx, Mty);
+  if (!p.row) {
+    int block = n < 64 ? 256 / n / 4 * 4 : 4;
+    for (int i = 0; i < rows; i += block) {
+      int count = rows - i < block ? rows - i : block;
+      interleave<V>(from, (int64_t)i * n, (int64_t)count * n, chunk);
+      pass_rows<V, V>(chunk, count, n, x, y + i, Mx + i, Mty);
+    }
+    return;
+  }
+  for (int i = 0; i < rows; i++) Mx[i] = V{};
+  for (int64_t e = 0; e < p.count; e += 64) {
+    int64_t count = p.count - e < 64 ? p.count - e : 64;
+    interleave<V>(from, e, count, chunk);
+    for (int64_t c = 0; c < count; c++) {
+      int i = p.row[e + c], j = p.col[e + c];
+      Mx[i] = fma(chunk[c], x[j], Mx[i]);
+      if (!triangle || i != j) Mty[j] = fma(chunk[c], y[i], Mty[j]);
+    }
+  }
+}
+// Qx = Q x, Aty = A'y + G'y, Ax = [A; G] x.
+template <class V>
+static void all_products(const DensePlan& p, const DenseData& d, const int64_t* instance, const V* x, const V* y, V* Qx, V* Aty, V* Ax, V* work, V* chunk) {
+  for (int j = 0; j < p.n; j++) Aty[j] = work[j] = V{};
+  pass<V>(p.q, d.q, instance, p.n, p.n, p.half, x, x, Qx, work, chunk);
+  V share = num<V>(p.half ? 1.0 : 0.5);
+  for (int j = 0; j < p.n; j++) Qx[j] = share * (Qx[j] + work[j]);
+  pass<V>(p.a, d.a, instance, p.p, p.n, false, x, y, Ax, Aty, chunk);
+  pass<V>(p.g, d.g, instance, p.m, p.n, false, x, y + p.p, Ax + p.p, Aty, chunk);
+}
+
+// ---- the matrices of a pack ------------------------------------------------------------------------------------------------------------------------------
+
+LC_INLINE double power_near(double norm, double exponent) {
+  if (!(norm > 0) || !(norm < 1e300)) return 1.0;
+  double l = __builtin_log2(norm);
+  return __builtin_fabs(l) > 1 ? __builtin_exp2(__builtin_rint(-exponent * l)) : 1.0;
+}
+
+// Q, A and G in one matrix M of row length `ld`: rows 0 .. np of Q (its lower triangle), `at_a` on of A, `at_g` on of G; scaled to Q = D Q D, A = E A D.
+template <class F> struct DenseMatrices {
+  const DensePlan& p;
+  F *M, *D, *E;
+  int64_t ld, at_a, at_g;
+  bool scaled;
+
+  static constexpr int L = lanes_of<F>;
+  // Lane -> instance, spare lanes repeating the last.
+  void load(const DenseData& data, const int64_t* instance, F* work) {
+    const double* from[L];
+    auto clear = [&](const DensePattern& k, int64_t at, int64_t rows) {  // what `each` does not write, and the columns that fill a tile
+      if (k.row) __builtin_memset(static_cast<void*>(M + at * ld), 0, sizeof(F) * static_cast<size_t>(ld * rows));
+      else
+        for (int64_t i = at; i < at + rows; i++)
+          for (int j = p.n; j < p.np; j++) M[i * ld + j] = F{};
+    };
+    clear(p.q, 0, p.n), clear(p.a, at_a, p.p), clear(p.g, at_g, p.m);
+    __builtin_memset(static_cast<void*>(M + p.n * ld), 0, sizeof(F) * static_cast<size_t>(ld * (p.np - p.n)));
+    auto each = [&](const DensePattern& k, const DenseOperand& values, int rows, int64_t at, bool mirrored) {
+      for (int l = 0; l < L; l++) from[l] = values.of(instance[l]);
+      if (!k.row) {
+        for (int i = 0; i < rows; i++) interleave<F>(from, (int64_t)i * p.n, p.n, M + (at + i) * ld);
+      } else {
+        for (int64_t e = 0; e < k.count; e += 64) {
+          int64_t count = k.count - e < 64 ? k.count - e : 64;
+          interleave<F>(from, e, count, work);
+          for (int64_t c = 0; c < count; c++) {
+            int64_t i = k.row[e + c], j = k.col[e + c];
+            if (mirrored) M[j * ld + i] = work[c];  // the upper triangle becomes the lower one
+            else M[(at + i) * ld + j] = work[c];
+          }
+        }
+      }
+    };
+    each(p.q, data.q, p.n, 0, p.half && p.q.row);
+    each(p.a, data.a, p.p, at_a, false);
+    each(p.g, data.g, p.m, at_g, false);
+    if (!p.half)
+      for (int I = 0; I < p.n; I += 8)  // by blocks: columns are far apart in memory
+        for (int J = 0; J <= I; J += 8)
+          for (int i = I; i < I + 8 && i < p.n; i++)
+            for (int j = J; j < J + 8 && j < i; j++) M[i * ld + j] = num<F>(0.5) * (M[i * ld + j] + M[j * ld + i]);
+    equilibrate(work);
+    for (int i = p.n; i < p.np; i++) M[i * ld + i] = num<F>(1);
+  }
+  F* row(int i) const { return M + (i < p.p ? at_a + i : at_g + (i - p.p)) * ld; }
+
+  void norms(F* rows, F* cols) const {
+    for (int j = 0; j < p.n; j++) cols[j] = F{};
+    for (int i = 0; i < p.p + p.m; i++) {
+      const F* a = row(i);
+      F top = F{};
+      for (int j = 0; j < p.n; j++) {
+        F v = vabs(a[j]);
+        top = vmax(v, top);
+        cols[j] = vmax(v, cols[j]);
+      }
+      rows[i] = top;
+    }
+    for (int i = 0; i < p.n; i++)
+      for (int j = 0; j <= i; j++) {
+        F v = vabs(M[i * ld + j]);
+        cols[i] = vmax(v, cols[i]);
+        cols[j] = vmax(v, cols[j]);
+      }
+  }
+  void equilibrate(F* work) {
+    F *rows = work, *cols = work + p.p + p.m;
+    norms(rows, cols);
+    bool rough[L];
+    scaled = false;
+    for (int l = 0; l < L; l++) rough[l] = false;
+    auto judge = [&](const F* a, int count) {
+      F high = F{}, low = num<F>(1);
+      for (int k = 0; k < count; k++) {
+        high = vmax(a[k], high);
+        low = vmin(select<F>(a[k] > F{}, a[k], num<F>(1)), low);
+      }
+      for (int l = 0; l < L; l++) rough[l] |= !(get(high, l) <= dense_calm && get(low, l) >= 1 / dense_calm);
+    };
+    judge(rows, p.p + p.m);
+    judge(cols, p.n);
+    for (int j = 0; j < p.n; j++) D[j] = num<F>(1);
+    for (int i = 0; i < p.p + p.m; i++) E[i] = num<F>(1);
+    for (int l = 0; l < L; l++) scaled |= rough[l];
+    if (!scaled) return;
+    auto factors = [&](F* norm, F* total, int count) {
+      for (int k = 0; k < count; k++)
+        for (int l = 0; l < L; l++) {
+          double held = get(total[k], l), next = rough[l] ? held * power_near(get(norm[k], l), 0.5) : held;
+          next = next < 0x1p-20 ? 0x1p-20 : next > 0x1p20 ? 0x1p20 : next;
+          put(norm[k], l, next / held), put(total[k], l, next);
+        }
+    };
+    for (int round = 0; round < 4; round++) {
+      if (round) norms(rows, cols);
+      factors(rows, E, p.p + p.m);
+      factors(cols, D, p.n);
+      for (int i = 0; i < p.p + p.m; i++) {
+        F* a = row(i);
+        for (int j = 0; j < p.n; j++) a[j] *= rows[i] * cols[j];
+      }
+      for (int i = 0; i < p.n; i++)
+        for (int j = 0; j <= i; j++) M[i * ld + j] *= cols[i] * cols[j];
+    }
+  }
+};

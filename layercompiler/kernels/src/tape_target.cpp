@@ -1,0 +1,25 @@
+// The interpreter of tapes of one instruction set: compiled once per target, as target.cpp is.
+#include "tape_plan.hpp"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define LC_JOIN_(a, b) a##b
+#define LC_JOIN(a, b) LC_JOIN_(a, b)
+#define LC_TEXT_(a) #a
+#define LC_TEXT(a) LC_TEXT_(a)
+
+namespace layercompiler {
+namespace LC_JOIN(tape_, LC_TARGET) {
+#include "vec.hpp"
+
+#include "functions.hpp"
+
+#include "tape.hpp"
+}  // namespace
+extern const TapeTarget LC_JOIN(tape_table_, LC_TARGET);
+const TapeTarget LC_JOIN(tape_table_, LC_TARGET) = {LC_TEXT(LC_TARGET), LC_JOIN(tape_, LC_TARGET)::tape_scratch, LC_JOIN(tape_, LC_TARGET)::tape_run};
+}  // namespace layercompiler

@@ -1,0 +1,226 @@
+"""The short way of programs written as matrices: tensors of the host go to the dense kernel as they lie, with one node in autograd's graph.
+
+It is taken in eager reverse mode where every tensor is float64 and contiguous and every instance is solved; all else, and second
+derivatives, go the general way of `operators`, with the same numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from layercompiler.kernels import DenseFactors, DenseSolution
+from layercompiler.kernels.dense_qp import Operands
+from layercompiler.plan.evaluation import ACCURATE
+from layercompiler.plan.matrices import ORDER, Call, Matrices, summed
+from layercompiler.torch import host, rules
+
+_PAUSE = 16  # calls that go the general way after one in which an instance failed
+_LARGE, _KEPT = 2**20, 2**28  # bytes of a gradient whose memory is used again, and of all such memory that waits
+_KINDS = (Tensor, torch.nn.Parameter)
+_Pointers, _Strides = ctypes.c_void_p * 6, ctypes.c_int64 * 6
+
+
+_waiting: dict[int, list[np.ndarray]] = {}
+
+
+class _Lease(np.ndarray):
+    """Memory of a tensor that is handed back when the tensor dies: fresh pages cost as much as the numbers that are written to them."""
+
+    home: np.ndarray
+
+    def __del__(self) -> None:
+        home = self.__dict__.get("home")
+        if home is not None and sum(size * len(group) for size, group in tuple(_waiting.items())) + home.nbytes <= _KEPT:
+            _waiting.setdefault(home.nbytes, []).append(home)
+
+
+def _empty(shape: Sequence[int]) -> Tensor:
+    count = math.prod(shape)
+    if 8 * count < _LARGE:
+        return torch.empty(tuple(shape), dtype=torch.float64)
+    try:
+        home = _waiting[8 * count].pop()
+    except (KeyError, IndexError):
+        home = np.empty(count)
+    lease = home.view(_Lease)
+    lease.home = home
+    return torch.from_numpy(lease).view(tuple(shape))
+
+
+class Quick:
+    """What a compiled problem needs for the short way.
+
+    Args:
+        bound: The problem with its options.
+        matrices: Its parameters as operands of the kernel.
+    """
+
+    def __init__(self, bound: Any, matrices: Matrices) -> None:
+        self.compiled, self.matrices, self.kernel = bound.compiled, matrices, matrices.kernel
+        self.threads = (bound.options or bound.compiled.options).workers or bound.compiled.threads
+        self.names = [o.name for o in bound.compiled.outputs]
+        self.parameters = [(s, len(s), k, math.prod(s)) for s, k in zip(matrices.shapes, matrices.place, strict=True)]
+        self.constants = [None if c is None else np.ascontiguousarray(c, dtype=np.float64) for c in matrices.constants]
+        self.addresses = [None if c is None else c.__array_interface__["data"][0] for c in self.constants]
+        self.pause = 0
+
+    @classmethod
+    def of(cls, bound: Any) -> Quick | None:
+        """Of a problem that can go this way, or None."""
+        matrices: Matrices | None = getattr(bound.compiled, "matrices", None)
+        options = bound.options or bound.compiled.options
+        if matrices is None or not matrices.names or options.smoothing or options.time_limit or options.max_iterations:
+            return None
+        return cls(bound, matrices) if all(o.name in ("x", "y", "z") for o in bound.compiled.outputs) else None
+
+    def __call__(self, bound: Any, tensors: Sequence[Any]) -> tuple[Tensor, ...] | None:
+        """Outputs of the problem, or None where it has to go the general way."""
+        if self.pause:
+            self.pause -= 1
+            return None
+        if len(tensors) != len(self.parameters) or not rules._plain():
+            return None
+        batch: tuple[int, ...] = ()
+        leads, pointers, strides, recorded = [], list(self.addresses), [0] * 6, False
+        for t, (shape, rank, place, width) in zip(tensors, self.parameters, strict=True):
+            if type(t) not in _KINDS or t.dtype is not torch.float64 or not t.is_cpu or t.layout is not torch.strided:
+                return None
+            size, k = t.shape, t.dim() - rank
+            if k < 0 or size[k:] != shape or not t.is_contiguous() or t.is_neg() or t._is_zerotensor():
+                return None
+            if k:
+                if batch and size[:k] != batch:
+                    return None
+                batch, strides[place] = size[:k], width
+            leads.append(tuple(size[:k]))
+            pointers[place] = t.data_ptr()
+            recorded = recorded or t.requires_grad
+        count = math.prod(batch)
+        if count == 0 or not rules._bare(tensors):
+            return None
+        found = _Found(self, bound, Call(tuple(batch), count, tuple(leads), []), pointers, strides)
+        if found.troubles:
+            self.pause = _PAUSE
+            return None
+        if recorded and torch.is_grad_enabled():
+            return _Node.apply(found, *tensors)  # type: ignore[return-value]
+        return found.outputs()
+
+
+class _Found:
+    """A solved batch."""
+
+    def __init__(self, quick: Quick, bound: Any, call: Call, pointers: list[Any], strides: list[int]) -> None:
+        self.quick, self.bound, self.call = quick, bound, call
+        kernel, B = quick.kernel, call.count
+        n, m = kernel.n, kernel.rows
+        self.numbers = np.empty(B * (n + 2 * m + 4) + 1)  # x, v, y, three facts; iterations and statuses in the last B
+        start = self.numbers.__array_interface__["data"][0]
+        at = [start + 8 * B * k for k in (0, n, n + m, n + 2 * m, n + 2 * m + 1, n + 2 * m + 2, n + 2 * m + 3)]
+        self.x, self.y = at[0], at[2]
+        values, steps, troubles = _Pointers(*pointers), _Strides(*strides), ctypes.c_int64()
+        handle = kernel._library.lc_dense_solve(
+            *(kernel._handle, B, values, steps, None, None, 0, kernel.forms, at[0], at[1], at[2], at[6] + 4 * B, at[6]),
+            *(at[3], at[4], at[5], ctypes.byref(troubles), quick.threads),
+        )
+        if not handle:
+            raise MemoryError
+        self.troubles = troubles.value
+        self.factors = DenseFactors(kernel, handle, Operands((), B, values, steps))
+
+    def view(self, first: int, width: int) -> np.ndarray:
+        """Columns of the numbers of all instances, (B, width)."""
+        B = self.call.count
+        return self.numbers[B * first : B * (first + width)].reshape(B, width)
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What the layer returns, each its own memory."""
+        n, m, p, batch = self.quick.kernel.n, self.quick.kernel.rows, self.quick.kernel.equalities, self.call.batch
+        out = []
+        for name in self.quick.names:
+            a = self.view(0, n) if name == "x" else self.view(n + m, m)[:, :p] if name == "y" else self.view(n + m, m)[:, p:]
+            out.append(torch.from_numpy(np.array(a, order="C").reshape(*batch, a.shape[1])))
+        return tuple(out)
+
+    def adjoint(self, theta: Sequence[Tensor], g: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None] | None:
+        """Gradients of the parameters `wanted`; None where the linear system was not solved well."""
+        quick, B = self.quick, self.call.count
+        kernel = quick.kernel
+        n, m, p = kernel.n, kernel.rows, kernel.equalities
+        gx, gy = None, None
+        for name, part in zip(quick.names, g, strict=True):
+            if part is None:
+                continue
+            if name == "x":
+                gx = part if gx is None else gx + part
+            else:
+                gy = np.zeros((B, m)) if gy is None else gy
+                gy[:, slice(0, p) if name == "y" else slice(p, None)] += part.reshape(B, -1).numpy()
+        gx = torch.zeros(B * n, dtype=torch.float64) if gx is None else gx.contiguous()
+        pointers, out = list(quick.addresses), []
+        own: list[int | None] = [None] * 6
+        strides, ends = self.factors.operands.strides, np.empty(B * (n + m + 1))
+        for t, lead, want, (_, _, place, _) in zip(theta, self.call.leads, wanted, quick.parameters, strict=True):
+            pointers[place] = t.data_ptr()
+            gradient = _empty(t.shape) if want and (lead or B == 1) else None
+            own[place] = None if gradient is None else gradient.data_ptr()
+            out.append(gradient)
+        at = ends.__array_interface__["data"][0]
+        failed = kernel._library.lc_dense_adjoint(
+            *(self.factors._handle, _Pointers(*pointers), strides, gx.data_ptr()),
+            *(None if gy is None else gy.__array_interface__["data"][0], at, at + 8 * B * n, at + 8 * B * (n + m)),
+            *(self.x, self.y, _Pointers(*own), quick.threads),
+        )
+        if failed or not ends[B * (n + m) :].max() <= ACCURATE:
+            return None
+        for i, want in enumerate(wanted):
+            if want and out[i] is None:  # shared by the batch
+                u, t = ends[: B * n].reshape(B, n), ends[B * n : B * (n + m)].reshape(B, m)
+                sums = summed(ORDER[quick.matrices.place[i]], u, t, self.view(0, n), self.view(n + m, m), p)
+                out[i] = torch.from_numpy(np.ascontiguousarray(sums).reshape(tuple(theta[i].shape)))
+        return out
+
+    def z(self, theta: Sequence[Tensor]) -> Tensor:
+        """The primal-dual vector of the general way, which finds the evaluation by it."""
+        quick, call, B = self.quick, self.call, self.call.count
+        n, m = quick.kernel.n, quick.kernel.rows
+        arrays = [host._array(t) for t in theta]
+        norm, margin, reach = self.numbers[B * (n + 2 * m) : B * (n + 2 * m + 3)].reshape(3, B)
+        iterations = self.numbers[B * (n + 2 * m + 3) :].view(np.int32)[:B]
+        x, v, y = self.view(0, n), self.view(n, m), self.view(n + m, m)
+        solution = DenseSolution(x, v, y, np.zeros(B, np.int8), iterations, norm, margin, reach, self.factors, 0)
+        return host._remember(quick.compiled.matrix_evaluation(arrays, call, solution, quick.threads), arrays)
+
+
+class _Node(torch.autograd.Function):
+    """A solved batch in the graph of reverse mode."""
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, found: _Found, *theta: Tensor) -> tuple[Tensor, ...]:
+        ctx.found = found
+        ctx.save_for_backward(*theta)
+        ctx.set_materialize_grads(False)
+        return found.outputs()
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *g: Any) -> Any:
+        theta, found, wanted = ctx.saved_tensors, ctx.found, ctx.needs_input_grad[1:]
+        if all(p is None for p in g):
+            return None, *(None for _ in theta)
+        given = [p for p in g if p is not None]
+        if not torch.is_grad_enabled() and rules._plain() and rules._bare([*given, *theta]) and all([t.is_contiguous() for t in theta]):
+            gradients = found.adjoint(theta, g, wanted)
+            if gradients is not None:
+                return None, *gradients
+        gradients = rules._onto(rules.Vjp.call(theta, found.z(theta), g, found.bound), theta)
+        return None, *gradients
