@@ -57,7 +57,7 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -W -b html docs build/docs
 
 sanitize: $(VENV)/.installed
-	$(BIN)/python tests/kernels/sanitize.py
+	$(BIN)/python tests/kernels/sanitize.py $(ISA)
 
 clean:
 	rm -rf build dist *.egg-info layercompiler/kernels/*.so

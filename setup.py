@@ -36,6 +36,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     TARGETS["avx512"] = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"]
 elif platform.machine().lower() in ("aarch64", "arm64"):
     TARGETS["neon"] = []
+wanted = os.environ.get("LAYERCOMPILER_KERNEL_TARGETS")  # a subset, for builds that are slow to compile
+TARGETS = {name: flags for name, flags in TARGETS.items() if name == "scalar" or not wanted or name in wanted.split(",")}
 
 
 class BuildKernels(build_ext):
@@ -52,6 +54,7 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links; a failure only warns."""
         extra = os.environ.get("LAYERCOMPILER_KERNEL_FLAGS", "").split()
+        wide = os.environ.get("LAYERCOMPILER_WIDE_FLAGS", "").split()
         have = [("LC_HAVE_" + name.upper(), "1") for name in TARGETS if name != "scalar"]
         try:
             objects = []
@@ -68,7 +71,7 @@ class BuildKernels(build_ext):
                     [f"{SOURCES}/{name}" for name in PER_TARGET],
                     output_dir=os.path.join(self.build_temp, target),
                     macros=[("LC_TARGET", target)],
-                    extra_postargs=FLAGS + flags + extra,
+                    extra_postargs=FLAGS + flags + extra + (wide if target == "avx512" else []),
                     depends=ext.depends,
                 )
             self.compiler.link_shared_object(

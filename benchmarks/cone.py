@@ -1,6 +1,6 @@
 """Cone-program layers, the peers and us, in one run on one pinned core; writes RESULTS.md beside this file.
 
-    python -m benchmarks.cone [--only qp,lp] [--batches 1,16,128] [--seconds 3] [--out benchmarks/RESULTS.md]
+    python -m benchmarks.cone [--only qp,lp] [--batches 1,8,128] [--seconds 3] [--out benchmarks/RESULTS.md]
 
 For every problem and batch size all layers are built and warmed up; then, in rounds, each does one forward and one backward call, so
 that what the machine does meanwhile falls on all of them alike. Reported are medians, in milliseconds per batch. Gradient errors are those
@@ -28,7 +28,7 @@ import torch
 
 import layercompiler as lc
 from benchmarks import results as results_file
-from benchmarks.peers import DEFAULT, OURS, PEERS
+from benchmarks.peers import CLARABEL, DEFAULT, LANES, OURS, PEERS
 from benchmarks.problems import BUILDERS, SEVEN
 from layercompiler import kernels
 from layercompiler.kernels.conic import COUNTS, PARTS
@@ -36,8 +36,10 @@ from layercompiler.plan.evaluation import Bound
 from tests.differences import directional, flat
 
 SKIP = {("sdp_30", "cvxpylayers (Clarabel)"), ("sdp_30", DEFAULT)}
-ONLY = {"cvxpylayers (SCS 1e-8)": {"sdp", "sdp_30"}, "sdp_30": (1, 16)}
+ONLY = {"cvxpylayers (SCS 1e-8)": {"sdp", "sdp_30"}, "sdp_30": (1, 8)}
 TARGETS = dict.fromkeys(("qp", "lp", "portfolio_qp", "logistic", "sparsemax"), 2.5) | dict.fromkeys(("portfolio_socp", "sdp"), 1.5)
+FORWARD = {"sdp": 1.5, "sdp_30": 1.5}  # asked over Clarabel through our layer, forward at the largest batch; 4 elsewhere
+SHARE = 0.15  # asked of backward over forward
 
 
 def clock(function, *arguments):
@@ -139,6 +141,7 @@ def run(name, batches, seconds):
             print(f"    batch {batch}: " + ", ".join(f"{k} {f:.2f}/{b:.2f}" for k, (f, b) in times[batch].items()), flush=True)
     found = {batch: parts(name, batch, seconds / 3) for batch in times}
     inner = {batch: inside(name, batch) for batch in times}
+    exactness = residuals(name, max(times))
     first = next(iter(found.values()))
     print(f"    overhead at batch {min(found)}: {first[2:].sum():.2f} of {first.sum():.2f} ms", flush=True)
     return {
@@ -150,6 +153,7 @@ def run(name, batches, seconds):
         "times": times,
         "parts": found,
         "inside": inner,
+        "residuals": exactness,
     }
 
 
@@ -159,6 +163,7 @@ class Watch:
     def __init__(self, engines):
         self.spent, self.inside = {}, False
         engine = [(kernels.Conic, "solve"), *((e, "solve") for e in engines)]
+        engine += [(kernels.DenseQP, "solve")]
         linear = [(kernels.LDL, "factor"), (kernels.Factor, "solve"), (kernels.Newton, "refine"), (kernels.Linearization, "solve")]
         self.parts = {"engine": engine, "refinement and factorisation": linear, "data": [(Bound, "of")]}
 
@@ -209,9 +214,10 @@ def inside(name, batch):
     """(shares of the engine's time by `PARTS`, its GFLOP/s, those of multiply-adds alone), or None where the engine is not the lanes'."""
     case = BUILDERS[name]()
     compiled = lc.compile(case.problem, parameters=case.parameters, variables=case.variables)
-    conic = getattr(compiled.search.attempts[0][0], "conic", None)
+    engine = compiled.search.attempts[0][0]
+    conic = getattr(engine, "conic", None)
     if conic is None:
-        return None
+        return dense_rate(compiled, engine.kernel, case, batch) if hasattr(engine, "kernel") else None
     data = Bound.of(compiled, compiled.reader.read(case.sample(batch, np.random.default_rng(batch)), True, raise_nonfinite=True)).scaled
     best = None
     for _ in range(5):
@@ -224,19 +230,44 @@ def inside(name, batch):
     return times / times.sum(), operations / times.sum() / 1e9, kernels.peak_rate() / 1e9
 
 
+def dense_rate(compiled, kernel, case, batch):
+    """As `inside`, for the dense kernel, which is one part; its operations are those of `operations`, a model."""
+    arrays = case.sample(batch, np.random.default_rng(batch))
+    best = np.inf
+    with Watch(()) as watch:
+        for _ in range(5):
+            watch.spent = {}
+            compiled.evaluate(arrays)
+            best = min(best, watch.spent["engine"])
+    return None, kernel.flops * batch / best / 1e6, kernels.peak_rate() / 1e9
+
+
+def residuals(name, batch):
+    """(largest relative residual of a solved instance, instances that are not solved) for the layer with its own choice and on lanes."""
+    found = []
+    for label in (OURS, LANES):
+        case = BUILDERS[name]()
+        info = PEERS[label](case).call.solve(*PEERS[label](case).prepare(case.sample(batch, np.random.default_rng(batch)))).info
+        found.append((float(info.residual[info.ok].max(initial=0.0)), int((~info.ok).sum())))
+    return found
+
+
 def limit(found, inner, backward, batch):
     """One line on where a row's time goes, and what it makes of the machine."""
     whole = found.sum()
     named = {"refinement and the derivative's factors": found[1], "parameter map, presolve and scaling": found[2]}
     named["checks, recovery and the binding"] = found[3]
-    if inner is None:
-        named["the engine"] = found[0]
+    if inner is None or inner[0] is None:
+        named["the engine" if inner is None else "the dense kernel"] = found[0]
     else:
         named |= {f"{part} of the engine": share * found[0] for part, share in zip(PARTS, inner[0], strict=True)}
     order = sorted((n for n in named if named[n] >= 0.005 * whole), key=lambda n: -named[n])
     line = f"At batch {batch} our forward call is " + ", ".join(f"{100 * named[n] / whole:.0f} % {n}" for n in order)
     line += f"; backward takes {backward:.2f} of forward."
-    if inner is not None:
+    if inner is not None and inner[0] is None:
+        line += f" The dense kernel makes {inner[1]:.1f} GFLOP/s by its model of operations, {100 * inner[1] / inner[2]:.0f} % of the "
+        line += f"{inner[2]:.0f} of multiply-adds alone."
+    elif inner is not None:
         line += f" The engine's factorisations and triangular solves: {inner[1]:.1f} GFLOP/s over its whole time, "
         line += f"{100 * inner[1] / inner[2]:.0f} % of the {inner[2]:.0f} of multiply-adds alone."
     return line
@@ -263,16 +294,16 @@ def page(results, batches, machine):
         "",
     ]
     head = ["problem", *(f"over cvxpylayers default, batch {b}" for b in batches)]
-    head += [*(f"over the faster moreau, batch {b}" for b in batches), "asked", "backward / forward, largest"]
+    head += [*(f"over the faster moreau, batch {b}" for b in batches), "asked"]
     out += [_row(head), _row(["---"] * len(head))]
     moreaus = [p for p in PEERS if p.startswith("moreau")]
-    for name, r in results.items():
+    for name in results:
         base = [DEFAULT] if name != "sdp_30" else ["cvxpylayers (SCS 1e-8)"]
         label = name if name != "sdp_30" else "sdp_30 (over SCS 1e-8)"
         cells = [ratio(results, name, base, b) for b in batches] + [ratio(results, name, moreaus, b) for b in batches]
-        shares = [t[OURS][1] / t[OURS][0] for t in r["times"].values() if OURS in t]
         asked = f"{TARGETS[name]}" if name in TARGETS else ("1" if name == "sdp_30" else "")
-        out.append(_row([label, *("" if c is None else f"{c:.1f}" for c in cells), asked, f"{max(shares):.2f}" if shares else ""]))
+        out.append(_row([label, *("" if c is None else f"{c:.1f}" for c in cells), asked]))
+    out += engine_page(results, batches, moreaus)
     out += [
         "",
         f"### Where our forward call at batch {min(batches)} spends its time, in torch",
@@ -304,6 +335,39 @@ def page(results, batches, machine):
     return "\n".join(out) + "\n"
 
 
+def engine_page(results, batches, moreaus):
+    """The engine on its own: forward over Clarabel behind the same layer, backward over forward, and how exact solutions are."""
+    out = [
+        "",
+        "### The lanes engine",
+        "",
+        "Forward over Clarabel is over the same layer with solver='clarabel', as chosen, and in brackets with the engine forced by",
+        "solver='lanes'. Backward over forward: as forced / as chosen. The last columns are of the largest batch: largest residual",
+        "of a solved instance, and how many were not solved (as chosen / as forced).",
+        "",
+    ]
+    head = ["problem", *(f"forward over Clarabel, batch {b}" for b in batches), "asked at the largest"]
+    head += [*(f"backward / forward, batch {b}" for b in batches), "asked"]
+    head += [f"forward over the faster moreau, batch {max(batches)}", "largest residual", "not solved"]
+    out += [_row(head), _row(["---"] * len(head))]
+    for name, r in results.items():
+        cells = [name]
+        for b in batches:
+            t = r["times"].get(b, {})
+            over = [t[CLARABEL][0] / t[k][0] for k in (OURS, LANES) if k in t and CLARABEL in t]
+            cells.append("" if len(over) < 2 else f"{over[0]:.1f} ({over[1]:.1f})")
+        cells.append(f"{FORWARD.get(name, 4)}")
+        for b in batches:
+            t = r["times"].get(b, {})
+            cells.append(" / ".join(f"{t[k][1] / t[k][0]:.2f}" for k in (LANES, OURS) if k in t))
+        t = r["times"][max(r["times"])]
+        others = [t[k][0] for k in moreaus if k in t]
+        cells += [f"{SHARE}", f"{min(others) / t[OURS][0]:.1f} ({min(others) / t[LANES][0]:.1f})" if others else ""]
+        cells += [f"{max(k[0] for k in r['residuals']):.0e}", " / ".join(str(k[1]) for k in r["residuals"])]
+        out.append(_row(cells))
+    return out
+
+
 def _row(cells):
     return "| " + " | ".join(cells) + " |"
 
@@ -324,7 +388,7 @@ def describe_machine():
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default=",".join(BUILDERS))
-    parser.add_argument("--batches", default="1,16,128")
+    parser.add_argument("--batches", default="1,8,128")
     parser.add_argument("--seconds", type=float, default=3.0, help="clock time for each layer, problem and batch size")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--out", default=str(results_file.PATH))

@@ -62,7 +62,7 @@ def main():
             operations = kernels.operations(s.n, *dense._rows(s))
             cones = kernels.cone_list(s.cones.blocks)
             flops = kernels.Conic(s.n, (s.P_rows, s.P_cols), (s.A_rows, s.A_cols), cones).flops
-            model = dense._LANES * dense._RATE * flops / operations
+            model = dense.advantage(s, flops)
             choice = "dense" if operations <= dense._TINY or model > 1 else "lanes"
             facts = f"{size + ' ' + name:28s} {s.n:4d} {s.m:4d} {operations:12.0f} {lanes:9.2f} {ours:9.2f}"
             print(f"{facts} {lanes / ours:8.2f} {model:6.2f}  {choice}")

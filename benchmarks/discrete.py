@@ -387,18 +387,21 @@ def cosine():
     torch.manual_seed(0)
     theta, b = torch.randn(100, 10).double().numpy(), torch.randn(100, 10).double().numpy()  # those the floors were measured with
     repeats = {1: 20, 10: 10, 100: 3, 1000: 1}
+    twice = (0.05, 0.035, 0.01)  # two standard errors of a single draw with 1, 10 and 100 samples, as the floors are
     for name in FLOORS:
         found = []
         for linear in (False, True):
             now = [measure(MADE[name](s), SUBSETS, lc.oracles.TopK(10, 5), theta, b, linear, r) for s, r in repeats.items()]
-            short += [f"{name}, {x:.3f} of {y}" for x, y in zip(now, FLOORS[name][linear], strict=False) if x < y - 0.03]
+            floors = zip(now, FLOORS[name][linear], twice, strict=False)
+            short += [f"{name}, {x:.3f} of {y}" for x, y, error in floors if x < y - error]
             found += now
         places = pairs(60, 16)
         found += [measure(MADE[name](s), PERMUTATIONS, lc.oracles.Assignment(4), *places, False, repeats[s]) for s in (1, 10, 100)]
         rows.append(f"| {name} | " + " | ".join(f"{v:.2f}" for v in found) + " |")
         drawn[name] = found
         print(rows[-1], flush=True)
-    rows += ["", f"Below what single draws of prototypes gave, by more than their error of 0.03: {'; '.join(short) or 'none'}."]
+    below = "; ".join(short) or "none"
+    rows += ["", f"Below what single draws of prototypes gave by more than two standard errors ({', '.join(map(str, twice))}): {below}."]
     print(rows[-1], flush=True)
     if installed("matplotlib"):
         _draw(drawn)
@@ -413,6 +416,8 @@ def _draw(found):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), sharey=True)
+    for ax in axes:
+        ax.set_prop_cycle(color=plt.get_cmap("tab20").colors)
     for name, values in found.items():
         axes[0].semilogx((1, 10, 100, 1000), values[:4], marker="o", label=name)
         axes[1].semilogx((1, 10, 100, 1000), values[4:8], marker="o")

@@ -35,8 +35,13 @@ class Layer:
         return [sum(float(np.sum(g * d)) for g, d in zip(found, direction, strict=True)) for direction in directions]
 
 
-def ours(case):
-    return Layer(lc.export(case.problem, "torch", parameters=case.parameters, variables=case.variables))
+def ours(case, solver="auto"):
+    return Layer(lc.export(case.problem, "torch", parameters=case.parameters, variables=case.variables, solver=solver))
+
+
+def with_engine(solver):
+    """Our layer with a named engine."""
+    return lambda case: ours(case, solver)
 
 
 def cvxpylayers(**solver_args):
@@ -144,9 +149,13 @@ def moreau(solver):
 
 
 OURS = "layercompiler"
+LANES = "layercompiler, solver='lanes'"
+CLARABEL = "layercompiler, solver='clarabel'"
 DEFAULT = "cvxpylayers (default)"
 PEERS = {
     OURS: ours,
+    LANES: with_engine("lanes"),
+    CLARABEL: with_engine("clarabel"),
     DEFAULT: cvxpylayers(),
     "cvxpylayers (Clarabel)": cvxpylayers(solve_method="Clarabel"),
     "cvxpylayers (SCS 1e-8)": cvxpylayers(eps_abs=1e-8, eps_rel=1e-8, max_iters=100_000),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 PATH = Path(__file__).parent / "RESULTS.md"
-ORDER = ("cone", "qp", "kernels", "discrete", "least_squares", "implicit", "gpu_qp")
+ORDER = ("cone", "threads", "qp", "kernels", "discrete", "least_squares", "implicit", "gpu_qp")
 
 
 def write(section, text, path=PATH):

@@ -9,6 +9,7 @@ A convolutional network of the paper's size learns the same boards beside it.
 
     python examples/sudoku.py            the experiment, some minutes on two cores; writes sudoku.png
     python examples/sudoku.py --short    a few steps, seconds
+    python examples/sudoku.py --alone    also A without l, whose constraints cannot be met at first
 """
 
 import itertools
@@ -90,6 +91,20 @@ class Rules(torch.nn.Module):
         return self.layer(self.A, self.A @ self.inside.exp(), boards)[0]
 
 
+class Alone(torch.nn.Module):
+    """A learned alone, with b = 1: no board can be answered at first, and the closest programs show A the way."""
+
+    def __init__(self):
+        super().__init__()
+        program = lc.QP(0.1 * np.eye(CELLS), np.zeros(CELLS), -np.eye(CELLS), np.zeros(CELLS), np.zeros((RULES, CELLS)), np.ones(RULES))
+        self.layer = lc.export(program, "torch", parameters=["p", "A"], on_error="closest")
+        self.A = torch.nn.Parameter(torch.rand((RULES, CELLS), dtype=torch.float64))
+
+    def forward(self, boards):
+        """Answers (B, 64) to boards (B, 64)."""
+        return self.layer(-boards, self.A)[0]
+
+
 class Convolutions(torch.nn.Module):
     """The paper's rival: ten convolutional layers of 3 x 3."""
 
@@ -133,7 +148,7 @@ def learn(name, model, train, test, steps, rate, looks):
     return curve
 
 
-def main(short=False):
+def main(short=False, alone=False):
     """The experiment; returns the curves by model."""
     torch.manual_seed(0)
     count, held_out, steps = (800, 200, 12) if short else (10_000, 1_000, 600)
@@ -141,6 +156,8 @@ def main(short=False):
     train, test = (boards[:-held_out], solutions[:-held_out]), (boards[-held_out:], solutions[-held_out:])
     print(f"{count - held_out} boards to learn from, {held_out} held out; {float(boards.sum(1).mean()):.1f} of 16 cells given on average")
     curves = {"rules (constraints learned)": learn("rules", Rules(), train, test, steps, 1e-2, 12)}
+    if alone:
+        curves["A alone (closest programs)"] = learn("A alone", Alone(), train, test, steps, 1e-2, 12)
     curves["convolutional network"] = learn("convolutional network", Convolutions(), train, test, steps, 1e-3, 6)
     for name, curve in curves.items():
         print(f"{name:36s} wrong boards after {curve[-1][0]:5d} steps: {100 * curve[-1][1]:6.2f} %")
@@ -166,4 +183,4 @@ def draw(curves):
 
 
 if __name__ == "__main__":
-    main(short="--short" in sys.argv)
+    main(short="--short" in sys.argv, alone="--alone" in sys.argv)

@@ -21,7 +21,7 @@ import layercompiler as lc
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-UNKNOWN, BITS, SMOOTH, STEPS, BATCH, TESTS = 4, 64, 1.0, 100, 12, 100
+UNKNOWN, BITS, SMOOTH, STEPS, BATCH, TESTS = 4, 64, 1.0, 300, 12, 100
 
 
 def boards():

@@ -1,4 +1,4 @@
-"""Forty problems, LP to SDP, with default settings in every framework, against stored references.
+"""Forty problems, LP to SDP, with default settings and on the lanes engine, in every framework, against stored references.
 
 The references come from Clarabel at 1e-12 and Richardson differences with their own error estimate (tests/corpus/reference.py). Directions
 respect symmetry, so the gradient check does not depend on how the gradient of a symmetric parameter is split over its entries.
@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 
 import layercompiler as lc
+from layercompiler import kernels
 from tests.bindings import FRAMEWORKS, solve
 from tests.corpus import stored
 
 CASES = [
-    pytest.param(size, name, framework, id=f"{size}-{name}-{framework}", marks=[pytest.mark.slow] if size == "medium" else [])
+    pytest.param(
+        *(size, name, framework, solver),
+        id=f"{size}-{name}-{framework}-{solver}",
+        marks=[pytest.mark.slow] if size == "medium" or solver != "auto" else [],
+    )
+    for solver in ("auto", "lanes")
     for size in stored.SIZES
     for name in stored.names(size)
     for framework in FRAMEWORKS
@@ -29,9 +35,11 @@ def along(gradient, direction):
     return sum(float(np.sum(g * d)) for g, d in zip(gradient, direction, strict=True))
 
 
-@pytest.mark.parametrize(("size", "name", "framework"), CASES)
-def test_values_gradients_residuals_and_batches(size, name, framework):
-    layer = lc.export(stored.compiled(size, name), framework)
+@pytest.mark.parametrize(("size", "name", "framework", "solver"), CASES)
+def test_values_gradients_residuals_and_batches(size, name, framework, solver):
+    if solver == "lanes" and not kernels.available():
+        pytest.skip("the kernels are not built")
+    layer = lc.export(stored.compiled(size, name, solver), framework)
     points = list(stored.points(size, name))
     singles = []
     for point in points:

@@ -49,6 +49,8 @@ class Jax(Arrays):
         return jax.scipy.special.logsumexp(x, axis=axis, keepdims=keepdims)
 
     def solve_triangular(self, L: Any, b: Any, *, lower: bool = True, transposed: bool = False) -> Any:
+        if L.shape[:-2] == b.shape[:-2] and L.dtype == b.dtype:  # without copies on the way
+            return jax.lax.linalg.triangular_solve(L, b, left_side=True, lower=lower, transpose_a=transposed)
         return jax.scipy.linalg.solve_triangular(L, b, lower=lower, trans=1 if transposed else 0)
 
     def cholesky(self, A: Any) -> tuple[Any, Any]:
@@ -81,6 +83,9 @@ class Jax(Arrays):
 
     def linear_solve(self, matvec: Function, b: Any, solve: Function) -> Any:
         return jax_implicit.linear_solve(matvec, b, solve)
+
+    def refuse(self, change: Any, message: str, mend: str) -> Any:
+        return jax_implicit.refuse(change, message, mend)
 
     def captures(self, f: Function, args: tuple[Any, ...]) -> tuple[Function, tuple[Any, ...], Any, Any]:
         return jax_implicit.captures(f, args)

@@ -8,6 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from layercompiler.errors import UnsupportedTransformError
 
 Values = tuple[Any, ...]
 
@@ -53,6 +57,29 @@ def linear_solve(matvec: Callable[[Any], Any], b: Any, solve: Callable[..., Any]
         lambda product, r: solve(product, vecmat, r, False),
         lambda product, r: solve(product, matvec, r, True),
     )
+
+
+def refuse(change: Any, message: str, mend: str) -> Any:
+    """A linear function of unknown value: NaN forwards, an error where its transpose is asked for."""
+    return _REFUSED.bind(change, message=message, mend=mend)
+
+
+def _refuse_transpose(cotangent: Any, change: Any, *, message: str, mend: str) -> list[Any]:
+    if type(cotangent) is ad.Zero:
+        return [ad.Zero(change.aval)]  # what is not used may be transposed all the same
+    raise UnsupportedTransformError(message, mend=mend)
+
+
+def _nan(x: Any, **_: Any) -> Any:
+    return jnp.full_like(x, jnp.nan)
+
+
+_REFUSED = Primitive("layercompiler_refused")
+_REFUSED.def_impl(_nan)
+_REFUSED.def_abstract_eval(lambda x, **_: x)
+ad.deflinear2(_REFUSED, _refuse_transpose)
+mlir.register_lowering(_REFUSED, mlir.lower_fun(_nan, multiple_results=False))
+batching.primitive_batchers[_REFUSED] = lambda values, axes, **named: (_REFUSED.bind(*values, **named), axes[0])
 
 
 def host(f: Callable[..., Any], like: Any, args: Values) -> Any:

@@ -45,7 +45,7 @@ def custom_root(
 
     Args:
         F: The residual, F(y, *args, **named) or F(xp, y, *args, **named), of the structure of y.
-        has_aux: The solver returns (y, aux). Derivatives of aux cannot be known, and asking for them raises.
+        has_aux: The solver returns (y, aux). Derivatives of aux cannot be known, and asking for them raises (forwards they are NaN).
         solve: A linear solve (`layercompiler.linear`), or a function (matvec, b) -> x.
         argnums: Positions (0 is `init`) of the only arguments that are differentiated; None for all.
         reference_signature: A function whose signature names the arguments of F, if F itself takes *args.

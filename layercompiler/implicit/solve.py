@@ -107,14 +107,12 @@ class Constant:
         return y + sum(xp.sum(a) for a in args) * 0.0
 
     def solve(self, xp: Arrays, y: Any, args: tuple[Any, ...], b: Any, transposed: bool) -> Any:
-        """NaN forwards; an error backwards, or NaN in jax, which transposes what it never uses."""
-        if xp.name != "jax":
-            return self._refuse(xp, b, transposed)
-        return xp.linear_solve(lambda v: v, b, lambda matvec, vecmat, r, flipped: self._refuse(xp, r, False))
-
-    def _refuse(self, xp: Arrays, b: Any, transposed: bool) -> Any:
+        """NaN forwards; an error backwards."""
+        mend = "compute it from the solution outside of the solver, or with has_aux on F"
+        if xp.name == "jax":
+            return xp.refuse(b, self.message, mend)
         if transposed:
-            raise UnsupportedTransformError(self.message, mend="compute it from the solution outside of the solver, or with has_aux on F")
+            raise UnsupportedTransformError(self.message, mend=mend)
         return xp.zeros_like(b) + float("nan")
 
     def mapped(self, xp: Arrays, axes: tuple[int | None, ...]) -> Constant:

@@ -97,7 +97,7 @@ class Tape:
 
 
 def _pointers(arrays: Sequence[np.ndarray], strides: Sequence[int]) -> tuple[Any, Any]:
-    return (ctypes.c_void_p * len(arrays))(*(x.ctypes.data for x in arrays)), (ctypes.c_int64 * len(arrays))(*strides)
+    return (ctypes.c_void_p * len(arrays))(*[x.__array_interface__["data"][0] for x in arrays]), (ctypes.c_int64 * len(arrays))(*strides)
 
 
 class Descent:

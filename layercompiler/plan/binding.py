@@ -36,6 +36,8 @@ class Binding:
         self.substitution = kernels.Substitution(_layout(elimination)) if elimination.active else None
         # Optimal values are no part of the point.
         self.points = [k for k, o in enumerate(program.outputs) if o.source != "value"]
+        self._values = [k for k, o in enumerate(program.outputs) if o.source == "value"]
+        self.exponential = any(o.exponential for o in program.outputs)
         outputs = [program.outputs[k] for k in self.points]
         of = {"primal": 0, "dual": 1}
         picks = [kernels.Entries.of([(of[o.source], o.rows, o.cols, o.coefs)]) for o in outputs]
@@ -117,6 +119,10 @@ class Binding:
         )
         return full_x, full_y, dict(zip(self.points, out, strict=True))
 
+    def reaches(self, cotangents: Sequence[np.ndarray | None]) -> bool:
+        """Whether `adjoint` serves these cotangents: none is that of an optimal value."""
+        return not self._values or all([cotangents[k] is None for k in self._values])
+
     def adjoint(
         self,
         cotangents: Sequence[np.ndarray | None],
@@ -124,7 +130,7 @@ class Binding:
         bound: Any,
         factors: tuple[int, ...],
         threads: int,
-    ) -> tuple[list[np.ndarray], np.ndarray]:
+    ) -> tuple[list[np.ndarray | None], np.ndarray]:
         """Gradients of the channels, and the relative residual of the linear system (B,), by which the caller judges them.
 
         Args:
@@ -134,11 +140,10 @@ class Binding:
             factors: Those of the linear system, see `route` of a linearization.
             threads: Threads that share the batch.
         """
-        held = [cotangents[k] for k in self.points]
-        held = [None if a is None else kernels.contiguous(a) for a in held]
+        held = [None if (a := cotangents[k]) is None else kernels.contiguous(a) for k in self.points]
         reduction, scaling, count = bound.reduction, bound.scaling, len(point[0])
         shared = [len(r) == 1 for r in bound.chain.raw]
-        out = [np.empty((1 if s else count, size)) for s, size in zip(shared, self.sizes, strict=True)]
+        out: list[np.ndarray | None] = [np.empty((1 if s else count, size)) for s, size in zip(shared, self.sizes, strict=True)]
         residual, s = np.empty(count), self.elimination.structure
         scales = (0,) * 4 if scaling is None else (scaling.x, scaling.y, scaling.r_x, scaling.r_y)
         kernels.route(
@@ -152,13 +157,14 @@ class Binding:
         """Cotangents of x and y from those of the outputs."""
         return self.spreads([cotangents[k] for k in self.points], count, threads, whole=True)
 
-    def pull(self, adjoint: Adjoint, shared: Sequence[bool], bad: np.ndarray, threads: int) -> list[np.ndarray]:
+    def pull(self, adjoint: Adjoint, shared: Sequence[bool], bad: np.ndarray, threads: int) -> list[np.ndarray | None]:
         """Gradients of the channels; zero for the instances `bad`."""
         skip = None
         if len(bad):
             skip = np.zeros(len(adjoint.x), bool)
             skip[bad] = True
-        return self.pullback(*(adjoint.x, adjoint.y, adjoint.u, adjoint.t), value=adjoint.value, skip=skip, shared=shared, threads=threads)
+        point = adjoint.x, adjoint.y, adjoint.u, adjoint.t
+        return [*self.pullback(*point, value=adjoint.value, skip=skip, shared=shared, threads=threads)]
 
 
 @dataclass(frozen=True)

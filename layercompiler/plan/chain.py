@@ -65,6 +65,10 @@ class Chain:
 
     def to_parameters(self, channels: Channels) -> tuple[np.ndarray, ...]:
         """Gradients of the channels to gradients of the arguments."""
+        if self.program.plain and all(
+            [g is not None and g.size == math.prod(s) for g, s in zip(channels, self.values.shapes, strict=True)]
+        ):
+            return tuple([g.reshape(s) for g, s in zip(channels, self.values.shapes, strict=True)])  # type: ignore[union-attr]
         return self._arguments([None if g is None else g / raw if c.log else g for c, raw, g in self._each(channels)])
 
     def to_parameters_along(self, moved: Channels, channels: Channels, tangents: Channels) -> tuple[np.ndarray, ...]:

@@ -54,8 +54,9 @@ class Answer:
 
 
 _MAYBE = (Status.FAILED, Status.PRIMAL_INFEASIBLE)
-_TINY = 3e5  # operations of one instance below which the overhead of a general engine decides
-_RATE = 4.0  # operations of the dense kernels in the time of one of the lanes engine, in its iterations and its refinement
+# Measured by benchmarks/crossover.py.
+_TINY = 1e5  # operations of one instance below which the overhead of a general engine decides
+_RATE = {True: 2.0, False: 1.5}  # operations of the dual form, and of the primal form, in the time of one of the lanes engine's
 _LANES = 14  # factorisations that the lanes engine and its refinement take
 
 
@@ -80,8 +81,14 @@ def _advantage(structure: Structure, kind: str) -> str:
         return f"linear cones, {dense / 1e3:.0f} thousand operations"
     cones = kernels.cone_list(structure.cones.blocks)
     lanes = kernels.Conic(structure.n, (structure.P_rows, structure.P_cols), (structure.A_rows, structure.A_cols), cones)
-    ratio = _LANES * _RATE * lanes.flops / dense
+    ratio = advantage(structure, lanes.flops)
     return f"linear cones, modelled {ratio:.1f} times as fast as lanes" if ratio > 1 else ""
+
+
+def advantage(structure: Structure, flops: float) -> float:
+    """How many times as fast as the lanes engine the dense kernels are, by the model; `flops` are those of one of its factorisations."""
+    zero, rows = _rows(structure)
+    return _LANES * _RATE[rows <= 2 * structure.n] * flops / operations(structure.n, zero, rows)
 
 
 def _rows(structure: Structure) -> tuple[int, int]:

@@ -178,6 +178,12 @@ class Prepared:
         at = [names.index(n) for n in self.program.outputs]
         return tuple((int(starts[i]), int(starts[i + 1]), self.program.variables[i].shape) for i in at)
 
+    @cached_property
+    def default(self) -> np.ndarray:
+        """(1, ambient) the declared start."""
+        parts = [np.asarray(v.init, float).reshape(1, v.size) for v in self.program.variables]
+        return np.concatenate(parts, axis=1) if parts else np.zeros((1, 0))
+
     def batch_shape(self, shapes: Sequence[tuple[int, ...]], init: Mapping[str, Any] | None) -> tuple[int, ...]:
         """Broadcast batch shape of parameters and starts."""
         batch = self.arguments.batch_shape(shapes)
@@ -202,6 +208,8 @@ class Prepared:
 
     def start(self, batch: tuple[int, ...], init: Mapping[str, Any] | None) -> np.ndarray:
         """(count, ambient) starting values; `init` holds host arrays (batch..., *shape)."""
+        if not init:
+            return np.repeat(self.default, math.prod(batch), axis=0)
         parts = []
         for v in self.program.variables:
             given = np.asarray((init or {}).get(v.name, v.init), dtype=np.float64)

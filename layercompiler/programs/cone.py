@@ -209,6 +209,11 @@ class ConeProgram:
     value: OutputSpec
     kind: str = "DCP"
 
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the channels are the parameters themselves, in order."""
+        return [(c.parameter, c.log) for c in self.channels] == [(k, False) for k in range(len(self.parameters))]
+
     @property
     def maps(self) -> tuple[AffineMap, ...]:
         """(P, q, d, A, b)."""

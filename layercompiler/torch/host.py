@@ -106,12 +106,15 @@ def solve(theta: Sequence[Tensor], warm: Tensor | None, dtypes: str, bound: Boun
 def vjp(theta: Sequence[Tensor], z: Tensor, g: Parts, bound: Bound) -> list[Tensor]:
     """J'g for each parameter."""
     evaluation = _evaluation(bound, theta, z)
-    groups = (g, output_ranks(bound, z))
-    if getattr(evaluation, "fresh", False) and not extra(*groups):
-        return [
-            torch.from_numpy(a) if a.flags.writeable else _tensor(a) for a in evaluation.vjp([None if p is None else _array(p) for p in g])
-        ]
-    return _each(evaluation.vjp, groups)
+    if getattr(evaluation, "fresh", False):
+        lead = z.ndim - 1
+        for part, output in zip(g, bound.compiled.outputs, strict=True):
+            if part is not None and part.ndim > lead + len(output.shape):
+                break
+        else:
+            found = evaluation.vjp([None if p is None else _array(p) for p in g])
+            return [torch.from_numpy(a) if a.flags.writeable else _tensor(a) for a in found]
+    return _each(evaluation.vjp, (g, output_ranks(bound, z)))
 
 
 def jvp(theta: Sequence[Tensor], z: Tensor, h: Parts, bound: Bound) -> list[Tensor]:

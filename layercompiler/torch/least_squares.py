@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -128,13 +129,14 @@ class _Node:
         self.prepared, self.callback, self.on_error = prepared, callback, on_error
         self.init = None if init is None else {k: _host(v) for k, v in init.items()}
         self.batch: tuple[int, ...] = ()
+        self.call: Any = None
         self.result: Any = None
 
     def run(self, theta: tuple[Tensor, ...]) -> Any:
         """Solve; fills `batch` and `result`."""
         p = self.prepared
         self.batch = p.batch_shape([tuple(t.shape) for t in theta], self.init)
-        call = p.regular(theta, p.start(self.batch, self.init), self.batch)
+        call = self.call = p.regular([t.detach() for t in theta], p.start(self.batch, self.init), self.batch)
         self.result = p.solve(call, self.callback)
         if self.on_error == "raise":
             p.refuse(self.result, self.batch)
@@ -176,7 +178,11 @@ class _Solve(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled() and ctx.node.prepared.options.backward == "implicit":
             return _twice(ctx, gradient)
-        return _once(ctx, gradient)
+        return _once(ctx, gradient) if torch.is_grad_enabled() else (None, *_adjoint(ctx).pull(gradient))
+
+
+# torch asks for it at every call, and finding it takes longer than a small solve
+_Solve.forward.__signature__ = inspect.signature(_Solve.forward)  # type: ignore[attr-defined]
 
 
 @torch.autograd.function.once_differentiable
@@ -217,7 +223,7 @@ class _Adjoint:
         p = self.prepared = node.prepared
         self.node, self.theta = node, theta
         result = node.result
-        self.call = p.regular([t.detach() for t in theta], result.values, node.batch)
+        self.call = node.call
         exact = p.options.backward != "gauss_newton"
         self.factor, pivots, self.held = p.solver.factor(result.values, self.call.theta, self.call.shared, exact)
         self.solved = result.status == Status.SOLVED
@@ -246,7 +252,7 @@ class _Adjoint:
             values = sound.numpy()
         found = p.solver.pull(values, u, call.theta, call.shared)
         return [
-            _fold(f.reshape((*(() if s else call.batch), *q.shape)), t)
+            _fold(torch.as_tensor(f).reshape((*(() if s else call.batch), *q.shape)), t)
             for f, t, s, q in zip(found, self.theta, call.shared, p.program.parameters, strict=True)
         ]
 

@@ -42,10 +42,10 @@ def case(size, name):
 
 
 @cache
-def compiled(size, name):
-    """The case, compiled with default settings; every framework shares it."""
+def compiled(size, name, solver="auto"):
+    """The case, compiled once for every framework."""
     c = case(size, name)
-    return lc.compile(c.problem, parameters=c.parameters, variables=c.variables)
+    return lc.compile(c.problem, parameters=c.parameters, variables=c.variables, solver=solver)
 
 
 def points(size, name):

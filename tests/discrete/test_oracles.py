@@ -4,9 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse.csgraph import minimum_spanning_tree
 
+import layercompiler as lc
 from layercompiler import errors
 from layercompiler.solvers.oracles import Assignment, DagPath, GridPath, Knapsack, Ranking, SpanningTree, TopK, Tour
+from tests.discrete.problems import tour_mtz
 
 
 def _subsets():
@@ -127,6 +131,27 @@ def test_batch_equals_singles_and_empty_batches_work(name):
     assert oracle(np.zeros((0, *oracle.shape))).shape == (0, *oracle.shape)
     with pytest.raises(errors.ShapeError):
         oracle(np.zeros((2, 99)))
+
+
+def test_larger_ones_agree_with_other_solvers():
+    rng = np.random.default_rng(0)
+    for n in (9, 12):
+        problem, c, x = tour_mtz(n)
+        costs = rng.uniform(0.1, 1, (2, n, n))
+        program = lc.compile(problem, parameters=[c], variables=[x], estimator=lc.DBB()).solve(costs)
+        np.testing.assert_allclose((Tour(n)(costs) * costs).sum((1, 2)), program.value, rtol=1e-9)
+    tree, weights = SpanningTree.complete(30), rng.uniform(0.1, 1, (3, 435))
+    for w, z in zip(weights, tree(weights), strict=True):
+        matrix = np.zeros((30, 30))
+        matrix[tuple(np.array(tree.edges).T)] = w
+        assert z @ w == pytest.approx(minimum_spanning_tree(matrix).sum(), rel=1e-12)
+    sizes = rng.integers(1, 30, 60)
+    values = rng.uniform(0, 1, (3, 60))
+    found = Knapsack(tuple(int(k) for k in sizes), 200)(values)
+    assert (found @ sizes <= 200).all()
+    for v, z in zip(values, found, strict=True):
+        best = milp(-v, integrality=np.ones(60), bounds=Bounds(0, 1), constraints=LinearConstraint(sizes[None], -np.inf, 200))
+        assert z @ v == pytest.approx(-best.fun, rel=1e-9)
 
 
 def test_large_assignment_batches_use_threads_and_agree():

@@ -150,7 +150,7 @@ class Problem:
             raise SolveError("an instance is primal infeasible", indices=tuple(map(tuple, np.argwhere(failed))), where="instance 1")
         return evaluation
 
-    def restore(self, arrays, z):
+    def restore(self, arrays, z, options=None):
         return Evaluation(self, [np.asarray(a, float) for a in arrays], z)
 
     def solve(self, *arrays, warm_start=None, options=None):

@@ -190,3 +190,51 @@ def test_arrays_may_change_after_the_call():
         array *= 1.5
     for got, expected in zip(evaluation.vjp(cotangents), before, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+def test_gradients_have_the_dtype_of_the_tensors():
+    """Rounded to the default dtype, elsewhere."""
+    assert torch.get_default_dtype() == torch.float32
+    given = tensors(*families.batch("std", 8, 8, 2, 3))
+    gradients = torch.autograd.grad(layer(8, 8, 2)(*given)[0].sum(), given)
+    assert all(g.dtype == torch.float64 for g in gradients)
+    arrays, w = [t.detach().numpy() for t in given], np.ones((3, 8))
+    for got, expected in zip(gradients, lc.compile(lc.QP(8, 8, 2)).evaluate(arrays).vjp([w]), strict=True):
+        np.testing.assert_array_equal(got.numpy(), expected)
+
+
+def test_a_warm_start_outlives_a_backward_pass():
+    """Lost after the first derivative, elsewhere."""
+    arrays = families.batch("std", 8, 8, 2, 3)
+    qp = layer(8, 8, 2)
+    cold = qp.solve(*tensors(*arrays))
+    given = tensors(*arrays)
+    qp(*given)[0].sum().backward()
+    moved = [a if k != 1 else a + 1e-6 for k, a in enumerate(arrays)]
+    warm = qp.solve(*tensors(*moved), warm_start=cold)
+    assert (np.asarray(cold.info.iterations) > 0).all() and (np.asarray(warm.info.iterations) == 0).all()
+    torch.testing.assert_close(warm.outputs[0], qp.solve(*tensors(*moved)).outputs[0], rtol=0, atol=1e-10)
+
+
+def test_active_sets_are_resolved_in_a_batch():
+    """Single gradients of a batch of sixteen are 40 % off, elsewhere."""
+    arrays = families.batch("std", 10, 10, 2, 16, seed=3)
+    given, w = tensors(*arrays), np.random.default_rng(1).standard_normal((16, 10))
+    x, z = layer(10, 10, 2, variables=["x", "z"])(*given)
+    gradients = torch.autograd.grad(x, given, torch.tensor(w))
+    for i in range(16):
+        _, expected = families.active_gradients(*(a[i] for a in arrays), x[i].detach().numpy(), z[i].detach().numpy(), w[i])
+        for got, reference in zip(gradients, expected, strict=True):
+            assert np.linalg.norm(got[i].numpy() - reference) <= 1e-9 * np.linalg.norm(reference)
+
+
+def test_failures_leave_finite_gradients_and_training_goes_on():
+    """NaN in every parameter after one bad instance, elsewhere."""
+    Q, p, G, h, A, b = (np.array(a) for a in families.batch("std", 6, 6, 1, 4))
+    G[0, 1], h[0, 0], h[0, 1] = -G[0, 0], -1.0, 0.5
+    given = tensors(Q[1], p, G, h, A, b)
+    (x,) = layer(6, 6, 1, on_error="flag")(*given)
+    ok = ~torch.isnan(x).any(1)
+    assert ok.tolist() == [False, True, True, True]
+    gradients = torch.autograd.grad(torch.where(ok[:, None], x, 0.0).square().sum(), given)
+    assert all(torch.isfinite(g).all() for g in gradients) and gradients[0].abs().max() > 0

@@ -148,7 +148,7 @@ class FakeProblem:
             raise SolveError("an instance failed", indices=tuple(map(tuple, np.argwhere(failed))))
         return FakeEvaluation(self, arrays, z)
 
-    def restore(self, arrays, z):
+    def restore(self, arrays, z, options=None):
         self.restored += 1
         return FakeEvaluation(self, [np.asarray(a, dtype=float) for a in arrays], z)
 

@@ -195,7 +195,7 @@ LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* va
     if ((forms & 1) && plan.q.count > 0) rounds = {{dual_form, 1e-4, 16}, {dual_form, 1e-9, 40}};
     else if (forms & 2) rounds = {{primal_form, 1e-5, 30}};
     if (forms & 2) rounds.push_back({primal_form, 1e-9, 80});
-    if ((forms & 4) && rounds.size() > 1) rounds = {rounds[0], {primal_form, 1e-5, 30}};
+    if ((forms & 4) && rounds.size() > 1) rounds.back().iterations = 40;
     bool dual = !rounds.empty() && rounds[0].form == dual_form;
     if (dual && batch > 1 && !(strides[0] | strides[2] | strides[4])) {
       made->shared_bytes = sizeof(double) * static_cast<size_t>(dense.target->shared_footprint(plan));

@@ -235,7 +235,7 @@ template <class F> struct DenseMatrices {
       for (int k = 0; k < count; k++)
         for (int l = 0; l < L; l++) {
           double held = get(total[k], l), next = rough[l] ? held * power_near(get(norm[k], l), 0.5) : held;
-          next = next < 0x1p-20 ? 0x1p-20 : next > 0x1p20 ? 0x1p20 : next;
+          next = next < 0x1p-30 ? 0x1p-30 : next > 0x1p30 ? 0x1p30 : next;
           put(norm[k], l, next / held), put(total[k], l, next);
         }
     };

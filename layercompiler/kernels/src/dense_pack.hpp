@@ -102,6 +102,10 @@ template <class V, class F, class Form> struct DensePack {
     bool there[L];
     for (int l = 0; l < L; l++) there[l] = l < chunk.count;
     Mask<V> open = good & mask_of<V>(there);
+    V even = num<V>(1);  // 1 where nothing is scaled; sizes of rows far apart ask for all that refinement gives
+    for (int j = 0; j < p.n; j++) even = select<V>(d(j) == num<V>(1), even, none);
+    for (int i = 0; i < m; i++) even = select<V>(e(i) == num<V>(1), even, none);
+    const V enough = select<V>(even > none, num<V>(dense_target), num<V>(1e-2 * dense_target));
     for (int step = 0; any<V>(open); step++) {
       for (int j = 0; j < p.n; j++) ox[j] = X[j] * d(j) * x_unit;
       for (int i = 0; i < m; i++) oy[i] = Y[i] * e(i) * y_unit;
@@ -112,7 +116,7 @@ template <class V, class F, class Form> struct DensePack {
       norm = select<V>(open, found, norm), margin = select<V>(open, close, margin);
       for (int j = 0; j < p.n; j++) best_x[j] = select<V>(open, ox[j], best_x[j]);
       for (int i = 0; i < m; i++) best_y[i] = select<V>(open, oy[i], best_y[i]), best_v[i] = select<V>(open, ov[i], best_v[i]);
-      open = open & (found > num<V>(dense_target)) & (found < num<V>(1e-2));
+      open = open & (found > enough) & (found < num<V>(1e-2));
       if (step == 3 || !any<V>(open)) break;
       for (int j = 0; j < p.np; j++) fx[j] = j < p.n ? select<V>(open, rQ[j] * d(j) * to_y, none) : none;
       for (int i = 0; i < m; i++) fc[i] = select<V>(open, rC[i] * e(i) * to_x, none);

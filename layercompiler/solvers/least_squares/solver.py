@@ -198,9 +198,9 @@ class Solver:
         return Result(*found)
 
     def pull(self, values: np.ndarray, u: np.ndarray, theta: Sequence[Any], shared: tuple[bool, ...]) -> Sequence[Any]:
-        """Gradients in theta, in the framework's arrays; see the function `pull`."""
+        """Gradients in theta, numpy arrays or the framework's; see the function `pull`."""
         if self.native is not None and self.options.backward != "dlm":
-            return [self.xp.new(g) for g in self.native.pull(values, u, *self.native.arrays(theta, shared))]
+            return self.native.pull(values, u, *self.native.arrays(theta, shared))
         kind = "difference" if self.options.backward == "dlm" else "pull"
         return self.call(kind, shared)(self.xp.new(values), self.xp.new(u), *theta)
 
@@ -282,6 +282,11 @@ class Solver:
 
     def factor(self, values: np.ndarray, theta: Any, shared: Any, exact: bool = True) -> tuple[Any, np.ndarray, np.ndarray | None]:
         """Factors of the exact (or Gauss-Newton) Hessian at the values, its smallest pivots (B,), and which coordinates a bound holds."""
+        if exact and self.native is not None and self.structure.bounds is None:
+            factor = self.normal.factor(
+                self.native.hessian(values, *self.native.arrays(theta, shared)), np.zeros((len(values), self.structure.n))
+            )
+            return factor, factor.pivots, None
         with np.errstate(all="ignore"):
             instances = self.instances(theta, shared)
             point = None if exact and instances.bounds is None else instances.evaluate(values)
