@@ -49,7 +49,7 @@ class Torch:
 
 
 class Ours(Torch):
-    solver = None
+    solver = "auto"
 
     def __init__(self, n, m, p, batch):
         layer = lc.export(lc.QP(n, m, p), "torch", solver=self.solver, options={"workers": 1})
@@ -89,7 +89,7 @@ class Moreau(Torch):
 class Jax:
     """Our layer of jax arrays under jit; forward gives x with what its pullback needs."""
 
-    solver = None
+    solver = "auto"
 
     def __init__(self, n, m, p, batch):
         import jax
