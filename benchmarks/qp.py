@@ -49,9 +49,15 @@ class Torch:
 
 
 class Ours(Torch):
+    solver = "auto"
+
     def __init__(self, n, m, p, batch):
-        layer = lc.export(lc.QP(n, m, p), "torch", options={"workers": 1})
+        layer = lc.export(lc.QP(n, m, p), "torch", solver=self.solver, options={"workers": 1})
         self.call = lambda *t: layer(*t)[0]
+
+
+class Arrays(Ours):
+    solver = "interior_point"
 
 
 class Qpth(Torch):
@@ -83,12 +89,14 @@ class Moreau(Torch):
 class Jax:
     """Our layer of jax arrays under jit; forward gives x with what its pullback needs."""
 
+    solver = "auto"
+
     def __init__(self, n, m, p, batch):
         import jax
 
         jax.config.update("jax_enable_x64", True)
         self.jax = jax
-        layer = lc.export(lc.QP(n, m, p), "jax", options={"workers": 1})
+        layer = lc.export(lc.QP(n, m, p), "jax", solver=self.solver, options={"workers": 1})
 
         def both(w, *arrays):
             x, pull = jax.vjp(lambda *a: layer(*a)[0], *arrays)
@@ -111,7 +119,18 @@ class Jax:
         return np.asarray(a)
 
 
-LAYERS = {OURS: Ours, "layercompiler, jax": Jax, MOREAU: Moreau, QPTH: Qpth}
+class JaxArrays(Jax):
+    solver = "interior_point"
+
+
+LAYERS = {
+    OURS: Ours,
+    "layercompiler, jax": Jax,
+    "arrays, torch": Arrays,
+    "arrays, jax": JaxArrays,
+    MOREAU: Moreau,
+    QPTH: Qpth,
+}
 
 
 def _cotangent(arrays):

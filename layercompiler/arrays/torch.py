@@ -28,6 +28,15 @@ class Torch(Arrays):
     ones_like = staticmethod(torch.ones_like)
     isfinite = staticmethod(torch.isfinite)
     where = staticmethod(torch.where)
+    maximum = staticmethod(torch.maximum)
+    full_like = staticmethod(torch.full_like)
+    broadcast_to = staticmethod(torch.broadcast_to)
+
+    def matrix_transpose(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mT
+
+    def min(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
+        return torch.amin(x, () if axis is None else axis, keepdim=keepdims)
 
     def max(self, x: torch.Tensor, axis: Any = None, keepdims: bool = False) -> torch.Tensor:
         return torch.amax(x, () if axis is None else axis, keepdim=keepdims)
@@ -104,11 +113,11 @@ class Torch(Arrays):
         return torch.linalg.solve_triangular(L.mT, b, upper=lower) if transposed else torch.linalg.solve_triangular(L, b, upper=not lower)
 
     def cholesky(self, A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        L, info = torch.linalg.cholesky_ex(A)  # on the device: no exception, so no synchronization
-        return L, info == 0
+        U, info = torch.linalg.cholesky_ex(A, upper=True)  # a row-major upper factor needs no copy; on the device: no exception, no wait
+        return U.mT, info == 0
 
     def cholesky_solve(self, L: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.cholesky_solve(b, L)
+        return super().cholesky_solve(L, b) if L.is_cpu else torch.cholesky_solve(b, L)  # which copies L on the CPU
 
     def add_diagonal(self, A: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
         out = A.expand(torch.broadcast_shapes(A.shape[:-2], d.shape[:-1]) + A.shape[-2:]).clone()

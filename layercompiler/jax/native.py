@@ -1,13 +1,15 @@
-"""The array interior point as a pure jax function: `jit` compiles the solve itself, on any device, without a call to the host.
+"""The array interior point as a pure jax function: `jit` compiles the solve itself, on any device.
 
 One `custom_jvp` function with a linear solve that jax can transpose: derivatives of every order and mode follow. On the CPU a batch is
-cut into pieces that stay in the cache (`lax.map`); on a device it is solved as a whole.
+cut into pieces that stay in the cache (`lax.map`), and numpy is called for the rare instance that needs the primal form, which would
+triple the time to compile; on a device it is solved as a whole, without a call to the host.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -16,12 +18,13 @@ import numpy as np
 from jax.dtypes import float0
 
 from layercompiler import arrays
+from layercompiler.jax.rescue import on_host
 from layercompiler.plan.failure import failure
 from layercompiler.plan.native import Native
 from layercompiler.solvers.interior_point.program import times, times_transposed
 from layercompiler.status import Info, Status
 
-_CACHE = 32_000  # numbers of a working set on the CPU
+_CACHE = 160_000  # numbers of a working set on the CPU
 _xp: Any = arrays.get("jax")
 
 
@@ -33,7 +36,7 @@ class Function:
     """
 
     def __init__(self, native: Native) -> None:
-        self.native = native
+        self.native = replace(native, on_host=on_host) if jax.default_backend() == "cpu" else native
         self._solve = jax.custom_jvp(self._forward)
         self._solve.defjvp(self._derivative)
         self._plain = jax.jit(lambda rows, batch: self._outputs(rows, batch, False), static_argnums=1)

@@ -14,7 +14,6 @@ Operands that are symbolically zero are left out: the static parameters say whic
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from jax.interpreters import ad, batching, mlir
 
 from layercompiler.errors import UnsupportedTransformError
 from layercompiler.jax.host import Dims, Host, lead
+from layercompiler.jax.lowering import UNCACHED, eager, lower
 from layercompiler.jax.shards import agree, result
 
 Wanted = tuple[tuple[int, Dims], ...]
@@ -302,70 +302,16 @@ def _run_hvp(*values: Any, host: Host, given: tuple[int, ...], wrt: tuple[int, .
     return host.hvp(o.thetas, o.words, o.g, o.h, dict(wanted))
 
 
-def _eager(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Outside of jit the host function runs directly, so that its exceptions reach the caller as they are."""
-
-    def impl(*values: Any, **params: Any) -> list[jax.Array]:
-        results = run(*(np.asarray(v) for v in values), **params)
-        home = next((v.sharding for v in values if isinstance(v, jax.Array) and v.committed and len(v.devices()) == 1), None)
-        return [jax.device_put(r, home) for r in results]
-
-    return impl
-
-
-def _if_known(function: Callable[..., Any], **settings: Any) -> dict[str, Any]:
-    """Those of the settings that this version of jax knows."""
-    return {k: v for k, v in settings.items() if k in inspect.signature(function).parameters}
-
-
-_TOKENLESS = _if_known(mlir.emit_python_callback, returns_token=False)
-_UNCACHED = _if_known(mlir.register_lowering, cacheable=False)
-
-
-def _lower(run: Callable[..., Any]) -> Callable[..., Any]:
-    """The lowering rule that calls `run` on the host, on a thread of XLA's.
-
-    64-bit results cross as 32-bit words: jax rounds what a callback returns to what the callback's thread may hold, and the context
-    manager `jax.enable_x64(True)` holds for the thread that traced.
-    """
-
-    def rule(ctx: Any, *values: Any, **params: Any) -> Any:
-        wide = [a.dtype == np.float64 for a in ctx.avals_out]
-        kinds = [jax.ShapeDtypeStruct((*a.shape, 2), np.uint32) if w else a for a, w in zip(ctx.avals_out, wide, strict=True)]
-
-        def host(*arrays: Any) -> list[np.ndarray]:
-            results = run(*map(np.asarray, arrays), **params)
-            return [_words(r) if w else r for r, w in zip(results, wide, strict=True)]
-
-        def read(*results: Any) -> list[Any]:
-            return [jax.lax.bitcast_convert_type(r, np.float64) if w else r for r, w in zip(results, wide, strict=True)]
-
-        if getattr(ctx.module_context.axis_context, "num_devices", None) != 1:
-            return mlir.lower_fun(lambda *v: read(*jax.pure_callback(host, kinds, *v)), multiple_results=True)(ctx, *values)
-        # Not `jax.pure_callback`: on the CPU this hands over numpy arrays without a second device_put (which may wait for the very thread
-        # that runs the callback), and it logs nothing when the callback raises.
-        avals = [result(a, kind.shape, kind.dtype) for a, kind in zip(ctx.avals_out, kinds, strict=True)]
-        inner = ctx.replace(avals_out=avals)
-        results, _, _ = mlir.emit_python_callback(inner, host, None, list(values), ctx.avals_in, avals, has_side_effect=False, **_TOKENLESS)
-        return mlir.lower_fun(read, multiple_results=True)(ctx.replace(avals_in=avals), *results)
-
-    return rule
-
-
-def _words(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).view(np.uint32).reshape(*array.shape, 2)
-
-
 def _primitive(name: str, run: Any, avals: Any, jvp: Any, transpose: Any = None) -> Primitive:
     primitive = Primitive(f"layercompiler_{name}")
     primitive.multiple_results = True
-    primitive.def_impl(_eager(run))
+    primitive.def_impl(eager(run))
     primitive.def_abstract_eval(avals)
     ad.primitive_jvps[primitive] = jvp
     if transpose is not None:
         ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = _batch_rule(primitive)
-    mlir.register_lowering(primitive, _lower(run), **_UNCACHED)
+    mlir.register_lowering(primitive, lower(run), **UNCACHED)
     return primitive
 
 

@@ -11,7 +11,8 @@ map, so that each framework only registers them:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -35,12 +36,14 @@ class DenseMap:
     Attributes:
         shape: Of one instance.
         constant: Flat value with all parameters zero.
+        wholes: (channel, coefficient, symmetric): a channel as it is, or the symmetric part of a square one.
         gathers: (channel, index, coefficients): one entry of the channel, or none (index = size of the channel), per place.
         scatters: (channel, places, columns, coefficients), where several entries meet in one place.
     """
 
     shape: tuple[int, ...]
     constant: np.ndarray
+    wholes: tuple[tuple[int, float, bool], ...]
     gathers: tuple[tuple[int, np.ndarray, np.ndarray | None], ...]
     scatters: tuple[tuple[int, np.ndarray, np.ndarray, np.ndarray], ...]
 
@@ -50,7 +53,7 @@ class DenseMap:
         size = int(np.prod(shape))
         constant = np.zeros(size)
         np.add.at(constant, places, source.constant[entries])
-        gathers, scatters = [], []
+        wholes, gathers, scatters = [], [], []
         for block in source.blocks:
             order = np.argsort(block.rows, kind="stable")
             left, right = (np.searchsorted(block.rows[order], entries, side) for side in ("left", "right"))
@@ -60,17 +63,29 @@ class DenseMap:
             inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
             at = order[np.repeat(left, counts) + inside]
             put, cols, coefs = np.repeat(places, counts), block.cols[at], block.coefs[at]
+            whole = _whole(block.size, shape, put, cols, coefs)
+            if whole is not None:
+                wholes.append((block.channel, *whole))
+                continue
             if len(np.unique(put)) < len(put):
                 scatters.append((block.channel, put, cols, coefs))
                 continue
             index, weights = np.full(size, block.size), np.zeros(size)
             index[put], weights[put] = cols, coefs
             gathers.append((block.channel, index, None if np.all(coefs == 1.0) else weights))
-        return cls(shape, constant, tuple(gathers), tuple(scatters))
+        return cls(shape, constant, tuple(wholes), tuple(gathers), tuple(scatters))
 
     def __call__(self, xp: Any, thetas: list[Any], like: Any) -> Any:
         """(1 or B, *shape) for channels (1 or B, size)."""
         out = None if not self.constant.any() else xp.new(self.constant, like)[None]
+        for channel, coefficient, symmetric in self.wholes:
+            part = thetas[channel]
+            if symmetric:
+                square = part.reshape(part.shape[0], *self.shape)
+                part = (0.5 * coefficient * (square + xp.matrix_transpose(square))).reshape(part.shape)
+            else:
+                part = part if coefficient == 1.0 else coefficient * part
+            out = part if out is None else out + part
         for channel, index, weights in self.gathers:
             theta = thetas[channel]
             padded = xp.concat([theta, xp.zeros_like(theta[:, :1])], axis=1) if (index == theta.shape[1]).any() else theta
@@ -85,6 +100,25 @@ class DenseMap:
         return out.reshape(out.shape[0], *self.shape)
 
 
+def _whole(size: int, shape: tuple[int, ...], put: np.ndarray, cols: np.ndarray, coefs: np.ndarray) -> tuple[float, bool] | None:
+    """(coefficient, whether the symmetric part is taken) where a map is that of a whole channel: gathers and scatters are slow."""
+    if size != np.prod(shape):
+        return None
+    if len(put) == size and np.array_equal(put, cols) and np.all(coefs == coefs[0]) and len(np.unique(put)) == size:
+        return float(coefs[0]), False
+    n = shape[0]
+    if len(shape) != 2 or shape[1] != n or len(put) != 2 * size - n:
+        return None
+    places = np.arange(size).reshape(n, n)
+    expected = np.zeros((size, 2))
+    expected[:, 0] = coefs[0] * np.where(np.eye(n, dtype=bool), 1.0, 0.5).ravel() if put[0] == cols[0] == 0 else np.nan
+    expected[:, 1] = expected[:, 0]
+    order = np.lexsort((cols, put))
+    ends = np.unique(np.stack([np.tile(places.ravel(), 2), np.concatenate([places.ravel(), places.T.ravel()])], 1), axis=0)
+    same = np.array_equal(np.stack([put[order], cols[order]], 1), ends) and np.array_equal(coefs[order], expected[ends[:, 0], 0])
+    return (float(coefs[0]), True) if same else None
+
+
 @dataclass(frozen=True)
 class Native:
     """A cone program's way through the array interior point.
@@ -96,6 +130,7 @@ class Native:
         cone: See `equalities`.
         on_error: "raise" or "flag".
         tolerance: Accepted residual.
+        on_host: See `Settings`.
     """
 
     program: ConeProgram
@@ -104,6 +139,7 @@ class Native:
     cone: Symmetric
     on_error: str
     tolerance: float
+    on_host: Callable[..., Any] | None = None
 
     @classmethod
     def of(cls, compiled: Any, options: Any = None) -> Native | None:
@@ -189,7 +225,7 @@ class Native:
 
     def settings(self, xp: Any, like: Any) -> Settings:
         """Settings for the device of an array."""
-        return Settings.of(xp, like, self.definite, self.tolerance)
+        return replace(Settings.of(xp, like, self.definite, self.tolerance), on_host=self.on_host)
 
     def solve(self, xp: Any, arrays: Arrays6) -> tuple[Any, ...]:
         """(x, y, v, status, residual, iterations, by_dual, *factors); points of instances that failed are zero."""
@@ -229,13 +265,12 @@ class Native:
         """The transpose: gradients of (Q, p, A, b, G, h), summed over the batch where `like` is shared."""
         (x, y, v), (t1, t2, t3) = point, t
         z = self.cone.traceable(xp, v)
-        half = _outer(xp, like[0], (t1, x), (x, t1))
         return (
-            -0.5 * half,
+            _outer(xp, like[0], -0.5, (t1, x), (x, t1)),
             -_sum_to(xp, t1, like[1]),
-            -_outer(xp, like[2], (y, t1), (t2, x)),
+            _outer(xp, like[2], -1.0, (y, t1), (t2, x)),
             _sum_to(xp, t2, like[3]),
-            -_outer(xp, like[4], (z, t1), (t3, x)),
+            _outer(xp, like[4], -1.0, (z, t1), (t3, x)),
             _sum_to(xp, t3, like[5]),
         )
 
@@ -266,18 +301,20 @@ class Native:
         D = self.cone.derivative(xp, v)
         curved = self.cone.second(xp, v, r3, times(xp, G, l1) + l3)
         return (
-            0.5 * _outer(xp, like[0], (l1, r1), (r1, l1)),
-            _outer(xp, like[1], (r2, l1), (l2, r1)),
-            _outer(xp, like[2], (self.cone.apply(xp, D, r3), l1), (l3, r1)),
+            _outer(xp, like[0], 0.5, (l1, r1), (r1, l1)),
+            _outer(xp, like[1], 1.0, (r2, l1), (l2, r1)),
+            _outer(xp, like[2], 1.0, (self.cone.apply(xp, D, r3), l1), (l3, r1)),
             curved,
         )
 
 
-def _outer(xp: Any, like: Any, *pairs: tuple[Any, Any]) -> Any:
-    """Sum of outer products a b', over the batch too where `like` is shared."""
+def _outer(xp: Any, like: Any, scale: float, *pairs: tuple[Any, Any]) -> Any:
+    """Sum of outer products a b' times `scale`, over the batch too where `like` is shared."""
     if like.shape[0] == 1:
-        return sum(xp.matmul(a.T, b) for a, b in pairs)[None]  # type: ignore[index]
-    return sum(a[:, :, None] * b[:, None, :] for a, b in pairs)
+        return scale * sum(xp.matmul(a.T, b) for a, b in pairs)[None]  # type: ignore[index]
+    left, right = (xp.concat([pair[i][:, :, None] for pair in pairs], axis=2) for i in (0, 1))
+    left = left if scale == 1.0 else scale * left
+    return xp.matmul(left, xp.matrix_transpose(right))
 
 
 def _sum_to(xp: Any, a: Any, like: Any) -> Any:

@@ -19,7 +19,7 @@ from layercompiler.plan.failure import failure
 from layercompiler.plan.native import Native
 from layercompiler.status import Info, Status
 
-_CHUNK = 3_000_000  # numbers of a working set on the CPU; larger batches are solved in parts
+_CHUNK = 6_000_000  # numbers of a working set on the CPU; larger batches are solved in parts
 _xp: Any = arrays.get("torch")
 
 
@@ -163,10 +163,15 @@ def run(native: Native, theta: Sequence[Tensor], batch: tuple[int, ...]) -> tupl
         shared = count > 0 and math.prod(lead) == 1
         rows.append(t.reshape(1, p.size) if shared else t.expand(*batch, *p.shape).reshape(count, p.size))
     like = rows[0] if rows else torch.zeros(1, 1, dtype=torch.float64)
-    finite = torch.ones(1, dtype=torch.bool, device=like.device)
+    total = torch.zeros(1, dtype=like.dtype, device=like.device)
     for r in rows:
-        finite = finite & torch.isfinite(r).all(1)
-    rows = [torch.where(finite[: len(r), None], r, 0.0) for r in rows]  # so that no NaN meets a zero on the way back
+        total = total + r.detach().sum(1)
+    finite = torch.isfinite(total)
+    if _xp.traced(*rows) or not bool(finite.all()):  # a pass over all numbers, and one on the way back, that is seldom needed
+        finite = torch.ones(1, dtype=torch.bool, device=like.device)
+        for r in rows:
+            finite = finite & torch.isfinite(r).all(1)
+        rows = [torch.where(finite[: len(r), None], r, 0.0) for r in rows]  # so that no NaN meets a zero on the way back
     channels = [rows[c.parameter] for c in native.program.channels]
     data, found = native.bind(_xp, channels, like)
     data = (data[0], data[1].expand(count, -1), *data[2:])

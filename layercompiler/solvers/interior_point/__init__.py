@@ -2,6 +2,7 @@
 
 program     the numbers, and the residual of a point       symmetric   orthants and second-order cones
 dual        the fast form, for Q definite                  primal      the robust form, with certificates (scaling: its units)
+complementarity  the steps of the dual form
 solution    both together, and linear solves               engine      the same as an engine of the registry, on numpy
 """
 

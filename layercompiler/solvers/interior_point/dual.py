@@ -4,9 +4,9 @@ With Q = L L', M = Q^-1 less its part on the equalities, R = G M G' (m, m):
 
     s = q + R z,   s in K, z in K, s'z = 0.
 
-One iteration is one Cholesky factorization of R + W^2, W the Nesterov-Todd scaling, and no product with the data. It stops early, at 1e-4:
-one or two Newton steps on the residual map (for polyhedra: solving at the active set) then reach rounding. At v = z - s, with D the
-derivative of the projection and C its root, such a step is
+One iteration is one Cholesky factorization of R + W^2, W the Nesterov-Todd scaling, and no product with the data. It stops early, once the
+rows show which of z and s vanishes: one or two Newton steps on the residual map (for polyhedra: solving at the active set) then reach
+rounding. At v = z - s, with D the derivative of the projection and C its root, such a step is
 
     (C R C + I - D) w = -C q,   z = C w,   s = q + R z,
 
@@ -14,7 +14,8 @@ exact wherever D stays the same, since projections onto cones are positively hom
 linear system of the derivative.
 
 Needs Q positive definite and A of full rank; pays where m is at most about 2n. Instances that lack this are left to the primal form.
-Source: Mehrotra 1992; Amos and Kolter 2017 (the elimination); Vandenberghe 2010 (the scaling); Busseti, Moursi and Boyd 2019 (the step).
+Source: Mehrotra 1992; Amos and Kolter 2017 (the elimination); Vandenberghe 2010 (the scaling); Busseti, Moursi and Boyd 2019 (the step);
+El-Bakry, Tapia and Zhang 1994 (which rows are active).
 """
 
 from __future__ import annotations
@@ -24,22 +25,28 @@ from typing import Any
 
 import numpy as np
 
+from layercompiler.solvers.interior_point.complementarity import Complementarity
 from layercompiler.solvers.interior_point.program import (
     Point,
     Program,
     cholesky_solve,
     missing,
     point,
+    put,
     select,
     times,
     times_transposed,
     triangular,
+    unsolved,
 )
-from layercompiler.solvers.interior_point.symmetric import Symmetric
 
 EXACT = 1e-12  # relative residual that needs no further round
-_ROUNDS = ((1e-4, 10), (1e-7, 12), (1e-11, 25))  # tolerance of the interior point, and most iterations, before each try of a Newton step
-_RIDGE = 1e-13  # on the unit diagonal of R
+_FINEST = 1e-13  # relative remainder of a linear system that needs no further refinement
+_ROUNDING = 1e-15
+_REFINEMENTS = 3
+# Before each try of a Newton step: tolerance where the active rows show, tolerance where they do not, and most iterations.
+_ROUNDS = ((1e-2, 1e-9, 14), (0.0, 1e-11, 30))
+_CURVED_ROUNDS = ((1e-4, 1e-9, 12), (1e-7, 1e-9, 12), (0.0, 1e-11, 25))
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,18 @@ class Elimination:
     @classmethod
     def of(cls, program: Program) -> Elimination:
         """Factor Q, and the equalities in it."""
-        xp, k = program.xp, program.A.shape[1]
+        xp, k, m = program.xp, program.A.shape[1], program.G.shape[1]
         L, ok = xp.cholesky(program.Q)
-        W_G = triangular(xp, L, xp.matrix_transpose(program.G))
-        R = xp.matmul(xp.matrix_transpose(W_G), W_G)
         if not k:
+            W_G = triangular(xp, L, xp.matrix_transpose(program.G))
+            R = xp.matmul(xp.matrix_transpose(W_G), W_G)
             return cls(program, L, L[:, :, :0], W_G, L[:, :0, :0], W_G[:, :0], R, ok)
-        W_A = triangular(xp, L, xp.matrix_transpose(program.A))
+        if program.A.shape[0] == program.G.shape[0] and m:
+            W = triangular(xp, L, xp.matrix_transpose(xp.concat([program.A, program.G], axis=1)))
+            W_A, W_G = W[:, :, :k], W[:, :, k:]
+        else:
+            W_A, W_G = (triangular(xp, L, xp.matrix_transpose(M)) for M in (program.A, program.G))
+        R = xp.matmul(xp.matrix_transpose(W_G), W_G)
         S = xp.matmul(xp.matrix_transpose(W_A), W_A)
         La, full = xp.cholesky(S)
         # the pivots tell how far a row of A is from the span of those before it
@@ -142,116 +154,33 @@ class Linearized:
         dz = cone.apply(xp, C, cholesky_solve(xp, self.Lt, -cone.apply(xp, C, q)))
         return *self.form.expand(u, t, dz), dz
 
-    def refined(self, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
-        """`solve`, and once more for what is missing on the data."""
-        found = self.solve(r_x, r_y, r_z)
-        left = missing(self.form.program, self.v, (r_x, r_y, r_z), found)
-        return tuple(a + b for a, b in zip(found, self.solve(*left), strict=True))  # type: ignore[return-value]
+    def refined(self, right: tuple[Any, Any, Any], turns: Any = 1, finest: float = _FINEST) -> tuple[tuple[Any, Any, Any], Any]:
+        """(`solve` of a right-hand side and, up to `turns` times, of what is missing on the data; the relative remainder (B,))."""
+        program, xp = self.form.program, self.form.program.xp
 
-    def newton(self) -> Point:
-        """The Newton step from v on the residual map."""
+        def goes_on(dx: Any, dy: Any, dz: Any, r_x: Any, r_y: Any, r_z: Any, off: Any, turn: Any) -> Any:
+            more = xp.any((off > finest) & self.ok)
+            return turn < turns and bool(more) if isinstance(turn, int) else (turn < turns) & more
+
+        def again(dx: Any, dy: Any, dz: Any, r_x: Any, r_y: Any, r_z: Any, off: Any, turn: Any) -> tuple[Any, ...]:
+            step = self.solve(r_x, r_y, r_z)
+            step = step if isinstance(turn, int) and turn == 0 else tuple(a + b for a, b in zip((dx, dy, dz), step, strict=True))
+            if isinstance(turn, int) and turns == 1:  # nobody asks
+                return *step, r_x, r_y, r_z, off, turn + 1
+            left = missing(program, self.v, right, step)  # type: ignore[arg-type]
+            return *step, *left, unsolved(xp, left, right), turn + 1
+
+        zero = tuple(xp.zeros_like(r) for r in right)
+        turn = xp.zeros_like(right[0][0, 0]) if xp.name in ("jax", "tensorflow") else 0
+        found = xp.while_loop(goes_on, again, (*zero, *right, xp.full_like(right[0][:, 0], xp.inf), turn))
+        return found[:3], found[6]
+
+    def newton(self, turns: Any = 1) -> Point:
+        """The Newton step from v on the residual map, its linear system solved and refined `turns` times."""
         program = self.form.program
         zero = program.xp.sum(self.v, axis=1, keepdims=True) * 0.0
-        x, y, z = self.refined(zero - program.p, zero + program.b, zero + program.h)
+        (x, y, z), _ = self.refined((zero - program.p, zero + program.b, zero + program.h), turns, _ROUNDING)
         return point(program, x, y, program.cone.join_parts(program.xp, z, program.h - times(program.xp, program.G, x), self.v > 0))
-
-
-@dataclass(frozen=True)
-class Complementarity:
-    """The problem s = q + R z in units where R has a unit diagonal (per cone) and q a largest entry of one."""
-
-    xp: Any
-    cone: Symmetric
-    R: Any
-    q: Any
-    row: Any  # z = scale z_here / row... see `unscale`
-    scale: Any
-
-    @classmethod
-    def of(cls, form: Elimination, q: Any) -> Complementarity:
-        """Scale."""
-        xp, cone = form.program.xp, form.program.cone
-        diagonal = xp.linalg.diagonal(form.R)
-        linear, parts = cone.split(diagonal)
-        parts = [xp.max(p, axis=2, keepdims=True) + xp.zeros_like(p) for p in parts]
-        row = 1.0 / xp.sqrt(xp.clip(cone.join(xp, linear, parts), 1e-30, None))
-        q = q * row
-        scale = xp.clip(xp.max(xp.abs(q), axis=1), 1e-30, None)[:, None]
-        R = xp.add_diagonal(form.R * (row[:, :, None] * row[:, None, :]), xp.full_like(row, _RIDGE))
-        return cls(xp, cone, R, q / scale, row, scale)
-
-    def take(self, index: Any) -> Complementarity:
-        """The instances `index`."""
-        arrays = (a if a.shape[0] == 1 else a[index] for a in (self.R, self.q, self.row, self.scale))
-        return Complementarity(self.xp, self.cone, *arrays)
-
-    def v(self, z: Any, s: Any) -> Any:
-        """Z - s in the units of the program, with the active set that shows in these units."""
-        return self.cone.join_parts(self.xp, self.scale * z * self.row, self.scale * s / self.row, z > s)
-
-    def start(self) -> tuple[Any, Any, Any]:
-        """(z, s, dead): the solution of s = q + R z with z = -s, moved into the cone."""
-        xp, cone = self.xp, self.cone
-        L, ok = xp.cholesky(xp.add_diagonal(self.R, xp.ones_like(self.row)))
-        z = cholesky_solve(xp, L, -self.q)
-        e = xp.new(cone.identity, z)
-        out, back = cone.shift(xp, z)[:, None], cone.shift(xp, -z)[:, None]
-        zero = xp.zeros_like(out)
-        s = -z + e * (xp.where(back > -1e-8, back + 1.0, zero))
-        z = z + e * (xp.where(out > -1e-8, out + 1.0, zero))
-        dead = ~ok | ~xp.all(xp.isfinite(z), axis=1)
-        return select(xp, dead, e + xp.zeros_like(z), z), select(xp, dead, e + xp.zeros_like(z), s), dead
-
-    def iterate(self, state: tuple[Any, ...], tolerance: float, limit: int, every: int) -> tuple[Any, ...]:
-        """Predictor-corrector steps from (z, s, dead, idle, iterations) until the instances that are not idle are done.
-
-        Args:
-            state: z and s (B, m); dead (B,) where no step could be taken; idle (B,) what is left alone; iterations (B,).
-            tolerance: Of s'z / degree and of s - q - R z.
-            limit: Most iterations.
-            every: Whether all are done is asked only then: on a device a question costs a synchronization.
-        """
-        xp, cone, R = self.xp, self.cone, self.R
-        z, s, dead, idle, iterations = state
-        r = self.q + times(xp, R, z) - s
-
-        def going(z: Any, s: Any, r: Any, dead: Any) -> Any:
-            mu = xp.sum(s * z, axis=1) / cone.degree
-            return ~((mu < tolerance) & (xp.max(xp.abs(r), axis=1) < tolerance)) & ~dead & ~idle
-
-        def goes_on(z: Any, s: Any, r: Any, dead: Any, active: Any, iterations: Any, turn: Any) -> Any:
-            if isinstance(turn, int):
-                return turn < limit and (turn % every != 0 or bool(xp.any(active)))
-            return (turn < limit) & xp.any(active)
-
-        def step(z: Any, s: Any, r: Any, dead: Any, active: Any, iterations: Any, turn: Any) -> tuple[Any, ...]:
-            mu = xp.sum(s * z, axis=1)
-            W = cone.scaling(xp, s, z)
-            L, ok = xp.cholesky(cone.add_square(xp, R, W))
-            dz = cholesky_solve(xp, L, -s - r)
-            ds = -s - cone.square(xp, W, dz)
-            a = _length(xp, cone, z, s, dz, ds, 1.0)
-            sigma = (xp.sum((s + a * ds) * (z + a * dz), axis=1) / mu) ** 3
-            u = cone.corrector(xp, W, s, z, ds, dz, (sigma * mu / cone.degree)[:, None])
-            dz = cholesky_solve(xp, L, -u - r)
-            ds = -u - cone.square(xp, W, dz)
-            a = _length(xp, cone, z, s, dz, ds, 0.995)
-            dead = dead | (active & ~(ok & xp.isfinite(a[:, 0]) & (mu > 0)))
-            moved = (active & ~dead)[:, None]
-            none = xp.zeros_like(z)
-            z, s = z + xp.where(moved, a * dz, none), s + xp.where(moved, a * ds, none)
-            r = xp.where(moved, (1.0 - a) * r, r)
-            return z, s, r, dead, going(z, s, r, dead), iterations + xp.astype(active, iterations.dtype), turn + 1
-
-        turn = xp.zeros_like(iterations[0]) if xp.name in ("jax", "tensorflow") else 0
-        z, s, _, dead, _, iterations, _ = xp.while_loop(goes_on, step, (z, s, r, dead, going(z, s, r, dead), iterations, turn))
-        return z, s, dead, idle, iterations
-
-
-def _length(xp: Any, cone: Symmetric, z: Any, s: Any, dz: Any, ds: Any, share: float) -> Any:
-    """(B, 1), the share of the way to the boundary, at most one."""
-    inverse = xp.maximum(cone.inverse_step(xp, z, dz), cone.inverse_step(xp, s, ds))
-    return (1.0 / xp.clip(inverse / share, 1.0, None))[:, None]
 
 
 def solve(program: Program, compact: bool, every: int) -> tuple[Point, Linearized, Any]:
@@ -274,7 +203,7 @@ def solve(program: Program, compact: bool, every: int) -> tuple[Point, Linearize
     if not cone.m:
         at = Linearized.at(form, q)
         return _usable(xp, at.newton(), at.ok), at, iterations
-    problem = Complementarity.of(form, q)
+    problem = Complementarity.of(xp, cone, form.R, q)
     z, s, dead = problem.start()
     run = _by_compaction if compact else _in_one_loop
     return run(form, problem, z, s, dead | ~form.ok, iterations, every)
@@ -285,38 +214,40 @@ def _by_compaction(
 ) -> tuple[Point, Linearized, Any]:
     """Rounds on what is not done yet, as ever smaller batches."""
     xp, whole = form.program.xp, form
-    idle = dead & ~dead
-    best: Point | None = None
-    at = index = iterations  # set in the first round
-    for tolerance, limit in _ROUNDS:
-        count = iterations if best is None else iterations[index]
-        z, s, dead, _, count = problem.iterate((z, s, dead, idle, count), tolerance, limit, every)
+    best: tuple[Any, ...] = ()  # x, y, v, residual; v and the factor of the linearization
+    index = None
+
+    def record(rows: Any, found: Point, here: Linearized) -> None:
+        nonlocal best
+        new = (*found.arrays, here.v, here.Lt)
+        if not best:
+            best = new
+            return
+        keep = xp.nonzero(found.residual < best[3][rows])[0]
+        best = tuple(put(xp, a, rows[keep], b[keep]) for a, b in zip(best, new, strict=True))
+
+    for early, tolerance, limit in _CURVED_ROUNDS if problem.cone.groups else _ROUNDS:
+        count = iterations if index is None else iterations[index]
+        tolerances = (xp.full_like(z[0, 0], early), xp.full_like(z[0, 0], tolerance))
+        z, s, count = problem.settle(z, s, dead, count, *tolerances, limit, every)
+        iterations = count if index is None else put(xp, iterations, index, count)
         here = Linearized.at(form, problem.v(z, s))
         found = _usable(xp, here.newton(), here.ok)
-        if bool(xp.any((found.residual > EXACT) & ~dead)):
-            again = Linearized.at(form, found.v)
-            better = _usable(xp, again.newton(), again.ok)
-            gain = better.residual < found.residual
-            found = better.where(xp, gain, found)
-            here = Linearized(form, select(xp, gain, again.v, here.v), select(xp, gain, again.Lt, here.Lt), here.ok)
-        if best is None:
-            best, at, iterations = found, here, count
-            index = xp.nonzero(~dead | dead)[0]
-        else:
-            keep = found.residual < best.residual[index]
-            rows = index[keep]
-            best = Point(*(put(xp, a, rows, b[keep]) for a, b in zip(best.arrays, found.arrays, strict=True)))
-            at = Linearized(whole, put(xp, at.v, rows, here.v[keep]), put(xp, at.Lt, rows, here.Lt[keep]), at.ok)
-            iterations = put(xp, iterations, index, count)
-        left = ~((found.residual <= EXACT) | dead)
-        if not bool(xp.any(left)):
+        record(index, found, here)
+        left = xp.nonzero((found.residual > EXACT) & ~dead)[0]
+        if not len(left):
             break
-        index = index[left]
-        z, s, dead, idle = z[left], s[left], dead[left], idle[left]
         form = form.take(left, form.program.take(left))
-        problem = problem.take(left)
-    assert best is not None
-    return best, at, iterations
+        here = Linearized.at(form, found.v[left])
+        index = left if index is None else index[left]
+        record(index, _usable(xp, here.newton(_REFINEMENTS), here.ok), here)
+        off = best[3][index] > EXACT
+        if not bool(xp.any(off)):
+            break
+        keep = xp.nonzero(off)[0]
+        index, left = index[keep], left[keep]
+        z, s, dead, problem, form = z[left], s[left], dead[left], problem.take(left), form.take(keep, form.program.take(keep))
+    return Point(*best[:4]), Linearized(whole, best[4], best[5], whole.ok), iterations
 
 
 def _in_one_loop(
@@ -325,22 +256,24 @@ def _in_one_loop(
     """The same rounds on the whole batch, for compilers and devices: the loop's body is compiled once."""
     xp = form.program.xp
     eager = xp.name not in ("jax", "tensorflow")
-    tolerances = xp.new(np.array([t for t, _ in _ROUNDS]), z)
-    limits = np.array([limit for _, limit in _ROUNDS], np.int32)
+    rounds = np.array(_CURVED_ROUNDS if problem.cone.groups else _ROUNDS)
+    early, tolerances = (xp.new(a, z) for a in rounds.T[:2])
+    limits = rounds[:, 2].astype(np.int32)
     limits = limits if eager else xp.astype(xp.new(limits), xp.int32)
 
     def goes_on(z: Any, s: Any, dead: Any, done: Any, iterations: Any, x: Any, y: Any, v: Any, residual: Any, *rest: Any) -> Any:
         more = xp.any(~done)
-        return (rest[-1] < 2 * len(_ROUNDS)) and bool(more) if eager else (rest[-1] < 2 * len(_ROUNDS)) & more
+        return (rest[-1] < 2 * len(rounds)) and bool(more) if eager else (rest[-1] < 2 * len(rounds)) & more
 
     def body(z: Any, s: Any, dead: Any, done: Any, iterations: Any, x: Any, y: Any, v: Any, residual: Any, *rest: Any) -> tuple[Any, ...]:
         at, Lt, turn = rest
         fresh, k = turn % 2 == 0, turn // 2  # every other turn only repeats the Newton step
         limit = (int(limits[k]) if fresh else 0) if eager else xp.where(fresh, limits[k], xp.zeros_like(limits[k]))
-        z, s, dead, _, iterations = problem.iterate((z, s, dead, done, iterations), tolerances[k], limit, every)
+        z, s, _, iterations, _ = problem.iterate((z, s, done, iterations), early[k], tolerances[k], limit, every)
         start = problem.v(z, s)
         here = Linearized.at(form, (start if fresh else v) if eager else xp.where(fresh, start, v))
-        found = _usable(xp, here.newton(), here.ok)
+        turns = (1 if fresh else _REFINEMENTS) if eager else xp.where(fresh, xp.ones_like(turn), _REFINEMENTS * xp.ones_like(turn))
+        found = _usable(xp, here.newton(turns), here.ok)
         gain = (found.residual < residual) & ~done
         best = found.where(xp, gain, Point(x, y, v, residual))
         at, Lt = select(xp, gain, here.v, at), select(xp, gain, here.Lt, Lt)
@@ -361,10 +294,3 @@ def _usable(xp: Any, found: Point, ok: Any) -> Point:
     good = ok & xp.isfinite(found.residual) & xp.all(xp.isfinite(found.x), axis=1)
     zero = lambda a: select(xp, good, a, xp.zeros_like(a))  # noqa: E731
     return Point(zero(found.x), zero(found.y), zero(found.v), xp.where(good, found.residual, xp.full_like(found.residual, xp.inf)))
-
-
-def put(xp: Any, a: Any, index: Any, value: Any) -> Any:
-    """A copy of a with rows `index` replaced (frameworks whose arrays can be written to)."""
-    out = xp.asarray(a, copy=True)
-    out[index] = value
-    return out

@@ -232,7 +232,7 @@ def solve(given: Program, idle: Any, every: int, limit: int | None = None) -> Em
     Args:
         given: Numbers of a batch.
         idle: (B,) instances to leave alone.
-        every: See `dual.Complementarity.iterate`.
+        every: See `Complementarity.iterate`.
         limit: Most iterations.
     """
     limit = limit or _LIMIT

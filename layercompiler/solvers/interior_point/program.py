@@ -174,3 +174,10 @@ def _largest(xp: Any, like: Any, *terms: Any) -> Any:
 def select(xp: Any, condition: Any, a: Any, b: Any) -> Any:
     """Per instance a or b, for a condition (B,)."""
     return xp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b)
+
+
+def put(xp: Any, a: Any, index: Any, value: Any) -> Any:
+    """A copy of a with rows `index` replaced (frameworks whose arrays can be written to)."""
+    out = xp.asarray(a, copy=True)
+    out[index] = value
+    return out

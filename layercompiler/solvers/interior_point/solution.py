@@ -5,15 +5,20 @@ Everything here is per instance and in units of the given program; statuses come
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from layercompiler import arrays
 from layercompiler.solvers.interior_point import dual, primal
-from layercompiler.solvers.interior_point.program import Point, Program, missing, select, unsolved
+from layercompiler.solvers.interior_point.program import Point, Program, missing, put, select, unsolved
 from layercompiler.status import Status
 
 _POOR = 1e-10  # relative residual above which the primal form is tried too
 _ACCURATE = 1e-9  # of a linear system of the derivative
+_REFINEMENTS = 3
 _STEPS = 3  # Newton steps after the embedding
 _LEAST_SQUARES = 1500  # largest order of a system that falls back to least squares
 
@@ -25,9 +30,11 @@ class Settings:
     Attributes:
         definite: Q may be positive definite, so that the dual form is worth a try.
         compact: See `dual.solve`.
-        every: See `dual.Complementarity.iterate`.
+        every: See `Complementarity.iterate`.
         tolerance: Relative residual up to which an instance counts as solved.
         limit: Most iterations; where it is given, the primal form alone is used.
+        on_host: Of a numpy function, the array (B, k) that it is to return and its arguments: that array. Where it is given, numpy solves
+            the instances that the dual form fails on: they are rare, and the primal form takes long to compile.
     """
 
     definite: bool = True
@@ -35,6 +42,7 @@ class Settings:
     every: int = 1
     tolerance: float = 1e-8
     limit: int | None = None
+    on_host: Callable[..., Any] | None = None
 
     @classmethod
     def of(cls, xp: Any, like: Any, definite: bool, tolerance: float) -> Settings:
@@ -90,11 +98,12 @@ def solve(program: Program, settings: Settings) -> Solved:
             part = program.take(index)
             fresh = _embed(part, xp.zeros_like(left[index]), settings)
             held = (*found.arrays, status, iterations)
-            x, y, v, residual, status, iterations = (dual.put(xp, a, index, b) for a, b in zip(held, fresh, strict=True))
+            x, y, v, residual, status, iterations = (put(xp, a, index, b) for a, b in zip(held, fresh, strict=True))
             found = Point(x, y, v, residual)
     else:
         held = (*found.arrays, status, iterations)
-        fresh = xp.cond(xp.any(left), lambda *_: _embed(program, ~left, settings), lambda *a: a, *held)
+        embed = _embed_on_host if settings.on_host else _embed
+        fresh = xp.cond(xp.any(left), lambda *_: embed(program, ~left, settings), lambda *a: a, *held)
         x, y, v, residual, status, iterations = (select(xp, left, b, a) for a, b in zip(held, fresh, strict=True))
         found = Point(x, y, v, residual)
     return Solved(found, _nonfinite(xp, finite, status), iterations, by_dual, factors)
@@ -126,6 +135,27 @@ def _embed(program: Program, idle: Any, settings: Settings) -> tuple[Any, ...]:
     return x, y, v, xp.where(keep, best.residual, none), code, end.iterations
 
 
+def _embed_on_host(program: Program, idle: Any, settings: Settings) -> tuple[Any, ...]:
+    """`_embed`, by numpy."""
+    xp, cone = program.xp, program.cone
+    n, k = program.Q.shape[1], program.A.shape[1]
+
+    def solve_rows(idle: np.ndarray, *numbers: np.ndarray) -> np.ndarray:
+        rows, found = np.flatnonzero(~idle), np.zeros((len(idle), n + k + cone.m + 3))
+        if len(rows):
+            part = Program(arrays.get("numpy"), cone, *numbers).take(rows)
+            with np.errstate(all="ignore"):
+                x, y, v, *facts = _embed(part, np.zeros(len(rows), bool), Settings(settings.definite, tolerance=settings.tolerance))
+            found[rows] = np.concatenate([x, y, v, *(np.asarray(f, float)[:, None] for f in facts)], axis=1)
+        return found
+
+    assert settings.on_host is not None
+    like = xp.zeros_like(xp.broadcast_to(program.p[:, :1], (len(idle), n + k + cone.m + 3)))
+    found = settings.on_host(solve_rows, like, idle, *program.arrays)
+    x, y, v, facts = found[:, :n], found[:, n : n + k], found[:, n + k : -3], found[:, -3:]
+    return x, y, v, facts[:, 0], xp.astype(facts[:, 1], xp.int8), xp.astype(facts[:, 2], xp.int32)
+
+
 def _finite(program: Program) -> Any:
     """(B,), where every number is finite."""
     xp = program.xp
@@ -155,19 +185,40 @@ def linear_solve(
         return _robust(program, v, right, settings)
     L, W_A, W_G, La, V, _ = factors
     form = dual.Elimination(program, L, W_A, W_G, La, V, L, by_dual)  # R is not needed any more
-    step = dual.Linearized(form, v, factors[-1], by_dual).refined(*right)
-    poor = ~by_dual | ~(unsolved(xp, missing(program, v, right, step), right) <= _ACCURATE)
+    step, off = dual.Linearized(form, v, factors[-1], by_dual).refined(right, _REFINEMENTS)
+    poor = ~by_dual | ~(off <= _ACCURATE)
     if settings.compact:
         if bool(xp.any(poor)):
             index = xp.nonzero(poor)[0]
             fresh = _robust(program.take(index), v if v.shape[0] == 1 else v[index], tuple(r[index] for r in right), settings)  # type: ignore[arg-type]
-            step = tuple(dual.put(xp, a, index, b) for a, b in zip(step, fresh, strict=True))
+            step = tuple(put(xp, a, index, b) for a, b in zip(step, fresh, strict=True))
         return step  # type: ignore[return-value]
-    fresh = xp.cond(xp.any(poor), lambda *r: _robust(program, v, r, settings), lambda *_: step, *right)  # type: ignore[arg-type]
+    robust = _robust_on_host if settings.on_host else _robust
+    fresh = xp.cond(xp.any(poor), lambda *r: robust(program, v, r, settings, poor), lambda *_: step, *right)  # type: ignore[arg-type]
     return tuple(select(xp, poor, b, a) for a, b in zip(step, fresh, strict=True))  # type: ignore[return-value]
 
 
-def _robust(program: Program, v: Any, right: tuple[Any, Any, Any], settings: Settings) -> tuple[Any, Any, Any]:
+def _robust_on_host(program: Program, v: Any, right: tuple[Any, Any, Any], settings: Settings, which: Any) -> tuple[Any, Any, Any]:
+    """`_robust` for some instances, by numpy."""
+    xp, cone = program.xp, program.cone
+    n, k = right[0].shape[1], right[1].shape[1]
+
+    def solve_rows(which: np.ndarray, v: np.ndarray, both: np.ndarray, *numbers: np.ndarray) -> np.ndarray:
+        rows, found = np.flatnonzero(which), np.zeros_like(both)
+        if len(rows):
+            part = Program(arrays.get("numpy"), cone, *numbers).take(rows)
+            some = both[rows, :n], both[rows, n : n + k], both[rows, n + k :]
+            with np.errstate(all="ignore"):
+                found[rows] = np.concatenate(_robust(part, v if len(v) == 1 else v[rows], some, settings), axis=1)
+        return found
+
+    assert settings.on_host is not None
+    both = xp.concat(right, axis=1)
+    found = settings.on_host(solve_rows, both, which, v, both, *program.arrays)
+    return found[:, :n], found[:, n : n + k], found[:, n + k :]
+
+
+def _robust(program: Program, v: Any, right: tuple[Any, Any, Any], settings: Settings, which: Any = None) -> tuple[Any, Any, Any]:
     xp = program.xp
     scaling = primal.Equilibrated.of(program)
     step = primal.Linearized.at(scaling, v).solve(*right)

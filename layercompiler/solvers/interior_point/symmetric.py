@@ -20,6 +20,7 @@ from layercompiler.cones import Product
 from layercompiler.cones.base import KINK
 
 TINY = 1e-300
+_APART = 0.6
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,16 @@ class Symmetric:
             rest = y[..., 1:] - (along + y[..., :1]) / (unit[..., :1] + 1.0) * unit[..., 1:]
             found.append(xp.max((_norm(xp, rest) - along[..., 0]) / a[..., 0], axis=1))
         return _largest(xp, found)
+
+    def settled(self, xp: Any, z_ratio: Any, s_ratio: Any) -> Any:
+        """(B,), where the ratios of new and old z and s (B, m), up to a constant, show on the orthant which of the two vanishes.
+
+        The ratio of what vanishes tends to zero, that of what does not to one.
+        """
+        if not self.linear:
+            return xp.sum(z_ratio, axis=1) * 0.0 == 0.0
+        apart = xp.abs(z_ratio - s_ratio)
+        return xp.min(apart[:, : self.linear] if self.groups else apart, axis=1) > _APART
 
     def join_parts(self, xp: Any, z: Any, s: Any, active: Any) -> Any:
         """V = z - s, where on the orthant `active` (B, m) tells which of the two vanishes.
