@@ -116,7 +116,9 @@ class Function:
 
             return run
 
-        return jax.lax.custom_linear_solve(product, tuple(right), solve(False), solve(True))
+        # A part that no tangent reaches (constant constraints) could not be transposed, so all of them are tied to all tangents.
+        tie = 0.0 * sum(jnp.sum(r, axis=1, keepdims=True) for r in right)
+        return jax.lax.custom_linear_solve(product, tuple(r + tie for r in right), solve(False), solve(True))
 
     def _in_pieces(self, function: Callable[..., Any], data: Sequence[Any]) -> Any:
         """A function of (B or 1, ...) arrays; on the CPU by pieces of the batch that stay in the cache."""

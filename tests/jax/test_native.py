@@ -57,3 +57,17 @@ def test_failures_raise_or_are_flagged():
         with pytest.raises(lc.errors.SolveError, match="infeasible") as caught:
             raising(*theta)
         assert caught.value.indices == ((1,),)
+
+
+@pytest.mark.parametrize("equality", [False, True])
+def test_constant_constraints_have_derivatives_in_both_modes(equality):
+    q, x = cp.Parameter(4, name="q"), cp.Variable(4)
+    problem = cp.Problem(cp.Minimize(0.5 * cp.sum_squares(x) + q @ x), [x >= 0, *([cp.sum(x) == 0.5] if equality else [])])
+    native, lanes = (lc.export(problem, "jax", parameters=[q], variables=[x], solver=s) for s in ("interior_point", "clarabel"))
+    values = np.random.default_rng(0).standard_normal((3, 4))
+    weights = np.random.default_rng(1).standard_normal((3, 4))
+    with jax.enable_x64(True):
+        gradients = [jax.grad(lambda q, layer=layer: (weights * layer(q)[0]).sum())(values) for layer in (native, lanes)]
+        tangents = [jax.jvp(lambda q, layer=layer: layer(q)[0], (values,), (weights,))[1] for layer in (native, lanes)]
+    close(gradients[:1], gradients[1:])
+    close(tangents[:1], tangents[1:])
