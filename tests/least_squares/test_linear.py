@@ -7,7 +7,8 @@ import torch
 import layercompiler as lc
 from layercompiler import manifolds
 from layercompiler.errors import DerivativeError, OptionError
-from layercompiler.solvers.least_squares.linear import PIVOT, normal
+from layercompiler.solvers.least_squares.choose import normal
+from layercompiler.solvers.least_squares.linear import PIVOT
 from layercompiler.solvers.least_squares.structure import Structure
 from tests.least_squares.problems import HOST
 

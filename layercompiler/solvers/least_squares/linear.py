@@ -13,7 +13,7 @@ from layercompiler.solvers.least_squares.structure import Structure
 
 # A pivot of the equilibrated matrix below this is taken for zero: the matrix is singular to working precision.
 PIVOT = 1e-12
-_DENSE = 200
+DENSE = 200
 
 
 class Factor(ABC):
@@ -71,7 +71,7 @@ class Plain(Normal):
     name = "plain"
 
     def __init__(self, structure: Structure, dense: bool = False) -> None:
-        self.n, self.dense = structure.n, dense or structure.n <= _DENSE
+        self.n, self.dense = structure.n, dense or structure.n <= DENSE
         every = np.arange(self.n)
         self.rows, self.cols = np.concatenate([structure.rows, every]), np.concatenate([structure.cols, every])
 
@@ -126,21 +126,3 @@ def _qdldl(K: Any) -> tuple[Any, float]:
     except (ValueError, RuntimeError):
         return (lambda r: np.full_like(r, np.nan)), -1.0
     return solver.solve, float(solver.factors()[1].min(initial=np.inf))
-
-
-def normal(structure: Structure, name: str = "auto", eliminate: tuple[str, ...] | None = None) -> Normal:
-    """The linear solve by name, or the best one that is built here.
-
-    "auto" is "lanes" where the kernels were built: their ordering eliminates block-diagonal unknowns first by itself. Without them,
-    Schur complements where the structure has such unknowns and more of them than others.
-    """
-    from layercompiler.solvers.least_squares.conjugate import Conjugate
-    from layercompiler.solvers.least_squares.elimination import Schur, separable
-
-    if name == "auto":
-        gone = [] if kernels.available() else separable(structure)
-        few = 2 * sum(v.dof for v in structure.program.variables if v.name in gone) > structure.n > _DENSE
-        name = "lanes" if kernels.available() else "schur" if few else "plain"
-    if name == "schur":
-        return Schur(structure, eliminate)
-    return Plain(structure, name == "dense") if name in ("plain", "dense") else {"lanes": Lanes, "cg": Conjugate}[name](structure)

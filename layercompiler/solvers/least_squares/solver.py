@@ -13,9 +13,10 @@ from layercompiler import arrays
 from layercompiler.errors import BuildError
 from layercompiler.programs.least_squares import LeastSquaresProgram
 from layercompiler.solvers.least_squares import descent
+from layercompiler.solvers.least_squares.choose import normal
 from layercompiler.solvers.least_squares.descent import RUNNING, Instances, State
 from layercompiler.solvers.least_squares.evaluation import Evaluation, Point, stages
-from layercompiler.solvers.least_squares.linear import Normal, normal
+from layercompiler.solvers.least_squares.linear import Normal
 from layercompiler.solvers.least_squares.native import Native, UnsupportedError
 from layercompiler.solvers.least_squares.options import LeastSquaresOptions
 from layercompiler.solvers.least_squares.structure import Structure
