@@ -28,9 +28,14 @@ class Torch(Arrays):
     ones_like = staticmethod(torch.ones_like)
     isfinite = staticmethod(torch.isfinite)
     where = staticmethod(torch.where)
-    maximum = staticmethod(torch.maximum)
     full_like = staticmethod(torch.full_like)
     broadcast_to = staticmethod(torch.broadcast_to)
+
+    def maximum(self, a: Any, b: Any) -> torch.Tensor:
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            return torch.maximum(a, b)
+        a, b = (b, a) if isinstance(b, torch.Tensor) else (a, b)
+        return torch.maximum(a, torch.as_tensor(b, dtype=a.dtype, device=a.device))
 
     def matrix_transpose(self, x: torch.Tensor) -> torch.Tensor:
         return x.mT
