@@ -108,6 +108,32 @@ class OursCurve:
         return torch.autograd.grad((value * value).sum(), self.y)[0]
 
 
+class OursJaxCurve:
+    """A curve fit by our jax layer, under jit as jax users have it."""
+
+    def __init__(self, curve):
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        t = jax.numpy.asarray(curve.t)
+        problem = lc.LeastSquares(
+            variables={"x": lc.Euclidean(3, init=curve.start[0])},
+            factors=[lc.factor(lambda x, y: x[0] * jax.numpy.exp(-x[1] * t) + x[2] - y, on="x", data="y")],
+            parameters={"y": curve.t.shape},
+        )
+        layer = lc.export(problem, "jax", on_error="flag")
+        self.y = jax.numpy.asarray(curve.y)
+        self.solve = jax.jit(lambda y: layer(y)[0])
+        self.both = jax.jit(jax.value_and_grad(lambda y: (layer(y)[0] ** 2).sum()))
+
+    def forward(self):
+        return self.solve(self.y).block_until_ready()
+
+    def whole(self):
+        """Forward and backward in one compiled call."""
+        return self.both(self.y)[1].block_until_ready()
+
+
 class OursScene:
     """A bundle adjustment; the points are eliminated by Schur complements, or not."""
 
@@ -263,6 +289,7 @@ def curves(seconds, sizes):
             makers["Theseus (Gauss-Newton)"] = lambda c=curve: peers.TheseusCurve(c, method="gn")
         if importlib.util.find_spec("optimistix"):
             for method in ("LevenbergMarquardt", "Dogleg"):
+                makers["layercompiler (jax, jit)"] = lambda c=curve: OursJaxCurve(c)
                 makers[f"optimistix ({method}, jit)"] = lambda c=curve, m=method: peers.OptimistixCurve(c, m)
         layers = build(makers)
         best = measure(layers, seconds)

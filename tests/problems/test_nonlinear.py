@@ -70,6 +70,8 @@ def objective_of(program, variables, parameters):
         if block.robust is not None:
             c = inner[block.radius.parameter] if block.radius.parameter is not None else block.radius.value
             s = block.robust.rho(HOST, s, c * c)
+        if block.mass is not None:
+            s = s * (inner[block.mass.parameter] if block.mass.parameter is not None else block.mass.value)
         total += float(np.sum(s))
     return total
 
