@@ -13,6 +13,10 @@ import numpy as np
 Function = Callable[..., Any]
 
 
+class UnspelledError(Exception):
+    """A function has no form in scalars and stays with the framework; never seen by users."""
+
+
 class Implicit(Protocol):
     """A function y(args) that solves residual(y, *args) = 0: what `Arrays.implicit` needs to know of it."""
 

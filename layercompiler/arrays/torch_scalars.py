@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from layercompiler.arrays.torch_trace import record
+from layercompiler.arrays.base import UnspelledError
+from layercompiler.arrays.torch_trace import changed, record
 
 aten = torch.ops.aten
 _REPLACED = {
@@ -32,9 +34,9 @@ class Spelling:
         self._called: dict[tuple[str, int], Any] = {}
 
     def run(self, module: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The outputs of a recorded module; raises NotImplementedError for an operation that is not known here."""
+        """The outputs of a recorded module; raises UnspelledError for an operation that is not known here."""
         if module.meta["mutable"]:
-            raise NotImplementedError("operations in place")
+            raise UnspelledError("operations in place")
         values: dict[Any, Any] = {}
         given = iter(inputs)
         for node in module.graph.nodes:
@@ -48,7 +50,7 @@ class Spelling:
             elif node.op == "call_function":
                 function = OPERATIONS.get(node.target)
                 if function is None:
-                    raise NotImplementedError(str(node.target))
+                    raise UnspelledError(str(node.target))
                 arguments = torch.fx.node.map_arg(node.args, lambda n: values[n])
                 named = torch.fx.node.map_arg(node.kwargs, lambda n: values[n])
                 values[node] = function(
@@ -58,10 +60,10 @@ class Spelling:
                 )
                 like = node.meta.get("like")
                 if like is not None and tuple(values[node].shape) != like[0]:
-                    raise NotImplementedError(f"{node.target} gives {values[node].shape} for {like[0]}")
+                    raise UnspelledError(f"{node.target} gives {values[node].shape} for {like[0]}")
             elif node.op == "output":
                 return [self.nodes(values[n] if isinstance(n, torch.fx.Node) else n) for n in node.args[0]]
-        raise NotImplementedError("a graph without output")
+        raise UnspelledError("a graph without output")
 
     def known(self, tensor: torch.Tensor) -> np.ndarray:
         """A constant: nodes, but numbers where the tensor holds integers."""
@@ -95,7 +97,7 @@ class Spelling:
         flat = np.transpose(x, (*rest, *axes)).reshape(*(x.shape[a] for a in rest), -1)
         if not flat.shape[-1]:
             if name != "add":
-                raise NotImplementedError(f"{name} of nothing")
+                raise UnspelledError(f"{name} of nothing")
             found = self.nodes(np.zeros(flat.shape[:-1]))
         else:
             found = np.asarray(flat[..., 0], dtype=object)
@@ -144,10 +146,10 @@ def _slice(s: Spelling, x: Any, dim: int = 0, start: Any = None, end: Any = None
 
 def _index(s: Spelling, x: Any, indices: Any) -> Any:
     if any(i is not None and i.dtype == object for i in indices):
-        raise NotImplementedError("an index that is computed")
+        raise UnspelledError("an index that is computed")
     given = [k for k, i in enumerate(indices) if i is not None]
     if given != list(range(given[0], given[-1] + 1)):
-        raise NotImplementedError("indices with a gap")
+        raise UnspelledError("indices with a gap")
     return np.asarray(x[tuple(slice(None) if i is None else i for i in indices)], dtype=x.dtype)
 
 
@@ -170,7 +172,7 @@ def _cumsum(s: Spelling, x: Any, dim: int) -> Any:
 
 def _norm(s: Spelling, x: Any, ord: float = 2, dim: Any = None, keepdim: bool = False) -> Any:
     if ord != 2:
-        raise NotImplementedError("norms that are not Euclidean")
+        raise UnspelledError("norms that are not Euclidean")
     square = s.fold("add", s.call("mul", x, x), dim, keepdim)
     nothing = s.call("equal", square, 0.0)  # where the derivative is taken for zero
     return s.call("select", nothing, 0.0, s.call("sqrt", s.call("select", nothing, 1.0, square)))
@@ -283,8 +285,8 @@ def _alike(s: Spelling, parts: Sequence[Any]) -> list[np.ndarray]:
 
 def spell(
     function: Callable[..., Any], samples: Sequence[np.ndarray], inputs: Sequence[np.ndarray], graph: Any
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """A function of tensors as nodes: (nodes of its outputs, its outputs at the samples).
+) -> tuple[list[np.ndarray], list[np.ndarray], Callable[[], bool]]:
+    """A function of tensors as nodes: (nodes of its outputs, its outputs at the samples, whether what it closes over has changed since).
 
     Args:
         function: Of tensors, without looking at numbers; a tuple of tensors.
@@ -293,8 +295,8 @@ def spell(
         graph: See `Spelling`.
 
     Raises:
-        NotImplementedError: It does something that has no scalar form here.
+        UnspelledError: It does something that has no scalar form here.
     """
     tensors = tuple(torch.tensor(np.asarray(x, float)) for x in samples)
     module, _, _, leaves = record(function, tensors)
-    return Spelling(graph).run(module, inputs), [leaf.detach().numpy() for leaf in leaves]
+    return Spelling(graph).run(module, inputs), [leaf.detach().numpy() for leaf in leaves], partial(changed, module.meta["held"])

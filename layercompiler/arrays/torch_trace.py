@@ -17,32 +17,38 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from layercompiler.errors import UnsupportedTransformError
 
 _KEPT = 64
+Held = list[tuple[torch.Tensor, torch.Tensor]]  # tensors that a function closes over, and copies of what they held
+
+
+def changed(held: Held) -> bool:
+    """Whether tensors hold other numbers than their copies."""
+    return not all(torch.equal(now, then) or not bool(((now != then) & ((now == now) | (then == then))).any()) for now, then in held)
 
 
 class Traced:
     """A function recorded at its first call with inputs of given shapes.
 
-    The function must not look at numbers, and what it closes over becomes constant: a closed-over tensor that requires a gradient is
-    refused, since its gradient would be lost.
+    The function must not look at numbers. It is recorded again when a tensor that it closes over has changed; one that requires a
+    gradient is refused, since its gradient would be lost.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self._graphs: OrderedDict[Any, tuple[Callable[..., Any], Any]] = OrderedDict()
+        self._graphs: OrderedDict[Any, tuple[Callable[..., Any], Any, Held]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
         tensors = tuple(t.contiguous() for t in tensors)  # views in the graph are right for the strides it was recorded with
         key = tuple((t.shape, t.dtype, t.device) for t in tensors)
         found = self._graphs.get(key)
-        if found is None:
+        if found is None or changed(found[2]):
             with self._lock:
                 found = self._graphs.get(key)
-                if found is None:
+                if found is None or changed(found[2]):
                     found = self._graphs[key] = _record(self._function, tensors)
                     while len(self._graphs) > _KEPT:
                         self._graphs.popitem(last=False)
-        graph, spec = found
+        graph, spec, _ = found
         with torch.no_grad():
             return pytree.tree_unflatten(graph(*tensors), spec)
 
@@ -57,6 +63,7 @@ class _Tape(TorchDispatchMode):
         super().__init__()
         self.module, self.graph, self.mutable = module, fx.Graph(), False
         self.nodes: dict[int, fx.Node] = {}
+        self.held: Held = []
         self.alive: list[Any] = []  # so that no id is used twice
         for position, tensor in enumerate(inputs):
             self.bind(tensor, self.graph.placeholder(f"x{position}"))
@@ -77,6 +84,7 @@ class _Tape(TorchDispatchMode):
                     mend="make the tensor a parameter of the problem and an argument of the residual",
                 )
             self.bind(value, _attach(self.module, self.graph, value))
+            self.held.append((value.detach(), value.detach().clone()))
         return self.nodes[id(value)]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -122,14 +130,14 @@ def record(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> t
         _share(module)
         _fold(module)
         module.graph.eliminate_dead_code()
-    module.meta["mutable"] = tape.mutable
+    module.meta.update(mutable=tape.mutable, held=tape.held)
     return module, inputs, spec, leaves
 
 
-def _record(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any]:
+def _record(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any, Held]:
     module, inputs, spec, _ = record(function, tensors)
     module.recompile()
-    return _compiled(module, inputs), spec
+    return _compiled(module, inputs), spec, module.meta["held"]
 
 
 def _compiled(module: fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:

@@ -156,3 +156,15 @@ def test_batches_are_singles_bit_for_bit():
     (x,) = layer(y)
     for i in (0, 5, 20):
         np.testing.assert_array_equal(layer(y[i])[0], x[i])
+
+
+def test_closed_over_numbers_that_change_are_seen():
+    times, weights = torch.linspace(0, 1, 5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
+    factor = lc.factor(lambda x, y: weights * (x[0] * torch.exp(x[1] * times) - y), on="x", data="y")
+    problem = lc.LeastSquares({"x": lc.Euclidean(2, init=[1.0, 0.0])}, [factor], {"y": (5,)})
+    layer, y = lc.export(problem, "torch"), 2 * torch.exp(-times) + 0.3 * torch.sin(9 * times)
+    before = layer(y)[0]
+    weights[2] = 5.0
+    (after,), (afresh,) = layer(y), lc.export(problem, "torch")(y)
+    assert (after - before).abs().max() > 1e-2
+    np.testing.assert_allclose(after, afresh, atol=1e-12)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from layercompiler import kernels
+from layercompiler.arrays.base import UnspelledError
 from layercompiler.errors import LayerCompilerError
 from layercompiler.expressions.scalars import Scalars, program
 from layercompiler.kernels.tape import Descent, Slot, Tape
@@ -60,8 +61,12 @@ class Native:
             self.pulls, self.moves = [b.pull() for b in self.blocks], self._moves()
             for b in self.blocks:
                 del b.graph  # large, and done with
-        except (NotImplementedError, LayerCompilerError, TypeError, ValueError, IndexError, KeyError) as error:
+        except (UnspelledError, LayerCompilerError, TypeError, ValueError, IndexError, KeyError) as error:
             raise UnsupportedError(f"{type(error).__name__}: {error}") from error
+
+    def changed(self) -> bool:
+        """Whether tensors that residuals close over hold other numbers than those that were spelled out."""
+        return any(b.changed() for b in self.blocks)
 
     def _moves(self) -> list[Tape]:
         """Tapes that move elements of groups."""
@@ -73,7 +78,7 @@ class Native:
             x = np.array([graph.input(("x", j)) for j in range(m.ambient)], dtype=object)
             t = np.array([graph.input(("t", j)) for j in range(m.dof)], dtype=object)
             samples = [m.identity(), np.full(m.dof, 0.1)]
-            (moved,), _ = xp.spell(lambda x, t, m=m: (m.normalize(xp, m.retract(xp, x, t)),), samples, [x, t], graph)
+            (moved,), _, _ = xp.spell(lambda x, t, m=m: (m.normalize(xp, m.retract(xp, x, t)),), samples, [x, t], graph)
             every = np.arange(v.elements)
             places = {("x", j): Slot(VALUES, a + every * m.ambient + j) for j in range(m.ambient)}
             places |= {("t", j): Slot(STEP, self.position[d + every * m.dof + j]) for j in range(m.dof)}
@@ -186,7 +191,7 @@ class _Spelled:
             cost, root = (f(xp, block, r, c, e.mass(block, given)) for f in (cost_of, root_of))
             return (r, cost) if root is None else (r, cost, root)
 
-        nodes, told = xp.spell(function, samples, inputs, graph)
+        nodes, told, self.changed = xp.spell(function, samples, inputs, graph)
         self._check(nodes, told, samples, inputs)
         self.rows = [int(k) for k in nodes[0].reshape(-1)]
         self.cost = int(nodes[1].reshape(-1)[0])
@@ -211,7 +216,7 @@ class _Spelled:
         Tape(code, constants, registers, one, [Slot(0, np.array([i], np.int32)) for i in out], 1).run(1, [numbers], [0], [found], [0])
         want = np.concatenate([np.ravel(x) for x in told])
         if not np.allclose(found, want, rtol=_AGREE, atol=_AGREE, equal_nan=True):
-            raise NotImplementedError("the spelled function differs from the recorded one")
+            raise UnspelledError("the spelled function differs from the recorded one")
 
     def _tangents(self) -> dict[int, dict[int, int]]:
         """Derivatives of the stored numbers by the columns of the factor's own tangent."""
@@ -225,7 +230,7 @@ class _Spelled:
                 continue
             for element in x.reshape(count, m.ambient):
                 t = _inputs(graph, ("tangent",), (m.dof,))
-                (velocity,), _ = xp.spell(lambda x, t, m=m: (m.tangent(xp, x, t),), [m.identity(), np.ones(m.dof)], [element, t], graph)
+                (velocity,), _, _ = xp.spell(lambda x, t, m=m: (m.tangent(xp, x, t),), [m.identity(), np.ones(m.dof)], [element, t], graph)
                 found = graph.forward([int(k) for k in velocity], {int(k): {i: graph.one} for i, k in enumerate(t)})
                 seeds |= {int(k): {start + i: d for i, d in f.items()} for k, f in zip(element, found, strict=True)}
                 start += m.dof

@@ -146,6 +146,8 @@ class Solver:
                 returns True.
         """
         options = self.options
+        if self.native is not None and self.native.changed():
+            del self.native
         if not len(values):
             empty = np.zeros(0)
             return Result(values, np.zeros(0, np.int8), empty, empty, empty, np.zeros(0, int))
