@@ -199,7 +199,7 @@ def _compiled(module: fx.GraphModule, inputs: list[torch.Tensor], loop: str = ""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecated in favour of torch.compile, which takes a minute and a compiler
         try:
-            found = torch.jit.trace(module.eval(), tuple(inputs), check_trace=False, strict=False)
+            found: Any = torch.jit.trace(module.eval(), tuple(inputs), check_trace=False, strict=False)
             if loop:
                 holder = torch.nn.Module()
                 holder.step = found

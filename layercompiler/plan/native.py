@@ -214,11 +214,11 @@ class Native:
         return tuple(found[name] for name in ("Q", "p", "A", "b", "G", "h")), found  # type: ignore[return-value]
 
     def even(self, xp: Any, Q: Any) -> Any:
-        """The Q of a program, given that of `bind`: it is cheaper to even out where it is used, and on the way back there is nothing to do."""
+        """The Q of a program, given that of `bind`: it is cheaper to even out where it is used, and gradients are even anyway."""
         return 0.5 * (Q + xp.matrix_transpose(Q)) if self.maps["Q"].uneven else Q
 
     def recover(self, xp: Any, data: Arrays6, found: dict[str, Any], x: Any, y: Any, v: Any, ok: Any, told: bool = True) -> list[Any]:
-        """Outputs (B, *shape) from the point of the reduced program, the optimal value last if it is to be `told`; NaN where not `ok` (B,)."""
+        """Outputs (B, *shape) from the point of the reduced program, with the optimal value if it is to be `told`; NaN where not `ok`."""
         e = self.elimination
         outputs = (*self.program.outputs, *((self.program.value,) if told else ()))
         value = None

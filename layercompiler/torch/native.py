@@ -7,7 +7,6 @@ the residual map in which the derivatives of both are written. So derivatives of
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +19,8 @@ from layercompiler.plan.failure import failure
 from layercompiler.plan.native import Native
 from layercompiler.status import Info, Status
 
-_CACHE = int(os.environ.get("LC_CACHE", "300000"))  # numbers of a working set on the CPU: what its second-level cache holds
-_LEAST = int(os.environ.get("LC_LEAST", "8"))  # instances that are worth the calls
+_CACHE = 800_000  # numbers of a working set on the CPU: what stays near the core
+_LEAST = 8  # instances that are worth the calls
 _xp: Any = arrays.get("torch")
 
 
@@ -178,7 +177,9 @@ def run(native: Native, theta: Sequence[Tensor], batch: tuple[int, ...], told: b
         rows.append(t.reshape(1, p.size) if shared else t.expand(*batch, *p.shape).reshape(count, p.size))
     like = rows[0] if rows else torch.zeros(1, 1, dtype=torch.float64)
     finite = torch.ones(1, dtype=torch.bool, device=like.device)
-    if _xp.traced(*rows) or not math.isfinite(sum(r.detach().sum() for r in rows)):  # a pass over all numbers, and one on the way back, that is seldom needed
+    if _xp.traced(*rows) or not math.isfinite(
+        sum(r.detach().sum() for r in rows)
+    ):  # a pass over all numbers, and one on the way back, that is seldom needed
         for r in rows:
             finite = finite & torch.isfinite(r).all(1)
         rows = [torch.where(finite[: len(r), None], r, 0.0) for r in rows]  # so that no NaN meets a zero on the way back

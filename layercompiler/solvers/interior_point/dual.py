@@ -33,7 +33,7 @@ from layercompiler.solvers.interior_point.symmetric import Symmetric
 EXACT = 1e-12  # relative residual that needs no further round
 _REFINEMENTS = 3
 # Before each try of a Newton step: tolerance where the active rows show, tolerance where they do not, and most iterations.
-_ROUNDS = ((1e-2, 1e-9, 14), (0.0, 1e-11, 30))
+_ROUNDS = ((1e-2, 3e-4, 14), (1e-2, 1e-9, 14), (0.0, 1e-11, 30))
 _CURVED_ROUNDS = ((1e-4, 1e-9, 12), (1e-7, 1e-9, 12), (0.0, 1e-11, 25))
 
 
@@ -82,13 +82,22 @@ def _prepare(xp: Any, cone: Symmetric, *numbers: Any) -> tuple[Any, ...]:
     return *form.arrays, form.R, form.ok, u, t, problem.q, problem.scale, *state.arrays
 
 
+def _linearized(form: Elimination, problem: Complementarity, z: Any, s: Any) -> Linearized:
+    """The linearization to try after z and s: on the orthant at the active rows that Newton steps between corners end in."""
+    if form.program.cone.groups:
+        return Linearized.at(form, problem.v(z, s))
+    v, Lt, sure = problem.identify(z, s)
+    return Linearized(form, v, Lt, form.ok & sure)
+
+
 def _arrive(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
-    """The Newton step from where the first round ends: arrays of the point, v and factor of the linearization, whether all are exact."""
-    numbers, (L, W, La, V, row, R, ok), (u, t, q, scale, z, s) = held[:6], held[6:13], held[13:]
+    """The Newton step from where the first round ends: arrays of the point, whether all are exact, and v and factor that led there."""
+    numbers, (L, W, La, V, row, R, ok), (u, t, q, scale, *at) = held[:6], held[6:13], held[13:]
     form = Elimination(Program(xp, cone, *numbers), L, W, La, V, row, R, ok)
-    here = Linearized.at(form, Complementarity(xp, cone, R, q, row, scale).v(z, s))
+    here = Linearized.at(form, Complementarity(xp, cone, R, q, row, scale).v(*at)) if cone.groups else Linearized(form, *at)  # type: ignore[call-arg]
     found = here.arrive(here.solve_reduced(u, t, q * scale))
-    return *found.arrays, here.v, here.Lt, xp.all(found.residual <= EXACT)
+    end = *found.arrays, xp.all(found.residual <= EXACT)
+    return (*end, here.v, here.Lt) if cone.groups else end
 
 
 def _by_compaction(program: Program, every: int) -> Found:
@@ -96,41 +105,45 @@ def _by_compaction(program: Program, every: int) -> Found:
     xp, cone, numbers = program.xp, program.cone, program.arrays
     held = traced(_prepare, xp, cone)(*numbers)
     form = whole = Elimination(program, *held[:7])
-    u, t, q, scale = held[7:11]
+    q, scale = held[9:11]
     problem, state = Complementarity(xp, cone, form.R, q, form.row, scale), State(*held[11:])
     index = None
-    best: tuple[Any, ...] = ()  # x, y, v, residual; v and the factor of the linearization
+    best: Any = ()  # x, y, v, residual; v and the factor of the linearization
     iterations = state.count
 
-    def record(rows: Any, here: Linearized, turns: int) -> Point:
+    def record(rows: Any, here: Linearized) -> None:
         nonlocal best
-        found = here.newton(turns)
+        found = here.newton(_REFINEMENTS)
         keep = xp.nonzero(found.residual < best[3][rows])[0]
         best = tuple(put(xp, a, rows[keep], b[keep]) for a, b in zip(best, (*found.arrays, here.v, here.Lt), strict=True))
-        return found
 
     for early, tolerance, limit in _CURVED_ROUNDS if cone.groups else _ROUNDS:
-        state = problem.settle(state, *(xp.full_like(state.z[0, 0], a) for a in (early, tolerance)), limit, every)
+        like = state.z[0, 0]
+        state = problem.settle(state, xp.full_like(like, early), xp.full_like(like, tolerance), limit, every)
         if index is None:
             iterations = state.count
-            *best, exact = traced(_arrive, xp, cone)(*numbers, *held[:11], state.z, state.s)
+            if cone.groups:
+                x, y, v, residual, exact, at, Lt = traced(_arrive, xp, cone)(*numbers, *held[:11], state.z, state.s)
+            else:
+                at, Lt, sure = problem.identify(state.z, state.s)
+                x, y, v, residual, exact = traced(_arrive, xp, cone)(*numbers, *held[:11], at, Lt, sure & form.ok)
+            best = (x, y, v, residual, at, Lt)
             if bool(exact):
-                return Found(Point(*best[:4]), Linearized(whole, best[4], best[5], whole.ok), iterations, True)
-            found = Point(*best[:4])
+                return Found(Point(*best[:4]), Linearized(whole, at, Lt, whole.ok), iterations, True)
+            index = xp.nonzero(form.ok)[0]
+            form, problem, state = form.take(index, program.take(index)), problem.take(index), state.take(index)
         else:
             iterations = put(xp, iterations, index, state.count)
-            found = record(index, Linearized.at(form, problem.v(state.z, state.s)), 1)
-        left = xp.nonzero((found.residual > EXACT) & form.ok & xp.all(xp.isfinite(state.z), axis=1))[0]
+            record(index, _linearized(form, problem, state.z, state.s))
+        near = xp.nonzero((best[3][index] > EXACT) & xp.isfinite(best[3][index]))[0]
+        if len(near):
+            part = form.take(near, form.program.take(near))
+            record(index[near], Linearized.at(part, best[2][index[near]]))
+        left = xp.nonzero((best[3][index] > EXACT) & xp.all(xp.isfinite(state.z), axis=1))[0]
         if not len(left):
             break
-        form = form.take(left, form.program.take(left))
-        index = left if index is None else index[left]
-        record(index, Linearized.at(form, found.v[left]), _REFINEMENTS)
-        keep = xp.nonzero(best[3][index] > EXACT)[0]
-        if not len(keep):
-            break
-        index, left = index[keep], left[keep]
-        problem, form, state = problem.take(left), form.take(keep, form.program.take(keep)), state.take(left)
+        form, problem, state = form.take(left, form.program.take(left)), problem.take(left), state.take(left)
+        index = index[left]
         state = problem.at(state.z, state.s, xp.ones_like(state.active), state.count)
     return Found(Point(*best[:4]), Linearized(whole, best[4], best[5], whole.ok), iterations)
 
@@ -150,22 +163,19 @@ def _in_one_loop(program: Program, every: int) -> Found:
 
     def goes_on(z: Any, s: Any, r: Any, able: Any, count: Any, x: Any, y: Any, v: Any, residual: Any, *rest: Any) -> Any:
         more = xp.any(able & ~(residual <= EXACT))
-        return (rest[-1] < 2 * len(rounds)) and bool(more) if eager else (rest[-1] < 2 * len(rounds)) & more
+        return (rest[-1] < len(rounds)) and bool(more) if eager else (rest[-1] < len(rounds)) & more
 
     def body(z: Any, s: Any, r: Any, able: Any, count: Any, x: Any, y: Any, v: Any, residual: Any, *rest: Any) -> tuple[Any, ...]:
-        at, Lt, turn = rest
+        at, Lt, k = rest
         active = able & ~(residual <= EXACT)
-        fresh, k = turn % 2 == 0, turn // 2  # every other turn only repeats the Newton step
-        limit = (int(limits[k]) if fresh else 0) if eager else xp.where(fresh, limits[k], xp.zeros_like(limits[k]))
+        limit = int(limits[k]) if eager else limits[k]
         state, _ = problem.iterate(State(z, s, r, active, count), early[k], tolerances[k], limit, every)
-        start = problem.v(state.z, state.s)
-        here = Linearized.at(form, (start if fresh else v) if eager else xp.where(fresh, start, v))
-        turns = (1 if fresh else _REFINEMENTS) if eager else xp.where(fresh, xp.ones_like(turn), _REFINEMENTS * xp.ones_like(turn))
-        found = here.newton(turns)
+        here = _linearized(form, problem, state.z, state.s)
+        found = here.newton(_REFINEMENTS)
         gain = (found.residual < residual) & active
         best = found.where(xp, gain, Point(x, y, v, residual))
         at, Lt = select(xp, gain, here.v, at), select(xp, gain, here.Lt, Lt)
-        return state.z, state.s, state.r, able, state.count, *best.arrays, at, Lt, turn + 1
+        return state.z, state.s, state.r, able, state.count, *best.arrays, at, Lt, k + 1
 
     turn = 0 if eager else xp.zeros_like(start.count[0])
     n, k = form.L.shape[-1], form.La.shape[-1]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from layercompiler.solvers.interior_point.complementarity import active_rows
 from layercompiler.solvers.interior_point.program import (
     Point,
     Program,
@@ -24,7 +25,7 @@ from layercompiler.solvers.interior_point.program import (
 from layercompiler.solvers.interior_point.symmetric import Symmetric
 
 _FINEST = 1e-13  # relative remainder of a linear system that needs no further refinement
-_ROUNDING = 1e-15
+_NEWTON = 1e-14  # the same for a Newton step
 _INDEPENDENT = 1e-12  # the square of a row's distance from the span of the rows before it, relative to its length
 
 
@@ -125,8 +126,7 @@ class Linearized:
             T = cone.apply(xp, C, xp.matrix_transpose(CR)) + cone.apply(xp, D.map(lambda d: 1.0 - d), xp.eye_like(v, cone.m) + 0.0 * R)
             T = xp.add_diagonal(T, 1e-15 * xp.abs(xp.linalg.diagonal(T)))
         else:
-            act = D.linear
-            T = xp.add_diagonal(form.R * (act[:, :, None] * act[:, None, :]), 1.0 - act)
+            T = active_rows(xp, form.R, D.linear)
         Lt, ok = xp.cholesky(T)
         return cls(form, v, Lt, ok & form.ok)
 
@@ -167,7 +167,7 @@ class Linearized:
         """The Newton step from v on the residual map, its linear system solved and refined `turns` times."""
         program = self.form.program
         zero = program.xp.sum(self.v, axis=1, keepdims=True) * 0.0
-        step, _ = self.refined((zero - program.p, zero + program.b, zero + program.h), turns, _ROUNDING)
+        step, _ = self.refined((zero - program.p, zero + program.b, zero + program.h), turns, _NEWTON)
         return self.arrive(step)
 
     def arrive(self, step: tuple[Any, Any, Any]) -> Point:

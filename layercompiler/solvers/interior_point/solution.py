@@ -120,7 +120,7 @@ def _embed(program: Program, idle: Any, settings: Settings) -> tuple[Any, ...]:
         return turn < _STEPS and bool(more) if isinstance(turn, int) else (turn < _STEPS) & more
 
     def step(x: Any, y: Any, v: Any, residual: Any, turn: Any) -> tuple[Any, ...]:
-        found = primal.Linearized.at(end.scaling, v).newton(program)
+        found = primal.Linearized.at(end.scaling, v).newton(program, x, y)
         return *Point(x, y, v, residual).better(xp, found).arrays, turn + 1
 
     turn = xp.zeros_like(end.iterations[0]) if xp.name in ("jax", "tensorflow") else 0
@@ -183,7 +183,7 @@ def linear_solve(
     xp = program.xp
     if not factors:
         return _robust(program, v, right, settings)
-    form = elimination.Elimination(program, *factors[:-1], factors[0], by_dual)  # R is not needed any more
+    form = elimination.Elimination(program, *factors[:5], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more
     step, off = elimination.Linearized(form, v, factors[-1], by_dual).refined(right, _REFINEMENTS)
     poor = ~by_dual | ~(off <= _ACCURATE)
     if settings.compact:
