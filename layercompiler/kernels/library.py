@@ -39,6 +39,13 @@ _PROTOTYPES = {
     "lc_dense_solve": (_POINTER, [_POINTER, _LONG] + [_POINTER] * 4 + [_INT] * 2 + [_POINTER] * 9 + [_INT]),
     "lc_dense_factors_free": (None, [_POINTER]),
     "lc_dense_adjoint": (_INT, [_POINTER] * 11 + [_INT]),
+    "lc_ffi_handler": (_POINTER, [_POINTER]),
+    "lc_ffi_fail": (None, [_TEXT]),
+    "lc_ffi_call_new": (_LONG, [_POINTER] * 4),
+    "lc_ffi_call_free": (None, [_LONG]),
+    "lc_ledger_new": (_POINTER, []),
+    "lc_ledger_free": (None, [_POINTER]),
+    "lc_ledger_take": (_POINTER, [_POINTER, ctypes.c_uint64, _LONG] + [_POINTER] * 6),
     "lc_factor_solve": (_INT, [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _INT, _REAL, _INT]),
     "lc_tape_new": (
         _POINTER,

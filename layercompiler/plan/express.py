@@ -36,18 +36,19 @@ def express(problem: Any, options: Options) -> kernels.Express | None:
             for attribute in p.attributes:
                 signs[k] |= _SIGNS[attribute]
     engine, tolerance = problem.search.attempts[0]
-    conic, newton, dense = getattr(engine, "conic", None), getattr(problem.map, "newton", None), getattr(problem, "dense", None)
+    conic: Any = getattr(engine, "conic", None)
+    newton: Any = getattr(problem.map, "newton", None)
+    dense: Any = getattr(problem, "dense", None)
     if dense is None and (conic is None or newton is None):
         return None
     scaling = problem.map.equilibrate.kernel if problem.map.equilibrate is not None else None
     s, substitution = problem.structure, binding.substitution
-    kernel = None if dense is None else dense.kernel
     plan = [
         *(binding.data.handle, substitution.handle if substitution else 0, scaling.handle if scaling else 0),
-        *((conic.handle, newton.handle, 0) if kernel is None else (0, 0, kernel.handle)),
+        *((conic.handle, newton.handle, 0) if dense is None else (0, 0, dense.kernel.handle)),
         *(binding.picks.handle, binding.spreads.handle, binding.pullback.handle, s.n, s.m, *binding.full),
-        *((0, 0, 0) if kernel is None else (kernel.equalities, dense.split, kernel.forms + 4)),
+        *((0, 0, 0) if dense is None else (dense.kernel.equalities, dense.split, dense.kernel.forms + 4)),
         *(MAX_ITERATIONS, options.refinements),
     ]
     settings = (options.engine_tolerance or tolerance, EXACT, TARGET, _EPSILON, ACCURATE)
-    return kernels.Express(plan, settings, signs, (binding, scaling, conic, newton, kernel))
+    return kernels.Express(plan, settings, signs, (problem, scaling))

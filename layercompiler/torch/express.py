@@ -36,7 +36,7 @@ class Express(Short):
     @classmethod
     def of(cls, bound: Any) -> Express | None:
         """Of a problem that can go this way, or None."""
-        way = express(bound.compiled, bound.options or getattr(bound.compiled, "options", None))
+        way = express(bound.compiled, bound.options or bound.compiled.options)
         return None if way is None else cls(bound, way)
 
     def __call__(self, bound: Any, tensors: Sequence[Any]) -> tuple[Tensor, ...] | None:
@@ -63,11 +63,12 @@ class _Found:
     def __init__(self, way: Express, bound: Any, passage: kernels.Passage, batch: tuple[int, ...], wide: list[bool], outputs: Any) -> None:
         self.way, self.bound, self.passage, self.batch = way, bound, passage, batch
         self.shared = [not own for own in wide]
-        self._outputs, self._z = outputs, None
+        self._outputs: list[Tensor] = outputs
+        self._z: Tensor | None = None
 
     def outputs(self) -> tuple[Tensor, ...]:
         """What the layer returns, once: kept here, they would keep themselves alive."""
-        outputs, self._outputs = self._outputs, None
+        outputs, self._outputs = self._outputs, []
         return tuple(outputs)
 
     def adjoint(self, theta: Sequence[Tensor], g: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None] | None:

@@ -42,7 +42,7 @@ class Short:
         self.pause = 0
 
     def read(self, tensors: Sequence[Any]) -> tuple[tuple[int, ...], int, list[bool], list[int], bool] | None:
-        """Batch shape, number of instances, which tensors have it, addresses, and whether autograd records; None where they lie otherwise."""
+        """Batch shape, instances, which tensors have it, addresses, and whether autograd records; None where they lie otherwise."""
         if self.pause:
             self.pause -= 1
             return None
