@@ -1,4 +1,4 @@
-"""Tapes: machine code and interpreter give the same bits, packs those of single instances, and elementary functions are right to two units."""
+"""Tapes: machine code and interpreter give the same bits, packs those of singles, and functions are right to two units."""
 
 import itertools
 
@@ -87,7 +87,9 @@ def run(name, *x):
 def test_elementary_functions(name):
     rng = np.random.default_rng(0)
     wide = rng.standard_normal(1000) * np.exp(rng.uniform(-20, 20, 1000))
-    turns = np.concatenate([rng.uniform(-7, 7, 800), rng.uniform(-1e5, 1e5, 400), 1e9 * rng.standard_normal(9), np.arange(-300, 60000, 61) * np.pi / 2])
+    turns = np.concatenate(
+        [rng.uniform(-7, 7, 800), rng.uniform(-1e5, 1e5, 400), 1e9 * rng.standard_normal(9), np.arange(-300, 60000, 61) * np.pi / 2]
+    )
     other = np.concatenate([wide[:500] * rng.uniform(-2, 2, 500), rng.standard_normal(500)])
     positive = np.concatenate([np.exp(rng.uniform(-700, 700, 500)), 1 + rng.uniform(-0.3, 0.3, 500), [5e-324, 1e308]])
     given = {"atan": (wide,), "log": (positive,), "atan2": (wide, other)}.get(name, (turns,))
