@@ -197,7 +197,7 @@ class DenseQP:
 
 
 def operations(n: int, equalities: int, inequalities: int) -> float:
-    """Operations of one solution with its gradient, roughly, by six interior-point iterations in the better of the two forms: a fixed yardstick."""
+    """Operations of one solution with its gradient by six interior-point iterations in the better of the two forms: a yardstick."""
     p, m = equalities, inequalities
     if m <= 2 * n:
         return n**3 / 3 + n * n * (m + p) + n * (m + p) ** 2 + 8 * (m**3 / 3 + 10 * m * m) + 8 * n * (n + m + p)
