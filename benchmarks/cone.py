@@ -3,10 +3,10 @@
     python -m benchmarks.cone [--only qp,lp] [--batches 1,8,128] [--seconds 3] [--out benchmarks/RESULTS.md]
 
 For every problem and batch size all layers are built and warmed up; then, in rounds and in an order drawn for each round, each does one
-forward and one backward call, so that what the machine does meanwhile falls on all of them alike. Reported are medians, in milliseconds per batch. Gradient errors are those
-of directional derivatives (3 cotangents x 6 directions) of one instance, relative, against Richardson differences of solutions that are
-refined to a relative residual of 1e-12; below each table stand the differences' own error estimate, and how far those solutions are from
-Clarabel's at 1e-10.
+forward and one backward call, so that what the machine does meanwhile falls on all of them alike. Reported are medians, in milliseconds
+per batch. Gradient errors are those of directional derivatives (3 cotangents x 6 directions) of one instance, relative, against
+Richardson differences of solutions that are refined to a relative residual of 1e-12; below each table stand the differences' own error
+estimate, and how far those solutions are from Clarabel's at 1e-10.
 """
 
 from __future__ import annotations
