@@ -72,11 +72,14 @@ template <class V> struct Newton {
       }
     }
   }
+  bool curved() const {
+    for (int c = 0; c < p.cones; c++)
+      if (p.cone[c].kind >= exponential) return true;
+    return false;
+  }
   // Guesses of the places from s = b - A x, which is on the surface but for the error of the point; NaN where they make no sense. Uses fy.
   void guess_places() {
-    bool curved = false;
-    for (int c = 0; c < p.cones; c++) curved = curved || p.cone[c].kind >= exponential;
-    if (!curved) return;
+    if (!curved()) return;
     for (int i = 0; i < p.m; i++) fy[i] = b[i];
     for (int64_t k = 0; k < p.a_entries; k++) fy[p.a_row[k]] = fnma(A[k], x[p.a_col[k]], fy[p.a_row[k]]);
     for (int c = 0; c < p.cones; c++) {
@@ -370,6 +373,12 @@ template <class V> struct Newton {
       active = unmet & !lost & (gains | leaping | landed);
     }
     if (any<V>(leaping)) take_back(leaping), linear_here = false;
+    if (curved()) {  // what is returned must depend on the points alone, not on the guesses of the way there
+      for (int c = 0; c < p.cones; c++) places[c] = splat<V>(__builtin_nan(""));
+      norm = evaluate(x, v, y, fx, fy);
+      keep_places(all_of<V>());
+      linear_here = false;
+    }
     if (!linear_here) pivot = linearize(v, ty, keep, T, job.epsilon);
     // a right-hand side without structure: entries between 1/2 and 3/2 of changing sign
     for (int i = 0; i < g.n; i++) {
