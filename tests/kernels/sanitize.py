@@ -2,9 +2,9 @@
 
     python tests/kernels/sanitize.py [scalar,avx2,avx512 | native | all] [pytest's arguments]
 
-By default (native) the scalar code and this machine's widest instruction set are compiled into one library; the tests are those of the kernels
-and of the tapes that least squares records. Wide vectors are compiled without optimization, which the sanitizers make several times as slow
-to compile and no more thorough. The build takes about one and a half minutes of one core.
+By default (native) the scalar code and this machine's widest instruction set are compiled into one library; the tests are those
+of the kernels and of the tapes that least squares records. Wide vectors are compiled without optimization, which the sanitizers
+make several times as slow to compile and no more thorough. The build takes about one and a half minutes of one core.
 """
 
 import os
