@@ -7,7 +7,7 @@ determine the evaluation, so looking it up changes the cost of a derivative and 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,13 +56,15 @@ class Memory:
         """Remember an evaluation made elsewhere at `arrays`."""
         self._keep(_Entry(tuple(_copy(a) for a in arrays), evaluation.z, evaluation, options))
 
-    def at(self, arrays: Sequence[np.ndarray], z: np.ndarray, options: Any = None) -> Any:
-        """The evaluation of `arrays` whose point is `z`: a remembered one, or restored from `z` and remembered."""
+    def at(self, arrays: Sequence[np.ndarray], z: np.ndarray, options: Any = None, recall: Callable[..., Any] | None = None) -> Any:
+        """The evaluation of `arrays` whose point is `z`: a remembered one, what `recall(arrays)` finds elsewhere, or restored from `z`."""
         for entry in reversed(self._entries):
             if entry.options == options and _same(entry.z, z) and all(map(_same, entry.arrays, arrays)):
                 return self._keep(entry)
         copies, z = tuple(_copy(a) for a in arrays), _copy(z)
-        return self._keep(_Entry(copies, z, self.problem.restore([_readable(a) for a in copies], z, options), options))
+        known = [_readable(a) for a in copies]
+        evaluation = recall(known) if recall else None
+        return self._keep(_Entry(copies, z, evaluation or self.problem.restore(known, z, options), options))
 
     def _keep(self, entry: _Entry) -> Any:
         with self._lock:

@@ -9,10 +9,12 @@ sides of one factorization.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from layercompiler.jax.direct import Direct
 from layercompiler.jax.native import Function
 from layercompiler.memory import Memory
 from layercompiler.plan.native import Native
@@ -33,6 +35,8 @@ class Host:
     Attributes:
         native: The problem as a pure jax function, None where it cannot be one.
         asked: Whether that is used on the host too, because the user asked for it.
+        direct: Its kernel, where compiled code can call that without Python, or None.
+        words: 32-bit words of a point and its mark, a number that tells compiled code where its factors are.
     """
 
     def __init__(self, problem: Any, options: Any = None) -> None:
@@ -43,6 +47,8 @@ class Host:
         self.asked = solver == "interior_point"
         self.shapes = tuple(p.shape for p in problem.parameters)
         self.results = tuple(o.shape for o in problem.outputs)
+        self.direct = Direct.of(problem, options)
+        self.words = 2 * problem.zsize + 2
 
     def __repr__(self) -> str:
         return f"<{self.problem.fingerprint[:12]}>"
@@ -57,7 +63,7 @@ class Host:
             spread: Along that many leading axes each instance wants its own derivatives of the parameters in `wrt`.
 
         Returns:
-            The outputs, and the bits of the point z as (..., 2 zsize) 32-bit words, which survive `jax_enable_x64=False`.
+            The outputs, and the bits of the point z and of no mark as 32-bit words, which survive `jax_enable_x64=False`.
         """
         dims = np.broadcast_shapes(*(lead(t, shape) for t, shape in zip(thetas, self.shapes, strict=True)))
         if start is not None and np.broadcast_shapes(dims, start.shape[:-1]) != dims:
@@ -65,7 +71,8 @@ class Host:
             thetas = [np.broadcast_to(t, (*dims, *shape)) for t, shape in zip(thetas, self.shapes, strict=True)]
         thetas = [np.broadcast_to(t, (*dims[:spread], *t.shape[spread:])) if i in wrt else t for i, t in enumerate(thetas)]
         evaluation = self.memory.solve(thetas, keep=bool(wrt), warm_start=start, options=self.options)
-        words = np.ascontiguousarray(evaluation.z, np.float64).view(np.uint32)
+        words = np.zeros((*evaluation.z.shape[:-1], self.words), np.uint32)
+        words[..., :-2] = np.ascontiguousarray(evaluation.z, np.float64).view(np.uint32)
         return (*(np.asarray(y, thetas[0].dtype) for y in evaluation.outputs), words)
 
     def jvp(self, thetas: Arrays, words: np.ndarray, tangents: Some) -> Results:
@@ -118,12 +125,14 @@ class _Batch:
             for i, (d, shape) in enumerate(zip(leads, host.shapes, strict=True))
         ]
         first = (0,) * len(self.loop)
-        z = np.ascontiguousarray(self.take(words, first, words.shape[-1:])).view(np.float64)
+        points = np.ascontiguousarray(self.take(words, first, words.shape[-1:]))
+        z, marks = points.view(np.float64)[..., :-1], points[..., -2:].copy().view(np.uint64)
         arrays = [self.take(t, first, shape) for t, shape in zip(thetas, host.shapes, strict=True)]
         self.evaluation = host.memory.at(
             [np.broadcast_to(t, (*d, *shape)) for t, d, shape in zip(arrays, self.joint, host.shapes, strict=True)],
             np.broadcast_to(z, (*self.base, z.shape[-1])),
             host.options,
+            host.direct and partial(host.direct.recall, marks.reshape(-1)),
         )
 
     def inner(self, dims: Dims) -> Dims:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from jax.interpreters import mlir
 
+from layercompiler.jax import foreign
 from layercompiler.jax.shards import result
 
 
@@ -33,14 +35,16 @@ _TOKENLESS = _if_known(mlir.emit_python_callback, returns_token=False)
 UNCACHED = _if_known(mlir.register_lowering, cacheable=False)
 
 
-def lower(run: Callable[..., Any]) -> Callable[..., Any]:
-    """The lowering rule that calls `run` on the host, on a thread of XLA's.
+def lower(run: Callable[..., Any], dense: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The lowering rule that calls `run` on the host, on a thread of XLA's; `dense` may give the call of the kernel that stands in for it.
 
-    64-bit results cross as 32-bit words: jax rounds what a callback returns to what the callback's thread may hold, and the context
-    manager `jax.enable_x64(True)` holds for the thread that traced.
+    Where there is no foreign function to call, jax calls back. Then 64-bit results cross as 32-bit words: jax rounds what a callback
+    returns to what the callback's thread may hold, and the context manager `jax.enable_x64(True)` holds for the thread that traced.
     """
 
     def rule(ctx: Any, *values: Any, **params: Any) -> Any:
+        if foreign.serves(ctx):
+            return foreign.emit(ctx, values, partial(run, **params), dense(*ctx.avals_in, **params) if dense else None)
         wide = [a.dtype == np.float64 for a in ctx.avals_out]
         kinds = [jax.ShapeDtypeStruct((*a.shape, 2), np.uint32) if w else a for a, w in zip(ctx.avals_out, wide, strict=True)]
 

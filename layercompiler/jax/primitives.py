@@ -2,7 +2,7 @@
 
 With f the solution map of the parameters theta, and everything evaluated per instance of a batch:
 
-    solve   theta                   -> f(theta), z     z is the primal-dual point, as integer bits: it has no tangent of its own
+    solve   theta                   -> f(theta), z     z is the primal-dual point and its mark, as integer bits without a tangent
     jvp     theta, z, h             -> J h             linear in h,       transpose: vjp
     vjp     theta, z, g             -> J'g             linear in g,       transpose: jvp
     second  theta, z, h1, h2        -> D^2 f [h1, h2]  linear in h1, h2,  transpose: hvp
@@ -128,7 +128,7 @@ def _solve_avals(*operands: Any, host: Host, wrt: tuple[int, ...], spread: int) 
     starts = [z.shape[:-1] for z in operands[len(host.shapes) :]]  # a vmap over warm starts alone has results too
     batch = np.broadcast_shapes(*starts, *(lead(t, s) for t, s in zip(thetas, host.shapes, strict=True)))
     outputs = [result(thetas[0], (*batch, *shape), thetas[0].dtype) for shape in host.results]
-    return [*outputs, result(thetas[0], (*batch, 2 * host.problem.zsize), np.dtype(np.uint32))]
+    return [*outputs, result(thetas[0], (*batch, host.words), np.dtype(np.uint32))]
 
 
 # -- forward mode ------------------------------------------------------------------------------------------------------------
@@ -302,7 +302,16 @@ def _run_hvp(*values: Any, host: Host, given: tuple[int, ...], wrt: tuple[int, .
     return host.hvp(o.thetas, o.words, o.g, o.h, dict(wanted))
 
 
-def _primitive(name: str, run: Any, avals: Any, jvp: Any, transpose: Any = None) -> Primitive:
+def _dense_solve(*avals: Any, host: Host, wrt: tuple[int, ...], spread: int) -> Any:
+    return host.direct and host.direct.solve([a.shape for a in avals], bool(wrt))
+
+
+def _dense_vjp(*avals: Any, host: Host, given: tuple[int, ...], wanted: Wanted) -> Any:
+    o = _Operands(avals, host, given=given)
+    return host.direct and host.direct.pull([t.shape for t in o.thetas], o.words.shape, {k: g.shape for k, g in o.g.items()}, dict(wanted))
+
+
+def _primitive(name: str, run: Any, avals: Any, jvp: Any, transpose: Any = None, dense: Any = None) -> Primitive:
     primitive = Primitive(f"layercompiler_{name}")
     primitive.multiple_results = True
     primitive.def_impl(eager(run))
@@ -311,11 +320,11 @@ def _primitive(name: str, run: Any, avals: Any, jvp: Any, transpose: Any = None)
     if transpose is not None:
         ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = _batch_rule(primitive)
-    mlir.register_lowering(primitive, lower(run), **UNCACHED)
+    mlir.register_lowering(primitive, lower(run, dense), **UNCACHED)
     return primitive
 
 
-solve_p = _primitive("solve", _run_solve, _solve_avals, _solve_jvp)
+solve_p = _primitive("solve", _run_solve, _solve_avals, _solve_jvp, dense=_dense_solve)
 jvp_p = _primitive("jvp", _run_jvp, lambda *v, host, wrt: _outputs_avals(_Operands(v, host, wrt=wrt)), _jvp_jvp, _jvp_transpose)
 vjp_p = _primitive(
     "vjp",
@@ -323,6 +332,7 @@ vjp_p = _primitive(
     lambda *v, host, given, wanted: _parameters_avals(_Operands(v, host, given=given), wanted),
     _vjp_jvp,
     _vjp_transpose,
+    _dense_vjp,
 )
 second_p = _primitive(
     "second",

@@ -11,7 +11,7 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 
-ABI = 10
+ABI = 16
 _POINTER, _LONG, _INT, _REAL, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_char_p
 _PROTOTYPES = {
     "lc_abi": (_INT, []),
@@ -39,14 +39,22 @@ _PROTOTYPES = {
     "lc_dense_solve": (_POINTER, [_POINTER, _LONG] + [_POINTER] * 4 + [_INT] * 2 + [_POINTER] * 9 + [_INT]),
     "lc_dense_factors_free": (None, [_POINTER]),
     "lc_dense_adjoint": (_INT, [_POINTER] * 11 + [_INT]),
+    "lc_ffi_handler": (_POINTER, [_POINTER]),
+    "lc_ffi_fail": (None, [_TEXT]),
+    "lc_ffi_call_new": (_LONG, [_POINTER] * 4),
+    "lc_ffi_call_free": (None, [_LONG]),
+    "lc_ledger_new": (_POINTER, []),
+    "lc_ledger_free": (None, [_POINTER]),
+    "lc_ledger_take": (_POINTER, [_POINTER, ctypes.c_uint64, _LONG] + [_POINTER] * 6),
     "lc_factor_solve": (_INT, [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _INT, _REAL, _INT]),
     "lc_tape_new": (
         _POINTER,
-        [_LONG, _POINTER] + [_LONG] * 2 + [_POINTER] + ([_LONG] + [_POINTER] * 3) * 2 + [_LONG, _POINTER, _LONG, _TEXT],
+        [_LONG, _POINTER] + [_LONG] * 2 + [_POINTER] + ([_LONG] + [_POINTER] * 3) * 2 + [_LONG, _POINTER, _LONG, _INT, _TEXT],
     ),
     "lc_tape_free": (None, [_POINTER]),
     "lc_tape_run": (_INT, [_POINTER, _LONG] + [_POINTER] * 4),
     "lc_nls_new": (_POINTER, [_POINTER] * 7),
+    "lc_nls_factor": (_POINTER, [_POINTER, _LONG, _POINTER, _LONG] + [_POINTER] * 3),
     "lc_nls_free": (None, [_POINTER]),
     "lc_nls_solve": (_INT, [_POINTER, _LONG, _POINTER, _LONG] + [_POINTER] * 2 + [_REAL] * 2 + [_LONG] + [_INT] * 4 + [_POINTER] * 6),
     "lc_gather_new": (_POINTER, [_LONG, _POINTER, _LONG] + [_POINTER] * 7),
@@ -70,6 +78,12 @@ _PROTOTYPES = {
     "lc_route_bind": (_INT, [_POINTER]),
     "lc_route_recover": (_INT, [_POINTER]),
     "lc_route_adjoint": (_INT, [_POINTER]),
+    "lc_express_new": (_POINTER, [_POINTER] * 3),
+    "lc_express_free": (None, [_POINTER]),
+    "lc_express_forward": (_POINTER, [_POINTER, _LONG, _POINTER, _INT, _POINTER]),
+    "lc_passage_free": (None, [_POINTER]),
+    "lc_passage_point": (None, [_POINTER] * 2),
+    "lc_passage_adjoint": (_INT, [_POINTER] * 3 + [_INT]),
     "lc_grid_paths": (_INT, [_LONG] * 3 + [_INT] + [_REAL] * 2 + [_POINTER] * 2 + [_TEXT, _INT]),
     "lc_simplex_new": (_POINTER, [_LONG] * 2 + [_POINTER] * 5 + [_LONG, _POINTER, _TEXT, _POINTER]),
     "lc_simplex_free": (None, [_POINTER]),

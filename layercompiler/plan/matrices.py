@@ -30,7 +30,7 @@ class Call:
 
     batch: tuple[int, ...]
     count: int
-    leads: tuple[tuple[int, ...], ...]
+    leads: tuple[tuple[int, ...], ...]  # the batch, or nothing for what it shares
     operands: list[Any]
 
 
@@ -67,7 +67,6 @@ class Matrices:
 
     def read(self, arrays: Sequence[Any]) -> Call | None:
         """The operands, where the arguments are float64 arrays, each with the whole batch or without one; else None."""
-        batch: tuple[int, ...] = ()
         leads = []
         if len(arrays) != len(self.shapes):
             return None
@@ -77,21 +76,16 @@ class Matrices:
             k = a.ndim - len(shape)
             if k < 0 or a.shape[k:] != shape:
                 return None
-            lead = a.shape[:k]
-            if lead and lead != batch:
-                if batch:
-                    return None
-                batch = lead
-            leads.append(lead)
+            leads.append(a.shape[:k])
+        batch = max(leads, key=lambda lead: (len(lead), math.prod(lead)), default=())
         count = math.prod(batch)
-        if count == 0:
+        own = [lead == batch for lead in leads]
+        if count == 0 or any(not o and math.prod(lead) != 1 for o, lead in zip(own, leads, strict=True)):
             return None
         operands = list(self.constants)
-        for a, lead, shape, place in zip(arrays, leads, self.shapes, self.place, strict=True):
-            operands[place] = a.reshape(count if lead else 1, *shape)
-        if batch and all(not lead for lead in leads):
-            return None
-        return Call(batch, count, tuple(leads), operands)
+        for a, o, shape, place in zip(arrays, own, self.shapes, self.place, strict=True):
+            operands[place] = a.reshape(count if o else 1, *shape)
+        return Call(batch, count, tuple(batch if o else () for o in own), operands)
 
 
 def _same(a: ConeProgram, b: ConeProgram) -> bool:
