@@ -2,6 +2,7 @@
 
 from layercompiler.kernels.conic import Conic, ConicSolution
 from layercompiler.kernels.dense_qp import DenseFactors, DenseQP, DenseSolution, operations
+from layercompiler.kernels.express import Express, Passage
 from layercompiler.kernels.grid import grid_paths
 from layercompiler.kernels.layout import cone_list
 from layercompiler.kernels.ldl import LDL, Factor
@@ -22,11 +23,13 @@ __all__ = [
     "DenseSolution",
     "Entries",
     "Equilibration",
+    "Express",
     "Factor",
     "Gather",
     "Layout",
     "Linearization",
     "Newton",
+    "Passage",
     "Pullback",
     "Refined",
     "Simplex",

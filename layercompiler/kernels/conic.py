@@ -77,6 +77,11 @@ class Conic:
         self._library.lc_conic_facts(self._handle, at(facts))
         self.factor_nnz, self.flops, self.order, self.folded, self.lanes = facts.tolist()
 
+    @property
+    def handle(self) -> int:
+        """What the kernels know the structure by."""
+        return self._handle or 0
+
     def solve(
         self,
         P: np.ndarray,

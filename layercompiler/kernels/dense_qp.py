@@ -106,6 +106,11 @@ class DenseQP:
         self._widths = (self._entries[0], self.n, self._entries[1], self.equalities, self._entries[2], self.inequalities)
 
     @property
+    def handle(self) -> int:
+        """What the kernels know the structure by."""
+        return self._handle or 0
+
+    @property
     def forms(self) -> int:
         """Which forms are worth trying: bit 0 the dual, bit 1 the primal."""
         return 3 if self.inequalities <= 2 * self.n else 2

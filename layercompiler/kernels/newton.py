@@ -85,6 +85,11 @@ class Newton:
         self._library.lc_newton_facts(self._handle, at(facts))
         self.factor_nnz, self.flops, self.order, self.lanes, self.turned = facts.tolist()
 
+    @property
+    def handle(self) -> int:
+        """What the kernels know the structure by."""
+        return self._handle or 0
+
     def refine(
         self,
         P: np.ndarray,

@@ -36,7 +36,7 @@ class Binding:
         self.substitution = kernels.Substitution(_layout(elimination)) if elimination.active else None
         # Optimal values are no part of the point.
         self.points = [k for k, o in enumerate(program.outputs) if o.source != "value"]
-        self._values = [k for k, o in enumerate(program.outputs) if o.source == "value"]
+        self.values = [k for k, o in enumerate(program.outputs) if o.source == "value"]
         self.exponential = any(o.exponential for o in program.outputs)
         outputs = [program.outputs[k] for k in self.points]
         of = {"primal": 0, "dual": 1}
@@ -121,7 +121,7 @@ class Binding:
 
     def reaches(self, cotangents: Sequence[np.ndarray | None]) -> bool:
         """Whether `adjoint` serves these cotangents: none is that of an optimal value."""
-        return not self._values or all([cotangents[k] is None for k in self._values])
+        return not self.values or all([cotangents[k] is None for k in self.values])
 
     def adjoint(
         self,

@@ -17,7 +17,7 @@ from layercompiler.solvers import Engine, Options, Raw, engine
 from layercompiler.solvers.engine import CORES, engine_names
 from layercompiler.status import Status
 
-_EXACT = 1e-11  # a refined point this good is final; a worse one is kept while a tighter run is tried
+EXACT = 1e-11  # a refined point this good is final; a worse one is kept while a tighter run is tried
 _RATE = 2e9  # operations a second of a factorisation, taken low
 _LARGE_PSD = 60  # from this order on an interior-point iteration outlasts any time limit
 
@@ -138,7 +138,7 @@ class Search:
         raw = solver.solve(data, options.engine_tolerance or tolerance, options, None)
         if options.refinements and not raw.status.any() and np.isfinite(raw.x).all():
             point, taken, linear = self.map.refine(data, products, raw.x, raw.y - raw.s, options.refinements, options.workers or CORES)
-            if (point.norm <= _EXACT).all():
+            if (point.norm <= EXACT).all():
                 name = np.full(data.batch, solver.name, dtype=object)
                 return Found(point, linear, raw.status.astype(np.int8), raw.iterations, taken, name), raw
         return None, raw
@@ -157,7 +157,7 @@ class Search:
                 options.refinements,
                 options.workers or CORES,
             )
-            state.keep(index, point, taken, np.zeros(len(index), int), "warm start", point.norm <= _EXACT)
+            state.keep(index, point, taken, np.zeros(len(index), int), "warm start", point.norm <= EXACT)
 
     def _absorb(
         self, state: _State, pending: np.ndarray, data: Data, products: Products, raw: Raw, name: str, options: Options, affordable: int
@@ -178,7 +178,7 @@ class Search:
             whole = len(index) == data.batch
             part, bound = (data, products) if whole else (data.take(index), products.take(index))
             point, taken, linear = self.map.refine(part, bound, raw.x[index], raw.y[index] - raw.s[index], steps, options.workers or CORES)
-            exact = point.norm <= (_EXACT if steps else options.tolerance)
+            exact = point.norm <= (EXACT if steps else options.tolerance)
             state.keep(pending[index], point, taken, raw.iterations[index], name, exact)
             if state.point is point:
                 state.linear = linear

@@ -13,7 +13,7 @@ from layercompiler.solvers.engine import CORES, Engine, Options, Raw, register
 from layercompiler.status import Status
 
 LARGEST_PSD = 50  # beyond it one instance at a time on LAPACK is the better shape
-_MAX_ITERATIONS = 100
+MAX_ITERATIONS = 100
 _ROUGH = 1e-7  # measured: 1e-6 saves 5 % of the iterations, and one instance in a hundred then needs a second solve
 _ROUGH_SMOOTH = (
     1e-5  # with exponential or power cones, where two Newton steps end at rounding from 1e-5 as well: a quarter of the iterations less
@@ -72,7 +72,7 @@ class Lanes(Engine):
         found = self.conic.solve(
             *(data.P, data.q, data.A, data.b),
             tol=tolerance,
-            max_iter=options.max_iterations or _MAX_ITERATIONS,
+            max_iter=options.max_iterations or MAX_ITERATIONS,
             time_limit=math.inf if deadline is None else max(deadline, 0.0),
             warm_start=start,
             threads=options.workers or CORES,

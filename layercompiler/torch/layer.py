@@ -16,6 +16,7 @@ from torch import Tensor
 from layercompiler.errors import DtypeError, InputError, StoreError, UnsupportedTransformError
 from layercompiler.status import Info
 from layercompiler.torch import host, native, operators
+from layercompiler.torch.express import Express
 from layercompiler.torch.quick import Quick
 from layercompiler.torch.registry import Bound, bind
 
@@ -84,7 +85,7 @@ class Layer(torch.nn.Module):
         super().__init__()
         self._bound = bind(compiled)
         if self._bound.quick is None:
-            self._bound.quick = Quick.of(self._bound)
+            self._bound.quick = Quick.of(self._bound) or Express.of(self._bound)
 
     @property
     def compiled(self) -> Any:
@@ -108,11 +109,8 @@ class Layer(torch.nn.Module):
             InputError: A count, a name, a shape, a dtype or a value of a parameter is wrong.
             SolveError: An instance has no solution or could not be solved, and the layer is not told to flag it.
         """
-        if options is None and warm_start is None and not named and self._bound.quick is not None and not torch.compiler.is_compiling():
-            outputs = self._bound.quick(self._bound, tensors)
-            if outputs is not None:
-                return outputs
-        return run(self._with(options), tensors, named, warm_start)[0]
+        quick = options is None and warm_start is None and self._bound.quick is not None and not torch.compiler.is_compiling()
+        return run(self._with(options), tensors, named, warm_start, quick)[0]
 
     def solve(self, *tensors: Any, warm_start: Any = None, options: Any = None, **named: Any) -> Solution:
         """Solve, and tell what happened to each instance; the arguments are those of a call.
@@ -148,15 +146,19 @@ class Layer(torch.nn.Module):
             )
 
 
-def run(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_start: Any) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Outputs and z of a problem, for the arguments of a call."""
+def run(
+    bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_start: Any, quick: bool = False
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Outputs and z of a problem, for the arguments of a call; `quick`: by its short way where it has one, and then without z."""
     if named or len(tensors) != len(bound.parameters):
         tensors = _bind(bound, tensors, named)
     if bound.native is not None and (bound.asked or any([isinstance(t, Tensor) and t.is_cuda for t in tensors])):
         outputs, found = _run_natively(bound, tensors)  # type: ignore[reportCallIssue]
         return outputs, found["status"]
     theta, codes, dtype, device = _read(tensors, bound.parameters)
-    *outputs, z = operators.solve(theta, None if warm_start is None else _start(warm_start), codes, bound)
+    outputs, z = bound.quick(bound, theta) if quick else None, None
+    if outputs is None:
+        *outputs, z = operators.solve(theta, None if warm_start is None else _start(warm_start), codes, bound)
     if dtype is not torch.float64 or device is not None:
         outputs = [x.to(device=device, dtype=dtype) for x in outputs]
     return tuple(outputs), z
@@ -175,8 +177,8 @@ def solve(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_st
         values = dict(zip((o.name for o in bound.compiled.outputs), outputs, strict=True))
         return Solution(outputs, MappingProxyType(values), found["value"], facts, torch.zeros(0))
     outputs, z = run(bound, tensors, named, warm_start)
-    evaluation = None if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() else host.recall(z)
-    if evaluation is None:
+    evaluation = None if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or z is None else host.recall(z)
+    if evaluation is None or z is None:
         raise _no_information()
     found = evaluation.solution()
     values = dict(zip((o.name for o in bound.compiled.outputs), outputs, strict=True))

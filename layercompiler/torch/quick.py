@@ -21,41 +21,60 @@ from layercompiler.kernels.dense_qp import Operands
 from layercompiler.plan.evaluation import ACCURATE
 from layercompiler.plan.matrices import ORDER, Call, Matrices, summed
 from layercompiler.torch import host, rules
+from layercompiler.torch.lease import empty
 
-_PAUSE = 16  # calls that go the general way after one in which an instance failed
-_LARGE, _KEPT = 2**20, 2**28  # bytes of a gradient whose memory is used again, and of all such memory that waits
+PAUSE = 16  # calls that go the general way after one in which an instance failed
 _KINDS = (Tensor, torch.nn.Parameter)
 _Pointers, _Strides = ctypes.c_void_p * 6, ctypes.c_int64 * 6
 
 
-_waiting: dict[int, list[np.ndarray]] = {}
+class Short:
+    """What all short ways share: they read the tensors of a call where they lie.
+
+    Args:
+        bound: The problem with its options.
+    """
+
+    def __init__(self, bound: Any) -> None:
+        self.compiled = bound.compiled
+        self.threads = (bound.options or bound.compiled.options).workers or bound.compiled.threads
+        self.parameters = [(tuple(p.shape), len(p.shape), math.prod(p.shape)) for p in bound.compiled.parameters]
+        self.pause = 0
+
+    def read(self, tensors: Sequence[Any]) -> tuple[tuple[int, ...], int, list[bool], list[int], bool] | None:
+        """Batch shape, instances, which tensors have it, addresses, and whether autograd records; None where they lie otherwise."""
+        if self.pause:
+            self.pause -= 1
+            return None
+        if len(tensors) != len(self.parameters) or not rules._plain():
+            return None
+        batch: tuple[int, ...] = ()
+        wide, addresses, recorded = [], [], False
+        for t, (shape, rank, _) in zip(tensors, self.parameters, strict=True):
+            if type(t) not in _KINDS or t.dtype is not torch.float64 or not t.is_cpu or t.layout is not torch.strided:
+                return None
+            size, k = t.shape, t.dim() - rank
+            if k < 0 or size[k:] != shape or not lies_plain(t):
+                return None
+            if k:
+                if batch and size[:k] != batch:
+                    return None
+                batch = size[:k]
+            wide.append(k > 0)
+            addresses.append(t.data_ptr())
+            recorded = recorded or t.requires_grad
+        count = math.prod(batch)
+        if count == 0 or not rules._bare(tensors):
+            return None
+        return tuple(batch), count, wide, addresses, recorded and torch.is_grad_enabled()
 
 
-class _Lease(np.ndarray):
-    """Memory of a tensor that is handed back when the tensor dies: fresh pages cost as much as the numbers that are written to them."""
-
-    home: np.ndarray
-
-    def __del__(self) -> None:
-        home = self.__dict__.get("home")
-        if home is not None and sum(size * len(group) for size, group in tuple(_waiting.items())) + home.nbytes <= _KEPT:
-            _waiting.setdefault(home.nbytes, []).append(home)
+def lies_plain(t: Tensor) -> bool:
+    """Whether the numbers of a tensor are those in its memory, in order."""
+    return t.is_contiguous() and not t.is_neg() and not t._is_zerotensor()
 
 
-def _empty(shape: Sequence[int]) -> Tensor:
-    count = math.prod(shape)
-    if 8 * count < _LARGE:
-        return torch.empty(tuple(shape), dtype=torch.float64)
-    try:
-        home = _waiting[8 * count].pop()
-    except (KeyError, IndexError):
-        home = np.empty(count)
-    lease = home.view(_Lease)
-    lease.home = home
-    return torch.from_numpy(lease).view(tuple(shape))
-
-
-class Quick:
+class Quick(Short):
     """What a compiled problem needs for the short way.
 
     Args:
@@ -64,13 +83,11 @@ class Quick:
     """
 
     def __init__(self, bound: Any, matrices: Matrices) -> None:
-        self.compiled, self.matrices, self.kernel = bound.compiled, matrices, matrices.kernel
-        self.threads = (bound.options or bound.compiled.options).workers or bound.compiled.threads
+        super().__init__(bound)
+        self.matrices, self.kernel = matrices, matrices.kernel
         self.names = [o.name for o in bound.compiled.outputs]
-        self.parameters = [(s, len(s), k, math.prod(s)) for s, k in zip(matrices.shapes, matrices.place, strict=True)]
         self.constants = [None if c is None else np.ascontiguousarray(c, dtype=np.float64) for c in matrices.constants]
         self.addresses = [None if c is None else c.__array_interface__["data"][0] for c in self.constants]
-        self.pause = 0
 
     @classmethod
     def of(cls, bound: Any) -> Quick | None:
@@ -83,36 +100,18 @@ class Quick:
 
     def __call__(self, bound: Any, tensors: Sequence[Any]) -> tuple[Tensor, ...] | None:
         """Outputs of the problem, or None where it has to go the general way."""
-        if self.pause:
-            self.pause -= 1
+        read = self.read(tensors)
+        if read is None:
             return None
-        if len(tensors) != len(self.parameters) or not rules._plain():
-            return None
-        batch: tuple[int, ...] = ()
-        leads, pointers, strides, recorded = [], list(self.addresses), [0] * 6, False
-        for t, (shape, rank, place, width) in zip(tensors, self.parameters, strict=True):
-            if type(t) not in _KINDS or t.dtype is not torch.float64 or not t.is_cpu or t.layout is not torch.strided:
-                return None
-            size, k = t.shape, t.dim() - rank
-            if k < 0 or size[k:] != shape or not t.is_contiguous() or t.is_neg() or t._is_zerotensor():
-                return None
-            if k:
-                if batch and size[:k] != batch:
-                    return None
-                batch, strides[place] = size[:k], width
-            leads.append(tuple(size[:k]))
-            pointers[place] = t.data_ptr()
-            recorded = recorded or t.requires_grad
-        count = math.prod(batch)
-        if count == 0 or not rules._bare(tensors):
-            return None
-        found = _Found(self, bound, Call(tuple(batch), count, tuple(leads), []), pointers, strides)
+        batch, count, wide, given, recorded = read
+        pointers, strides = list(self.addresses), [0] * 6
+        for address, own, place, (_, _, width) in zip(given, wide, self.matrices.place, self.parameters, strict=True):
+            pointers[place], strides[place] = address, width if own else 0
+        found = _Found(self, bound, Call(batch, count, tuple([batch if own else () for own in wide]), []), pointers, strides)
         if found.troubles:
-            self.pause = _PAUSE
+            self.pause = PAUSE
             return None
-        if recorded and torch.is_grad_enabled():
-            return _Node.apply(found, *tensors)  # type: ignore[return-value]
-        return found.outputs()
+        return record(found, tensors) if recorded else found.outputs()
 
 
 class _Found:
@@ -168,9 +167,9 @@ class _Found:
         pointers, out = list(quick.addresses), []
         own: list[int | None] = [None] * 6
         strides, ends = self.factors.operands.strides, np.empty(B * (n + m + 1))
-        for t, lead, want, (_, _, place, _) in zip(theta, self.call.leads, wanted, quick.parameters, strict=True):
+        for t, lead, want, place in zip(theta, self.call.leads, wanted, quick.matrices.place, strict=True):
             pointers[place] = t.data_ptr()
-            gradient = _empty(t.shape) if want and (lead or B == 1) else None
+            gradient = empty(t.shape) if want and (lead or B == 1) else None
             own[place] = None if gradient is None else gradient.data_ptr()
             out.append(gradient)
         at = ends.__array_interface__["data"][0]
@@ -205,7 +204,7 @@ class _Node(torch.autograd.Function):
 
     @staticmethod
     @override
-    def forward(ctx: Any, found: _Found, *theta: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, found: Any, *theta: Tensor) -> tuple[Tensor, ...]:
         ctx.found = found
         ctx.save_for_backward(*theta)
         ctx.set_materialize_grads(False)
@@ -215,12 +214,17 @@ class _Node(torch.autograd.Function):
     @override
     def backward(ctx: Any, *g: Any) -> Any:
         theta, found, wanted = ctx.saved_tensors, ctx.found, ctx.needs_input_grad[1:]
-        if all(p is None for p in g):
-            return None, *(None for _ in theta)
         given = [p for p in g if p is not None]
-        if not torch.is_grad_enabled() and rules._plain() and rules._bare([*given, *theta]) and all([t.is_contiguous() for t in theta]):
-            gradients = found.adjoint(theta, g, wanted)
+        if not given:
+            return None, *(None for _ in theta)
+        if not torch.is_grad_enabled() and rules._plain() and rules._bare(given) and rules._bare(theta):
+            gradients = found.adjoint(theta, [p if p is None or lies_plain(p) else p.resolve_neg().contiguous() for p in g], wanted)
             if gradients is not None:
                 return None, *gradients
         gradients = rules._onto(rules.Vjp.call(theta, found.z(theta), g, found.bound), theta)
         return None, *gradients
+
+
+def record(found: Any, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The outputs of a solved batch, recorded in the graph; no transform is active and no tensor is the wrapper of one."""
+    return super(torch.autograd.Function, _Node).apply(found, *tensors)  # type: ignore[misc]

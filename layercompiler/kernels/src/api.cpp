@@ -41,7 +41,7 @@ struct Factor {
 
 }  // namespace
 
-LC_API int lc_abi() { return 14; }
+LC_API int lc_abi() { return 15; }
 
 LC_API const char* lc_error() { return last_error.c_str(); }
 

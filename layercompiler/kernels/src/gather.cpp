@@ -7,26 +7,6 @@ using namespace layercompiler;
 
 namespace {
 
-// out[row + k] (+)= coefficient * source[column + k * step]; `fresh`: nothing else has written there before.
-struct Run {
-  int64_t row, column, step, length;
-  double coefficient;
-  int32_t source;
-  bool fresh;
-};
-
-struct Part {
-  int64_t size, entries;
-  std::vector<double> constant;
-  std::vector<Run> runs;
-  bool covered;  // by fresh runs alone
-};
-
-struct Gather {
-  std::vector<int64_t> sources;
-  std::vector<Part> parts;
-};
-
 LC_WIDE void assign(double* out, const double* from, int64_t length, double coefficient) {
   for (int64_t k = 0; k < length; k++) out[k] = coefficient * from[k];
 }
@@ -35,7 +15,10 @@ LC_WIDE void add(double* out, const double* from, int64_t length, double coeffic
   for (int64_t k = 0; k < length; k++) out[k] += coefficient * from[k];
 }
 
-void apply(const Part& part, double* out, const double* const* source, const int64_t* stride, int64_t instance) {
+}  // namespace
+
+void Gather::apply(size_t which, int64_t instance, double* out, const double* const* source, const int64_t* stride) const {
+  const Part& part = parts[which];
   if (!part.covered) std::memcpy(out, part.constant.data(), sizeof(double) * static_cast<size_t>(part.size));
   for (const Run& r : part.runs) {
     double* to = out + r.row;
@@ -59,8 +42,6 @@ void apply(const Part& part, double* out, const double* const* source, const int
   }
 }
 
-}  // namespace
-
 // Entries of all parts in a row, `counts` of them per part. Constants of all parts in a row.
 LC_API void* lc_gather_new(int64_t sources, const int64_t* source_sizes, int64_t parts, const int64_t* part_sizes, const double* constants,
                            const int64_t* counts, const int64_t* rows, const int64_t* source, const int64_t* columns, const double* coefficients) {
@@ -71,7 +52,7 @@ LC_API void* lc_gather_new(int64_t sources, const int64_t* source_sizes, int64_t
     g->sources.assign(source_sizes, source_sizes + sources);
     for (int64_t s : g->sources) require(s >= 0, "wrong size of a source");
     for (int64_t p = 0; p < parts; p++) {
-      Part part;
+      Gather::Part part;
       part.size = part_sizes[p], part.entries = counts[p];
       require(part.size >= 0, "wrong size of a part");
       checked_indices(rows, part.entries, part.size, "the rows");
@@ -85,7 +66,7 @@ LC_API void* lc_gather_new(int64_t sources, const int64_t* source_sizes, int64_t
         bool first = !written[static_cast<size_t>(rows[k])];
         written[static_cast<size_t>(rows[k])] = 1;
         fresh += first;
-        Run* last = part.runs.empty() ? nullptr : &part.runs.back();
+        Gather::Run* last = part.runs.empty() ? nullptr : &part.runs.back();
         if (last && last->source == source[k] && last->coefficient == coefficients[k] && last->fresh == first && rows[k] == last->row + last->length) {
           int64_t step = columns[k] - (last->column + (last->length - 1) * last->step);
           if (last->length == 1) last->step = step;
@@ -113,10 +94,10 @@ LC_API int lc_gather_apply(const void* gather, int64_t batch, const double* cons
   return guarded([&] {
     const Gather& g = *static_cast<const Gather*>(gather);
     for (size_t p = 0; p < g.parts.size(); p++) {
-      const Part& part = g.parts[p];
+      const Gather::Part& part = g.parts[p];
       if (!out[p]) continue;
       in_pieces(shared[p] ? std::min<int64_t>(batch, 1) : batch, part.size + part.entries, threads, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; i++) apply(part, out[p] + part.size * i, source, strides, i);
+        for (int64_t i = first; i < last; i++) g.apply(p, i, out[p] + part.size * i, source, strides);
       });
     }
   });

@@ -64,7 +64,7 @@ class Recycler {
   }
   void give(Memory memory, size_t bytes) {
     std::lock_guard<std::mutex> lock(guard_);
-    if (free_.size() >= 4 || sizes_ + bytes > (size_t{256} << 20)) return;
+    if (free_.size() >= 8 || sizes_ + bytes > (size_t{256} << 20)) return;
     sizes_ += bytes;
     free_.emplace_back(std::move(memory), bytes);
   }

@@ -34,7 +34,7 @@ inline std::vector<int64_t> checked_indices(const int64_t* from, int64_t count, 
 
 // function(first, last) on pieces of a batch; small work stays on the caller's thread.
 template <class Function> void in_pieces(int64_t batch, int64_t work, int threads, Function&& function) {
-  if (threads < 2 || batch < 2 || batch * work < 100'000) return function(int64_t{0}, batch);
+  if (threads < 2 || batch < 2 || batch * work < 30'000) return function(int64_t{0}, batch);
   int64_t pieces = std::min<int64_t>(batch, 4 * int64_t{threads});
   parallel(pieces, threads, [&](int64_t i) { function(batch * i / pieces, batch * (i + 1) / pieces); });
 }
@@ -44,6 +44,91 @@ struct Rows {
   const double* data;
   int64_t stride;
   const double* operator[](int64_t instance) const { return data + stride * instance; }
+};
+
+// Vectors that are affine in others, by runs of entries; see gather.cpp.
+struct Gather {
+  // out[row + k] (+)= coefficient * source[column + k * step]; `fresh`: nothing else has written there before.
+  struct Run {
+    int64_t row, column, step, length;
+    double coefficient;
+    int32_t source;
+    bool fresh;
+  };
+  struct Part {
+    int64_t size, entries;
+    std::vector<double> constant;
+    std::vector<Run> runs;
+    bool covered;  // by fresh runs alone
+  };
+  std::vector<int64_t> sources;
+  std::vector<Part> parts;
+
+  // One part of one instance; null sources count as zero.
+  void apply(size_t part, int64_t instance, double* out, const double* const* source, const int64_t* stride) const;
+};
+
+// Defined variables x_k = (beta - a'x) / c; see substitution.cpp. All functions are for one instance.
+struct Substitution {
+  // Rows of one support: their weighted outer products fill one block of P, by its upper triangle.
+  struct Group {
+    int64_t width;
+    std::vector<int64_t> rows, target;
+  };
+  int64_t full_n, full_m, n, m, k, p_size;
+  std::vector<int64_t> keep_x, keep_y, variable, row, start, column, place;
+  std::vector<double> c;
+  std::vector<Group> groups;
+  int64_t widest = 0;
+
+  void weights(const double* diagonal, double* w) const;
+  // `block`: memory for widest^2 numbers.
+  void matrix(const double* P, const double* entries, const double* w, double* block, double* out) const;
+  // The new q; returns the new constant. `pull`: memory for k numbers, here and below.
+  double vectors(const double* q, const double* d, const double* entries, const double* beta, const double* linear, const double* w, double* pull,
+                 double* out) const;
+  // The full point or step: x and y where they were kept, x_k = (row - a'x) / c, y_i = (sign * column - P_kk x_k) / c. With `picked`, row and column are
+  // vectors of the full program; else they hold k numbers each.
+  void expand(const double* x, const double* y, const double* row_sides, const double* column_sides, double sign, bool picked, const double* entries,
+              const double* diagonal, double* full_x, double* full_y) const;
+  void reduce(const double* x, const double* y, const double* entries, const double* w, double* pull, double* a, double* b) const;
+};
+
+// Norms of rows and columns, and the powers of two that even them out; see scaling.cpp. All functions are for one instance.
+struct Equilibration {
+  int64_t n, m, cones;
+  std::vector<int64_t> p_row, p_col, a_row, a_col, cone;
+
+  int64_t room() const { return 2 * (cones + n); }  // numbers of memory
+  bool far_matrices(const double* P, const double* A, double* memory) const;
+  bool far_vectors(const double* q, const double* b) const;
+  // Scaled P, q, A, b, and the factors of x, y, s and of the residuals; all as they are where the instance is not `rough`.
+  void apply(const double* const* data, bool rough, double* const* scaled, double* const* factors, double* memory) const;
+};
+
+// Gradients of the data of a cone program, formed entry by entry and pulled back to the channels at once; see pullback.cpp.
+struct Pullback {
+  // gradient[column + k] (+)= coefficient * dData(i + k * di, j + k * dj)
+  struct Run {
+    int64_t column, length, i, j, di, dj;
+    double coefficient;
+    int32_t kind;
+    bool fresh;
+  };
+  struct Channel {
+    int64_t size, entries;
+    std::vector<Run> runs;
+    bool covered;
+  };
+  struct Point {
+    const double *x, *y, *u, *t;
+    double value;
+  };
+  int64_t n, m;
+  std::vector<Channel> channels;
+
+  // Writes the gradient of one instance; with `summed` adds it.
+  void pull(size_t channel, const Point& point, double* out, bool summed) const;
 };
 
 }  // namespace layercompiler

@@ -12,30 +12,6 @@ namespace {
 
 enum Kind : int32_t { kind_p, kind_q, kind_d, kind_a, kind_b };
 
-// gradient[column + k] (+)= coefficient * dData(i + k * di, j + k * dj)
-struct Run {
-  int64_t column, length, i, j, di, dj;
-  double coefficient;
-  int32_t kind;
-  bool fresh;
-};
-
-struct Channel {
-  int64_t size, entries;
-  std::vector<Run> runs;
-  bool covered;
-};
-
-struct Pullback {
-  int64_t n, m;
-  std::vector<Channel> channels;
-};
-
-struct Point {
-  const double *x, *y, *u, *t;
-  double value;
-};
-
 // out[k] = a u[k] + b x[k]
 LC_WIDE void pair(double* out, const double* u, const double* x, int64_t length, double a, double b) {
   for (int64_t k = 0; k < length; k++) out[k] = a * u[k] + b * x[k];
@@ -45,7 +21,7 @@ LC_WIDE void pair_add(double* out, const double* u, const double* x, int64_t len
   for (int64_t k = 0; k < length; k++) out[k] += a * u[k] + b * x[k];
 }
 
-double entry(const Run& r, const Point& p, int64_t k) {
+double entry(const Pullback::Run& r, const Pullback::Point& p, int64_t k) {
   int64_t i = r.i + k * r.di, j = r.j + k * r.dj;
   switch (r.kind) {
     case kind_p: return p.value * (p.x[i] * p.x[j]) - (p.u[i] * p.x[j] + p.x[i] * p.u[j]);
@@ -56,8 +32,11 @@ double entry(const Run& r, const Point& p, int64_t k) {
   }
 }
 
+}  // namespace
+
 // Adds to `out` what is not fresh, and everything where the batch shares the channel.
-void pull(const Channel& channel, const Point& p, double* out, bool summed) {
+void Pullback::pull(size_t which, const Point& p, double* out, bool summed) const {
+  const Channel& channel = channels[which];
   if (!summed && !channel.covered) std::fill(out, out + channel.size, 0.0);
   for (const Run& r : channel.runs) {
     double* to = out + r.column;
@@ -79,8 +58,6 @@ void pull(const Channel& channel, const Point& p, double* out, bool summed) {
   }
 }
 
-}  // namespace
-
 // Entries of all channels in a row, `counts` of them per channel: which data entry (kind, i, j) the channel's `column` enters, and how.
 LC_API void* lc_pullback_new(int64_t n, int64_t m, int64_t channels, const int64_t* sizes, const int64_t* counts, const int64_t* kinds, const int64_t* is,
                              const int64_t* js, const int64_t* columns, const double* coefficients) {
@@ -89,7 +66,7 @@ LC_API void* lc_pullback_new(int64_t n, int64_t m, int64_t channels, const int64
     std::unique_ptr<Pullback> b(new Pullback{n, m, {}});
     require(n >= 0 && m >= 0 && channels >= 0, "wrong sizes");
     for (int64_t c = 0; c < channels; c++) {
-      Channel channel{sizes[c], counts[c], {}, false};
+      Pullback::Channel channel{sizes[c], counts[c], {}, false};
       require(channel.size >= 0, "wrong size of a channel");
       checked_indices(columns, channel.entries, channel.size, "the columns");
       std::vector<char> written(static_cast<size_t>(channel.size));
@@ -103,7 +80,7 @@ LC_API void* lc_pullback_new(int64_t n, int64_t m, int64_t channels, const int64
         bool first = !written[static_cast<size_t>(columns[k])];
         written[static_cast<size_t>(columns[k])] = 1;
         fresh += first;
-        Run* last = channel.runs.empty() ? nullptr : &channel.runs.back();
+        Pullback::Run* last = channel.runs.empty() ? nullptr : &channel.runs.back();
         if (last && last->kind == kind && last->coefficient == coefficients[k] && last->fresh == first && columns[k] == last->column + last->length) {
           int64_t di = i - (last->i + (last->length - 1) * last->di), dj = j - (last->j + (last->length - 1) * last->dj);
           if (last->length == 1) last->di = di, last->dj = dj;
@@ -130,13 +107,13 @@ LC_API int lc_pullback_apply(const void* pullback, int64_t batch, const double* 
                              const int8_t* skip, double* const* out, const int8_t* shared, int32_t threads) {
   return guarded([&] {
     const Pullback& b = *static_cast<const Pullback*>(pullback);
-    auto point = [&](int64_t i) { return Point{x + b.n * i, y + b.m * i, u + b.n * i, t + b.m * i, value ? value[i] : 0.0}; };
+    auto point = [&](int64_t i) { return Pullback::Point{x + b.n * i, y + b.m * i, u + b.n * i, t + b.m * i, value ? value[i] : 0.0}; };
     for (size_t c = 0; c < b.channels.size(); c++) {
-      const Channel& channel = b.channels[c];
+      const Pullback::Channel& channel = b.channels[c];
       if (shared[c] && batch != 1) {
         std::fill(out[c], out[c] + channel.size, 0.0);
         for (int64_t i = 0; i < batch; i++)
-          if (!skip || !skip[i]) pull(channel, point(i), out[c], true);
+          if (!skip || !skip[i]) b.pull(c, point(i), out[c], true);
         continue;
       }
       in_pieces(batch, channel.size + channel.entries, threads, [&](int64_t first, int64_t last) {
@@ -145,7 +122,7 @@ LC_API int lc_pullback_apply(const void* pullback, int64_t batch, const double* 
           if (skip && skip[i])
             std::fill(to, to + channel.size, 0.0);
           else
-            pull(channel, point(i), to, false);
+            b.pull(c, point(i), to, false);
         }
       });
     }

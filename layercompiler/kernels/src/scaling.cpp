@@ -10,11 +10,6 @@ namespace {
 
 constexpr double most = 0x1p20, calm = 64.0;
 
-struct Equilibration {
-  int64_t n, m, cones;
-  std::vector<int64_t> p_row, p_col, a_row, a_col, cone;
-};
-
 double power(double norm, double exponent) {
   if (!(norm > 0) || !std::isfinite(norm)) return 1.0;
   double log = std::log2(norm);
@@ -48,6 +43,43 @@ void norms(const Equilibration& e, const double* P, const double* A, double* row
 
 }  // namespace
 
+bool Equilibration::far_matrices(const double* P, const double* A, double* memory) const {
+  norms(*this, P, A, memory, memory + cones);
+  return std::any_of(memory, memory + cones + n, far);
+}
+
+bool Equilibration::far_vectors(const double* q, const double* b) const { return far(largest(b, m)) || far(largest(q, n)); }
+
+void Equilibration::apply(const double* const* data, bool rough, double* const* scaled, double* const* factors, double* memory) const {
+  const int64_t p_count = static_cast<int64_t>(p_row.size()), a_count = static_cast<int64_t>(a_row.size());
+  double *P = scaled[0], *q = scaled[1], *A = scaled[2], *b = scaled[3], *size = memory, *E = memory + cones + n, *D = E + cones;
+  std::copy(data[0], data[0] + p_count, P), std::copy(data[2], data[2] + a_count, A);
+  std::fill(E, E + cones + n, 1.0);
+  double kappa = 1.0, sigma = 1.0;
+  for (int sweep = 0; rough && sweep < 4; sweep++) {
+    norms(*this, P, A, size, size + cones);
+    // Rows and columns of rounding noise stay small: a program that only they make feasible is infeasible.
+    for (int64_t k = 0; k < cones + n; k++) E[k] = std::min(std::max(E[k] * power(size[k], 0.5), 1 / most), most);
+    for (size_t k = 0; k < a_row.size(); k++) A[k] = data[2][k] * E[cone[static_cast<size_t>(a_row[k])]] * D[a_col[k]];
+    for (size_t k = 0; k < p_row.size(); k++) P[k] = data[0][k] * D[p_row[k]] * D[p_col[k]];
+  }
+  double norm = 0.0;
+  for (int64_t k = 0; k < m; k++) b[k] = data[3][k] * E[cone[static_cast<size_t>(k)]], norm = std::max(norm, std::fabs(b[k]));
+  if (rough) kappa = power(norm, 1.0);
+  norm = 0.0;
+  for (int64_t k = 0; k < n; k++) q[k] = data[1][k] * D[k] * kappa, norm = std::max(norm, std::fabs(q[k]));
+  if (rough) sigma = power(norm, 1.0);
+  for (int64_t k = 0; k < p_count; k++) P[k] *= sigma;
+  for (int64_t k = 0; k < n; k++) q[k] *= sigma;
+  for (int64_t k = 0; k < m; k++) b[k] *= kappa;
+  double *x = factors[0], *y = factors[1], *s = factors[2], *r_x = factors[3], *r_y = factors[4];
+  for (int64_t k = 0; k < n; k++) x[k] = D[k] / kappa, r_x[k] = sigma * kappa * D[k];
+  for (int64_t k = 0; k < m; k++) {
+    double row = E[cone[static_cast<size_t>(k)]];
+    y[k] = row / (sigma * kappa), s[k] = 1.0 / (row * kappa), r_y[k] = kappa * row;
+  }
+}
+
 // `cone` (m): which group of rows each row belongs to.
 LC_API void* lc_scaling_new(int64_t n, int64_t m, int64_t p_count, const int64_t* p_row, const int64_t* p_col, int64_t a_count, const int64_t* a_row,
                             const int64_t* a_col, int64_t cones, const int64_t* cone) {
@@ -72,14 +104,11 @@ LC_API int lc_scaling_rough(const void* scaling, int64_t batch, const double* co
     const Rows P{operands[0], strides[0]}, q{operands[1], strides[1]}, A{operands[2], strides[2]}, b{operands[3], strides[3]};
     bool shared = P.stride == 0 && A.stride == 0;
     in_pieces(batch, static_cast<int64_t>(e.a_row.size() + e.p_row.size()), threads, [&](int64_t first, int64_t last) {
-      std::vector<double> size(static_cast<size_t>(e.cones + e.n));
+      std::vector<double> memory(static_cast<size_t>(e.room()));
       bool matrices = false;
       for (int64_t i = first; i < last; i++) {
-        if (i == first || !shared) {
-          norms(e, P[i], A[i], size.data(), size.data() + e.cones);
-          matrices = std::any_of(size.begin(), size.end(), far);
-        }
-        rough[i] = matrices || far(largest(b[i], e.m)) || far(largest(q[i], e.n));
+        if (i == first || !shared) matrices = e.far_matrices(P[i], A[i], memory.data());
+        rough[i] = matrices || e.far_vectors(q[i], b[i]);
       }
     });
   });
@@ -90,42 +119,16 @@ LC_API int lc_scaling_apply(const void* scaling, int64_t batch, const double* co
                             double* const* scaled, double* const* factors, int32_t threads) {
   return guarded([&] {
     const Equilibration& e = *static_cast<const Equilibration*>(scaling);
-    const Rows P_in{operands[0], strides[0]}, q_in{operands[1], strides[1]}, A_in{operands[2], strides[2]}, b_in{operands[3], strides[3]};
     const int64_t p_count = static_cast<int64_t>(e.p_row.size()), a_count = static_cast<int64_t>(e.a_row.size());
     in_pieces(batch, 20 * (p_count + a_count), threads, [&](int64_t first, int64_t last) {
-      std::vector<double> size(static_cast<size_t>(e.cones + e.n)), cone(static_cast<size_t>(e.cones)), column(static_cast<size_t>(e.n));
+      std::vector<double> memory(static_cast<size_t>(e.room()));
+      const int64_t widths[4] = {p_count, e.n, a_count, e.m}, sizes[5] = {e.n, e.m, e.m, e.n, e.m};
       for (int64_t i = first; i < last; i++) {
-        double *P = scaled[0] + i * p_count, *q = scaled[1] + i * e.n, *A = scaled[2] + i * a_count, *b = scaled[3] + i * e.m;
-        const double *P_i = P_in[i], *A_i = A_in[i], *q_i = q_in[i], *b_i = b_in[i];
-        std::copy(P_i, P_i + p_count, P), std::copy(A_i, A_i + a_count, A);
-        std::fill(cone.begin(), cone.end(), 1.0), std::fill(column.begin(), column.end(), 1.0);
-        double kappa = 1.0, sigma = 1.0;
-        const double* E = cone.data();
-        const double* D = column.data();
-        for (int sweep = 0; rough[i] && sweep < 4; sweep++) {
-          norms(e, P, A, size.data(), size.data() + e.cones);
-          // Rows and columns of rounding noise stay small: a program that only they make feasible is infeasible.
-          auto limited = [](double held, double norm) { return std::min(std::max(held * power(norm, 0.5), 1 / most), most); };
-          for (size_t k = 0; k < cone.size(); k++) cone[k] = limited(cone[k], size[k]);
-          for (size_t k = 0; k < column.size(); k++) column[k] = limited(column[k], size[cone.size() + k]);
-          for (size_t k = 0; k < e.a_row.size(); k++) A[k] = A_i[k] * E[e.cone[static_cast<size_t>(e.a_row[k])]] * D[e.a_col[k]];
-          for (size_t k = 0; k < e.p_row.size(); k++) P[k] = P_i[k] * D[e.p_row[k]] * D[e.p_col[k]];
-        }
-        double norm = 0.0;
-        for (int64_t k = 0; k < e.m; k++) b[k] = b_i[k] * E[e.cone[static_cast<size_t>(k)]], norm = std::max(norm, std::fabs(b[k]));
-        if (rough[i]) kappa = power(norm, 1.0);
-        norm = 0.0;
-        for (int64_t k = 0; k < e.n; k++) q[k] = q_i[k] * D[k] * kappa, norm = std::max(norm, std::fabs(q[k]));
-        if (rough[i]) sigma = power(norm, 1.0);
-        for (int64_t k = 0; k < p_count; k++) P[k] *= sigma;
-        for (int64_t k = 0; k < e.n; k++) q[k] *= sigma;
-        for (int64_t k = 0; k < e.m; k++) b[k] *= kappa;
-        double *x = factors[0] + i * e.n, *y = factors[1] + i * e.m, *s = factors[2] + i * e.m, *r_x = factors[3] + i * e.n, *r_y = factors[4] + i * e.m;
-        for (int64_t k = 0; k < e.n; k++) x[k] = D[k] / kappa, r_x[k] = sigma * kappa * D[k];
-        for (int64_t k = 0; k < e.m; k++) {
-          double row = E[e.cone[static_cast<size_t>(k)]];
-          y[k] = row / (sigma * kappa), s[k] = 1.0 / (row * kappa), r_y[k] = kappa * row;
-        }
+        const double* data[4];
+        double *to[4], *by[5];
+        for (int k = 0; k < 4; k++) data[k] = operands[k] + strides[k] * i, to[k] = scaled[k] + widths[k] * i;
+        for (int k = 0; k < 5; k++) by[k] = factors[k] + sizes[k] * i;
+        e.apply(data, rough[i] != 0, to, by, memory.data());
       }
     });
   });

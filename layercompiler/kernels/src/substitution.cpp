@@ -7,22 +7,18 @@ using namespace layercompiler;
 
 namespace {
 
-// Rows of one support: their weighted outer products fill one block of P, by its upper triangle.
-struct Group {
-  int64_t width;
-  std::vector<int64_t> rows, target;
-};
-
-struct Substitution {
-  int64_t full_n, full_m, n, m, k, p_size;
-  std::vector<int64_t> keep_x, keep_y, variable, row, start, column, place;
-  std::vector<double> c;
-  std::vector<Group> groups;
-  int64_t widest = 0;
-};
-
 LC_WIDE void axpy(double* out, const double* from, int64_t length, double factor) {
   for (int64_t k = 0; k < length; k++) out[k] += factor * from[k];
+}
+
+// Four outer products factor a a' at once: the block is read and written once for all of them.
+LC_WIDE void add_squares(double* block, int64_t width, const double* const* a, const double* factor) {
+  const double *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3];
+  for (int64_t i = 0; i < width; i++) {
+    double* out = block + i * width;
+    double f0 = factor[0] * a0[i], f1 = factor[1] * a1[i], f2 = factor[2] * a2[i], f3 = factor[3] * a3[i];
+    for (int64_t j = i; j < width; j++) out[j] += (f0 * a0[j] + f1 * a1[j]) + (f2 * a2[j] + f3 * a3[j]);
+  }
 }
 
 // a_k'x in four sums, which do not wait for each other.
@@ -48,12 +44,19 @@ void subtract_rows(const Substitution& s, const double* entries, const double* p
   }
 }
 
-void fill(const Group& g, const Substitution& s, const double* entries, const double* w, double* block, double* P) {
+void fill(const Substitution::Group& g, const Substitution& s, const double* entries, const double* w, double* block, double* P) {
   int64_t width = g.width;
   std::fill(block, block + width * width, 0.0);
-  for (int64_t k : g.rows) {
-    const double* a = entries + s.start[static_cast<size_t>(k)];
-    for (int64_t i = 0; i < width; i++) axpy(block + i * width + i, a + i, width - i, w[k] * a[i]);
+  size_t done = 0;
+  const double* a[4];
+  double factor[4];
+  for (; done + 4 <= g.rows.size(); done += 4) {
+    for (size_t r = 0; r < 4; r++) a[r] = entries + s.start[static_cast<size_t>(g.rows[done + r])], factor[r] = w[g.rows[done + r]];
+    add_squares(block, width, a, factor);
+  }
+  for (; done < g.rows.size(); done++) {
+    const double* row = entries + s.start[static_cast<size_t>(g.rows[done])];
+    for (int64_t i = 0; i < width; i++) axpy(block + i * width + i, row + i, width - i, w[g.rows[done]] * row[i]);
   }
   const int64_t* target = g.target.data();
   for (int64_t i = 0; i < width; i++)
@@ -61,6 +64,48 @@ void fill(const Group& g, const Substitution& s, const double* entries, const do
 }
 
 }  // namespace
+
+void Substitution::weights(const double* diagonal, double* w) const {
+  for (size_t j = 0; j < c.size(); j++) w[j] = diagonal[j] / (c[j] * c[j]);
+}
+
+void Substitution::matrix(const double* P, const double* entries, const double* w, double* block, double* out) const {
+  std::fill(out, out + p_size, 0.0);
+  for (size_t e = 0; e < place.size(); e++) out[place[e]] = P[e];
+  for (const Group& g : groups) fill(g, *this, entries, w, block, out);
+}
+
+double Substitution::vectors(const double* q, const double* d, const double* entries, const double* beta, const double* linear, const double* w, double* pull,
+                             double* out) const {
+  double sum = d[0];
+  for (size_t j = 0; j < c.size(); j++) {
+    double l = linear[j] / c[j], b = beta[j];
+    pull[j] = w[j] * b + l;
+    sum += (0.5 * w[j] * b + l) * b;
+  }
+  std::memcpy(out, q, sizeof(double) * static_cast<size_t>(n));
+  subtract_rows(*this, entries, pull, out);
+  return sum;
+}
+
+void Substitution::expand(const double* x, const double* y, const double* row_sides, const double* column_sides, double sign, bool picked,
+                          const double* entries, const double* diagonal, double* full_x, double* full_y) const {
+  for (size_t j = 0; j < keep_x.size(); j++) full_x[keep_x[j]] = x[j];
+  for (size_t j = 0; j < keep_y.size(); j++) full_y[keep_y[j]] = y[j];
+  for (int64_t j = 0; j < k; j++) {
+    size_t at = static_cast<size_t>(j);
+    double x_k = (row_sides[picked ? row[at] : j] - dot(*this, j, entries, x)) / c[at];
+    full_x[variable[at]] = x_k;
+    full_y[row[at]] = (sign * column_sides[picked ? variable[at] : j] - diagonal[j] * x_k) / c[at];
+  }
+}
+
+void Substitution::reduce(const double* x, const double* y, const double* entries, const double* w, double* pull, double* a, double* b) const {
+  for (size_t j = 0; j < c.size(); j++) pull[j] = x[variable[j]] / c[j] - w[j] * y[row[j]];
+  for (size_t j = 0; j < keep_x.size(); j++) a[j] = x[keep_x[j]];
+  for (size_t j = 0; j < keep_y.size(); j++) b[j] = y[keep_y[j]];
+  subtract_rows(*this, entries, pull, a);
+}
 
 // Row k of the defining rows has the entries start[k] .. start[k + 1], in ascending columns of the reduced program. Per group: rows and width; then all rows,
 // and all targets among the entries of the new P (width (width + 1) / 2 of them, upper triangle by rows), in a row.
@@ -86,7 +131,7 @@ LC_API void* lc_substitution_new(int64_t full_n, int64_t full_m, int64_t n, int6
     for (int64_t g = 0; g < groups; g++) {
       int64_t width = group_width[g], upper = width * (width + 1) / 2;
       require(width >= 0 && width <= n, "wrong width of a group");
-      Group group{width, checked_indices(rows, group_rows[g], k, "a group"), checked_indices(targets, upper, p_size, "the targets")};
+      Substitution::Group group{width, checked_indices(rows, group_rows[g], k, "a group"), checked_indices(targets, upper, p_size, "the targets")};
       for (int64_t j : group.rows) require(start[j + 1] - start[j] == width, "a row does not fit its group");
       rows += group_rows[g], targets += upper;
       s->widest = std::max(s->widest, width);
@@ -106,63 +151,32 @@ LC_API int lc_substitution_bind(const void* substitution, int64_t batch, const d
     const Substitution& s = *static_cast<const Substitution*>(substitution);
     auto operand = [&](int i) { return Rows{operands[i], strides[i]}; };
     const Rows P = operand(0), q = operand(1), d = operand(2), entries = operand(3), beta = operand(4), linear = operand(5), diagonal = operand(6);
-    for (int64_t i = 0; i < w_count; i++)
-      for (int64_t k = 0; k < s.k; k++) {
-        double c = s.c[static_cast<size_t>(k)];
-        w[i * s.k + k] = diagonal[i][k] / (c * c);
-      }
+    for (int64_t i = 0; i < w_count; i++) s.weights(diagonal[i], w + i * s.k);
     const int64_t w_stride = w_count == 1 ? 0 : s.k;
     int64_t work = s.p_size + static_cast<int64_t>(s.column.size()) * (1 + s.widest / 2);
     in_pieces(std::min(p_count, batch), work, threads, [&](int64_t first, int64_t last) {
       std::vector<double> block(static_cast<size_t>(s.widest * s.widest));
-      for (int64_t i = first; i < last; i++) {
-        double* out = new_P + i * s.p_size;
-        std::fill(out, out + s.p_size, 0.0);
-        const double* from = P[i];
-        for (size_t e = 0; e < s.place.size(); e++) out[s.place[e]] = from[e];
-        for (const Group& g : s.groups) fill(g, s, entries[i], w + w_stride * i, block.data(), out);
-      }
+      for (int64_t i = first; i < last; i++) s.matrix(P[i], entries[i], w + w_stride * i, block.data(), new_P + i * s.p_size);
     });
     in_pieces(batch, static_cast<int64_t>(s.column.size()) + s.n, threads, [&](int64_t first, int64_t last) {
       std::vector<double> pull(static_cast<size_t>(s.k));
       for (int64_t i = first; i < last; i++) {
-        const double* weight = w + w_stride * i;
-        double sum = d[i][0];
-        for (int64_t k = 0; k < s.k; k++) {
-          double l = linear[i][k] / s.c[static_cast<size_t>(k)], b = beta[i][k];
-          pull[static_cast<size_t>(k)] = weight[k] * b + l;
-          sum += (0.5 * weight[k] * b + l) * b;
-        }
+        double sum = s.vectors(q[i], d[i], entries[i], beta[i], linear[i], w + w_stride * i, pull.data(), new_q + i * s.n);
         if (i < d_count) new_d[i] = sum;
-        double* out = new_q + i * s.n;
-        std::memcpy(out, q[i], sizeof(double) * static_cast<size_t>(s.n));
-        subtract_rows(s, entries[i], pull.data(), out);
       }
     });
   });
 }
 
-// The full point or step: x and y where they were kept, x_k = (row - a'x) / c, y_i = (sign * column - P_kk x_k) / c. With `picked`, row and column are vectors
-// of the full program; else they hold k numbers each.
 LC_API int lc_substitution_expand(const void* substitution, int64_t batch, const double* x, const double* y, const double* row, int64_t row_stride,
                                   const double* column, int64_t column_stride, double sign, int32_t picked, const double* entries, int64_t entries_stride,
                                   const double* diagonal, int64_t diagonal_stride, double* full_x, double* full_y, int32_t threads) {
   return guarded([&] {
     const Substitution& s = *static_cast<const Substitution*>(substitution);
     in_pieces(batch, static_cast<int64_t>(s.column.size()) + s.full_n + s.full_m, threads, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; i++) {
-        double *to_x = full_x + i * s.full_n, *to_y = full_y + i * s.full_m;
-        const double *from_x = x + i * s.n, *from_y = y + i * s.m, *r = row + i * row_stride, *q = column + i * column_stride;
-        for (int64_t j = 0; j < s.n; j++) to_x[s.keep_x[static_cast<size_t>(j)]] = from_x[j];
-        for (int64_t j = 0; j < s.m; j++) to_y[s.keep_y[static_cast<size_t>(j)]] = from_y[j];
-        for (int64_t k = 0; k < s.k; k++) {
-          int64_t variable = s.variable[static_cast<size_t>(k)], at = s.row[static_cast<size_t>(k)];
-          double c = s.c[static_cast<size_t>(k)];
-          double x_k = (r[picked ? at : k] - dot(s, k, entries + i * entries_stride, from_x)) / c;
-          to_x[variable] = x_k;
-          to_y[at] = (sign * q[picked ? variable : k] - diagonal[i * diagonal_stride + k] * x_k) / c;
-        }
-      }
+      for (int64_t i = first; i < last; i++)
+        s.expand(x + i * s.n, y + i * s.m, row + i * row_stride, column + i * column_stride, sign, picked != 0, entries + i * entries_stride,
+                 diagonal + i * diagonal_stride, full_x + i * s.full_n, full_y + i * s.full_m);
     });
   });
 }
@@ -174,15 +188,8 @@ LC_API int lc_substitution_reduce(const void* substitution, int64_t batch, const
     const Substitution& s = *static_cast<const Substitution*>(substitution);
     in_pieces(batch, static_cast<int64_t>(s.column.size()) + s.n + s.m, threads, [&](int64_t first, int64_t last) {
       std::vector<double> pull(static_cast<size_t>(s.k));
-      for (int64_t i = first; i < last; i++) {
-        const double *x = r_x + i * s.full_n, *y = r_y + i * s.full_m;
-        for (int64_t k = 0; k < s.k; k++)
-          pull[static_cast<size_t>(k)] = x[s.variable[static_cast<size_t>(k)]] / s.c[static_cast<size_t>(k)] - w[i * w_stride + k] * y[s.row[static_cast<size_t>(k)]];
-        double *to_a = a + i * s.n, *to_b = b + i * s.m;
-        for (int64_t j = 0; j < s.n; j++) to_a[j] = x[s.keep_x[static_cast<size_t>(j)]];
-        for (int64_t j = 0; j < s.m; j++) to_b[j] = y[s.keep_y[static_cast<size_t>(j)]];
-        subtract_rows(s, entries + i * entries_stride, pull.data(), to_a);
-      }
+      for (int64_t i = first; i < last; i++)
+        s.reduce(r_x + i * s.full_n, r_y + i * s.full_m, entries + i * entries_stride, w + i * w_stride, pull.data(), a + i * s.n, b + i * s.m);
     });
   });
 }

@@ -1,0 +1,78 @@
+"""A whole call of a layer in one crossing: parameters in, outputs out, and later cotangents in, gradients out."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+
+from layercompiler.kernels import library
+from layercompiler.kernels.maps import Handle, flags, longs
+
+NONNEGATIVE, NONPOSITIVE, NOT_ZERO = 1, 2, 4
+HARD = 3  # from this refusal on, the batch was tried and something in it is not at its best
+
+
+class Express(Handle):
+    """The handles of a program's maps and engine, as one.
+
+    Args:
+        plan: Handles and sizes in the order of `Plan` in express.cpp.
+        settings: Tolerance of the engine, relative residuals at which a point is exact and at which refinement stops, regularisation
+            of the linear system, and the relative residual up to which its solutions are taken.
+        signs: Per source, what it was declared to be: the sum of `NONNEGATIVE`, `NONPOSITIVE` and `NOT_ZERO`.
+        keep: Owners of the handles, kept alive.
+    """
+
+    def __init__(self, plan: Sequence[int], settings: Sequence[float], signs: Sequence[int], keep: object) -> None:
+        self._keep = keep
+        super().__init__("express", longs(plan), np.array(settings, dtype=np.float64), np.array([*signs, 0], dtype=np.int8))
+
+    def forward(self, batch: int, addresses: Sequence[int], threads: int) -> Passage | int:
+        """Solve a batch, or say why the general way has to be gone.
+
+        Args:
+            batch: B.
+            addresses: Of the sources, then their strides (0 where the batch shares a source), then of the outputs, (B, size) each.
+            threads: Threads that share the batch; results do not depend on it.
+
+        Returns:
+            The passage; or a refusal: `HARD` or more where the batch was tried, less where its numbers are not what they should be.
+        """
+        refusal = ctypes.c_int32()
+        handle = self._library.lc_express_forward(self._handle, batch, longs(addresses), threads, ctypes.byref(refusal))
+        if handle:
+            return Passage(self, handle)
+        if not refusal.value:
+            raise MemoryError(library.reason())
+        return refusal.value
+
+
+class Passage:
+    """A solved batch, with the factors that differentiate it."""
+
+    __slots__ = ("_express", "_handle")
+
+    def __init__(self, express: Express, handle: int) -> None:
+        self._express, self._handle = express, handle
+
+    def point(self, z: np.ndarray) -> None:
+        """Write the primal-dual vector to `z`, contiguous, (B, n + m)."""
+        self._express._library.lc_passage_point(self._handle, library.address(z))
+
+    def adjoint(self, addresses: Sequence[int], shared: Sequence[bool], threads: int) -> bool:
+        """Gradients of the sources; False where the linear system of an instance was not solved well.
+
+        Args:
+            addresses: Of the cotangents of the outputs (0 for zero), then of the gradients (0 where none is wanted).
+            shared: Which sources the batch shares; their gradients are summed over it.
+            threads: Threads that share the batch.
+        """
+        failed = self._express._library.lc_passage_adjoint(self._handle, longs(addresses), flags(shared), threads)
+        if failed < 0:
+            raise MemoryError(library.reason())
+        return not failed
+
+    def __del__(self) -> None:
+        self._express._library.lc_passage_free(self._handle)
