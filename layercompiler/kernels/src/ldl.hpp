@@ -397,11 +397,14 @@ template <class V> static void factor_chunk(const FactorJob& job, Chunk chunk, v
   const double* from[N];
   for (int l = 0; l < N; l++) from[l] = job.values + (chunk.first + (l < chunk.count ? l : chunk.count - 1)) * job.stride;
   for (int64_t k = 0; k < s.entries; k++) keep.entries[k] = V{};
-  for (int64_t k = 0; k < s.inputs; k++) {
-    V value;
-    for (int l = 0; l < N; l++) put(value, l, from[l][k]);
-    keep.entries[s.slot[k]] += value;
-  }
+  if (job.packed)
+    for (int64_t k = 0; k < s.inputs; k++) keep.entries[s.slot[k]] += reinterpret_cast<const V*>(job.values)[k];
+  else
+    for (int64_t k = 0; k < s.inputs; k++) {
+      V value;
+      for (int l = 0; l < N; l++) put(value, l, from[l][k]);
+      keep.entries[s.slot[k]] += value;
+    }
   V smallest = factor_entries<V>(s, keep, job.epsilon, pivots, work);
   for (int l = 0; l < chunk.count; l++) job.pivots[chunk.first + l] = get(smallest, l);
 }
