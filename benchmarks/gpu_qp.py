@@ -205,7 +205,8 @@ def main():
     text = f"""## Dense QPs on a device (`python -m benchmarks.gpu_qp`)
 
 {name}; torch {torch.__version__}; float64, family std (m = n, n/4 equalities); milliseconds for the whole batch,
-shortest of up to {REPEATS}; "of qpth's": how many times faster than qpth forward + backward; gradient error against exact active sets, largest of 8 instances.
+shortest of up to {REPEATS}; "of qpth's": how many times faster than qpth forward +
+backward; gradient error against exact active sets, largest of 8 instances.
 
 {table(results)}
 """
