@@ -35,7 +35,7 @@ from benchmarks import results as results_file
 GRAPHS = [("SE2", n, b) for n in (100, 500, 1000) for b in (1, 8, 16)] + [("SE3", 256, b) for b in (1, 8, 16)]
 CURVES = (1, 128, 1024)
 SCENES = ((6, 100), (20, 2000))
-LARGEST = {"Theseus (scene)": 700, "Theseus (dense)": 100}  # factors or poses beyond which a peer takes minutes
+LARGEST = {"Theseus (dense scene)": 700, "Theseus (dense)": 100}  # factors or poses beyond which a peer takes minutes
 
 
 class OursGraph:
@@ -320,9 +320,10 @@ def scenes(seconds, sizes):
         }
         if 6 * cameras + 3 * points < 1000:
             makers["layercompiler (dense)"] = lambda s=scene: OursScene(s, "dense")
-        if importlib.util.find_spec("theseus") and len(scene.seen) <= LARGEST["Theseus (scene)"]:
+        if importlib.util.find_spec("theseus"):
             makers["Theseus (CHOLMOD, implicit)"] = lambda s=scene: peers.TheseusScene(s)
-            makers["Theseus (dense, implicit)"] = lambda s=scene: peers.TheseusScene(s, solver="dense")
+            if len(scene.seen) <= LARGEST["Theseus (dense scene)"]:
+                makers["Theseus (dense, implicit)"] = lambda s=scene: peers.TheseusScene(s, solver="dense")
         layers = build(makers)
         first = next(iter(layers), None)
         if first is None:

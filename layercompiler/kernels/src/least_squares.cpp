@@ -232,7 +232,7 @@ LC_API void* lc_nls_factor(const void* problem, int64_t batch, const double* val
     for (const TapeView& t : p.second) scratch = std::max(scratch, (p.target->scratch(t) + 63) / 64 * 64);
     int64_t packed_inputs = plan.ambient;
     for (int64_t k = 0; k < inputs; k++) packed_inputs += stride[k];
-    const int64_t numbers = (width + packed_inputs) * lanes;
+    const int64_t numbers = (width + packed_inputs) * std::max<int64_t>(lanes, 8);  // no target has wider chunks
     const size_t bytes = scratch + sizeof(double) * (size_t)numbers;
     Memory memory = p.recycler.take(bytes);
     double *found = memory.get() + scratch / sizeof(double), *packs = found + width * lanes;

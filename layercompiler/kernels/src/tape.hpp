@@ -15,13 +15,21 @@ LC_INLINE bool same_lane(const Wide& x, int l) { return bits_of<double>(get(x, l
       put(found, l, same_lane(x, l) ? get(found, 0) : function(get(x, l)));     \
     return found;                                                               \
   }
+// The functions on packs are exact with multiply-adds that round once.
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr bool tape_fused = true;
+#else
+constexpr bool tape_fused = false;
+#endif
+
 // What the expression gives where `plain` holds, and the library's function in the other lanes: every lane decides for itself.
 #define LC_TAPE_VECTOR(name, expression, plain, library)              \
   if constexpr (operation == name) {                                  \
     Wide found = expression;                                          \
-    if (any<Wide>((plain) == 0))                                      \
+    const Mask<Wide> kept = tape_fused ? (plain) : none_of<Wide>();   \
+    if (any<Wide>(kept == 0))                                         \
       for (int l = 0; l < tape_lanes; l++)                            \
-        if (!test<Wide>(plain, l)) put(found, l, library);            \
+        if (!test<Wide>(kept, l)) put(found, l, library);             \
     return found;                                                     \
   }
 
