@@ -79,7 +79,7 @@ _PROTOTYPES = {
     "lc_route_adjoint": (_INT, [_POINTER]),
     "lc_express_new": (_POINTER, [_POINTER] * 3),
     "lc_express_free": (None, [_POINTER]),
-    "lc_express_forward": (_POINTER, [_POINTER, _LONG, _POINTER, _INT, _POINTER]),
+    "lc_express_forward": (_POINTER, [_POINTER, _LONG, _POINTER, _INT, _POINTER, _POINTER]),
     "lc_passage_free": (None, [_POINTER]),
     "lc_passage_point": (None, [_POINTER] * 2),
     "lc_passage_adjoint": (_INT, [_POINTER] * 3 + [_INT]),

@@ -109,7 +109,7 @@ class Layer(torch.nn.Module):
             InputError: A count, a name, a shape, a dtype or a value of a parameter is wrong.
             SolveError: An instance has no solution or could not be solved, and the layer is not told to flag it.
         """
-        quick = options is None and warm_start is None and self._bound.quick is not None and not torch.compiler.is_compiling()
+        quick = self._bound.quick is not None and options is None and warm_start is None and not torch.compiler.is_compiling()
         return run(self._with(options), tensors, named, warm_start, quick)[0]
 
     def solve(self, *tensors: Any, warm_start: Any = None, options: Any = None, **named: Any) -> Solution:
@@ -152,11 +152,15 @@ def run(
     """Outputs and z of a problem, for the arguments of a call; `quick`: by its short way where it has one, and then without z."""
     if named or len(tensors) != len(bound.parameters):
         tensors = _bind(bound, tensors, named)
+    outputs, z = bound.quick(bound, tensors) if quick else None, None
+    if outputs is not None:
+        return outputs, z
     if bound.native is not None and (bound.asked or any([isinstance(t, Tensor) and t.is_cuda for t in tensors])):
         outputs, found = _run_natively(bound, tensors)  # type: ignore[reportCallIssue]
         return outputs, found["status"]
     theta, codes, dtype, device = _read(tensors, bound.parameters)
-    outputs, z = bound.quick(bound, theta) if quick else None, None
+    if quick and codes:  # other dtypes, made float64
+        outputs = bound.quick(bound, theta)
     if outputs is None:
         *outputs, z = operators.solve(theta, None if warm_start is None else _start(warm_start), codes, bound)
     if dtype is not torch.float64 or device is not None:
