@@ -16,7 +16,7 @@ help:
 	@echo "make test      the tests, in about ten minutes on two cores;  make test-all  the slow ones too"
 	@echo "make lint      ruff, pyright, import-linter"
 	@echo "make bench     the peers and us in one run; writes benchmarks/RESULTS.md"
-	@echo "make docs      the documentation;  make sanitize  the kernels under ASan and UBSan"
+	@echo "make docs      the documentation;  make sanitize  the kernels under ASan and UBSan (scalar and the widest set of the machine; ISA=all for all)"
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -66,7 +66,7 @@ def main():
                 return 0.5 * (Xv @ weights(solve(start, t), t) - Yv).square().mean()
 
             # 300 steps leave a point that is not quite fixed: the check is off.
-            rule = lc.custom_fixed_point(T, tolerance=None, solve=lc.linear.BiCGSTAB(tol=1e-6))
+            rule = lc.custom_fixed_point(T, tolerance=None, solve=lc.linear.GMRES(tol=1e-6, restart=100))
             methods = {"implicit": rule(_quiet(solver)), "unrolled": solver}
             found = {}
             for _ in range(2):

@@ -6,6 +6,8 @@ determine the evaluation, so looking it up changes the cost of a derivative and 
 
 from __future__ import annotations
 
+import math
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +21,8 @@ class _Entry(NamedTuple):
     arrays: tuple[np.ndarray, ...]
     z: np.ndarray
     evaluation: Any
-    options: Any = None
+    options: Any
+    mark: int
 
 
 class Memory:
@@ -34,6 +37,7 @@ class Memory:
         self.problem, self._capacity = problem, capacity
         self._entries: tuple[_Entry, ...] = ()
         self._lock = threading.Lock()
+        self._mark = 1 + secrets.randbits(62)  # so that no other memory's are the same, in this process or another
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -50,23 +54,56 @@ class Memory:
             return self.problem.evaluate([_readable(a) for a in arrays], **settings)
         copies = tuple(_copy(a) for a in arrays)
         evaluation = self.problem.evaluate([_readable(a) for a in copies], **settings)
-        return self._keep(_Entry(copies, evaluation.z, evaluation, settings.get("options")))
+        return self._keep(copies, evaluation.z, evaluation, settings.get("options"))
 
     def put(self, arrays: Sequence[np.ndarray], evaluation: Any, options: Any = None) -> None:
         """Remember an evaluation made elsewhere at `arrays`."""
-        self._keep(_Entry(tuple(_copy(a) for a in arrays), evaluation.z, evaluation, options))
+        self._keep(tuple(_copy(a) for a in arrays), evaluation.z, evaluation, options)
 
-    def at(self, arrays: Sequence[np.ndarray], z: np.ndarray, options: Any = None, recall: Callable[..., Any] | None = None) -> Any:
-        """The evaluation of `arrays` whose point is `z`: a remembered one, what `recall(arrays)` finds elsewhere, or restored from `z`."""
-        for entry in reversed(self._entries):
+    def mark(self, evaluation: Any) -> int:
+        """A number that finds the evaluation as long as it is remembered; 0 where it is not."""
+        return next((e.mark for e in reversed(self._entries) if e.evaluation is evaluation), 0)
+
+    def at(
+        self,
+        arrays: Sequence[np.ndarray],
+        z: np.ndarray,
+        options: Any = None,
+        mark: int = 0,
+        recall: Callable[..., Any] | None = None,
+    ) -> Any:
+        """The evaluation of `arrays` whose point is `z`: remembered, what `recall(arrays)` finds elsewhere, or restored from `z`.
+
+        Args:
+            arrays: One per parameter.
+            z: (batch..., zsize).
+            options: Of the evaluation.
+            mark: Of a point that has come with its arrays all the way, so that neither need be compared.
+            recall: Where else it may be.
+        """
+        entries = self._entries
+        for entry in reversed(entries) if mark else ():
+            if (
+                entry.mark == mark
+                and entry.z.shape == z.shape
+                and all(a.shape == b.shape for a, b in zip(entry.arrays, arrays, strict=True))
+            ):
+                return self._used(entry)
+        for entry in reversed(entries):
             if entry.options == options and _same(entry.z, z) and all(map(_same, entry.arrays, arrays)):
-                return self._keep(entry)
+                return self._used(entry)
         copies, z = tuple(_copy(a) for a in arrays), _copy(z)
         known = [_readable(a) for a in copies]
         evaluation = recall(known) if recall else None
-        return self._keep(_Entry(copies, z, evaluation or self.problem.restore(known, z, options), options))
+        return self._keep(copies, z, evaluation or self.problem.restore(known, z, options), options)
 
-    def _keep(self, entry: _Entry) -> Any:
+    def _keep(self, arrays: tuple[np.ndarray, ...], z: np.ndarray, evaluation: Any, options: Any) -> Any:
+        with self._lock:
+            entry = _Entry(arrays, z, evaluation, options, self._mark)
+            self._mark += max(1, math.prod(z.shape[:-1]))  # instance i has mark + i
+        return self._used(entry)
+
+    def _used(self, entry: _Entry) -> Any:
         with self._lock:
             others = tuple(e for e in self._entries if e is not entry)
             self._entries = (*others[max(0, len(others) + 1 - self._capacity) :], entry)
@@ -84,6 +121,8 @@ def _core(a: np.ndarray) -> np.ndarray:
 
 
 def _copy(a: np.ndarray) -> np.ndarray:
+    if a.flags.c_contiguous:
+        return a.copy()
     return np.broadcast_to(np.array(_core(a)), a.shape)
 
 

@@ -233,6 +233,10 @@ class Arrays(ABC):
         """v -> the derivative of f at x along v, for repeated use on numbers: not to be differentiated again."""
         return self.linearize(f, x)[1]
 
+    def rows(self, pull: Function, push: Function, like: Any) -> Any:
+        """The matrix A (n, n) of u -> A'u and v -> A v, for operands of the n entries of `like`; None to leave it to `vmap`."""
+        return None
+
     @abstractmethod
     def implicit(self, rule: Implicit, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
         """The array `rule.value(known, args)` as a differentiable function of `args`: it solves `rule.residual(y, *args) = 0`.

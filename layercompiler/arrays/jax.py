@@ -81,6 +81,9 @@ class Jax(Arrays):
     def implicit(self, rule: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
         return jax_implicit.implicit(self, rule, known, args)
 
+    def rows(self, pull: Function, push: Function, like: Any) -> Any:
+        return jax_implicit.rows(pull, like)
+
     def linear_solve(self, matvec: Function, b: Any, solve: Function) -> Any:
         return jax_implicit.linear_solve(matvec, b, solve)
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
+from jax.extend.core import Literal, Primitive
 from jax.interpreters import ad, batching, mlir
 
 from layercompiler.errors import UnsupportedTransformError
@@ -57,6 +57,55 @@ def linear_solve(matvec: Callable[[Any], Any], b: Any, solve: Callable[..., Any]
         lambda product, r: solve(product, vecmat, r, False),
         lambda product, r: solve(product, matvec, r, True),
     )
+
+
+def rows(product: Callable[[Any], Any], like: Any) -> Any:
+    """(n, m): a linear product of every row of the identity of order n.
+
+    A matrix times the identity is that matrix: no product is computed where the operand, scaled or not, is all that a matrix meets. And the
+    identity is none of XLA's constants, which it would multiply with others, slowly, while it compiles.
+    """
+    n = int(np.prod(like.shape))
+    shape = jax.ShapeDtypeStruct(jnp.shape(like), jnp.result_type(like))
+    eye = jax.lax.optimization_barrier(jnp.eye(n, dtype=shape.dtype)).reshape(n, *shape.shape)
+    if len(shape.shape) != 1:
+        return jax.vmap(product)(eye)
+    closed = jax.make_jaxpr(product)(shape)
+    jaxpr = closed.jaxpr
+    values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    scaled: dict[Any, Any] = {jaxpr.invars[0]: None}  # values that are the operand times a factor
+    known: list[tuple[int, Any]] = []
+
+    def constant(v: Any) -> Any:
+        return v.val if isinstance(v, Literal) else values.get(v)
+
+    for at, equation in enumerate(jaxpr.eqns):
+        name, inside = equation.primitive.name, equation.invars
+        moving = [i for i, v in enumerate(inside) if not isinstance(v, Literal) and v in scaled]
+        if len(moving) != 1 or len(equation.outvars) != 1:
+            continue
+        factor, others = scaled[inside[moving[0]]], [constant(v) for i, v in enumerate(inside) if i != moving[0]]
+        if any(v is None for v in others):
+            continue
+        if name == "neg" or (name in ("mul", "div") and moving == [0]) or (name == "mul" and moving == [1]):
+            if equation.outvars[0].aval.shape == shape.shape:
+                ones = jnp.ones(shape.shape, shape.dtype) if factor is None else factor
+                scaled[equation.outvars[0]] = -ones if name == "neg" else ones * others[0] if name == "mul" else ones / others[0]
+        elif name == "dot_general":
+            contracted, batched = equation.params["dimension_numbers"]
+            matrix = others[0]
+            if not batched[0] and len(contracted[moving[0]]) == 1 and jnp.ndim(matrix) == 2:
+                result = matrix if contracted[1 - moving[0]][0] == 0 else matrix.T
+                result = result if factor is None else result * factor[:, None]
+                known.append((at, result.astype(equation.outvars[0].aval.dtype)))
+
+    skipped = {at for at, _ in known}
+    rest = jaxpr.replace(
+        invars=[*jaxpr.invars, *(jaxpr.eqns[at].outvars[0] for at, _ in known)],
+        eqns=[e for at, e in enumerate(jaxpr.eqns) if at not in skipped],
+        debug_info=jaxpr.debug_info._replace(arg_names=None),
+    )
+    return jax.vmap(lambda *given: jax.core.eval_jaxpr(rest, closed.consts, *given)[0])(eye, *(f for _, f in known))
 
 
 def refuse(change: Any, message: str, mend: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch._C import _functorch
 
-from layercompiler.arrays import torch_implicit
+from layercompiler.arrays import torch_implicit, torch_linear
 from layercompiler.arrays.base import Arrays, Function
 from layercompiler.errors import UnsupportedTransformError
 
@@ -147,9 +147,7 @@ class Torch(Arrays):
         with torch.enable_grad():  # plain autograd: a call costs a fifth of one through torch.func
             x = x.detach().requires_grad_()
             value = f(x)
-        if not value.requires_grad:
-            return torch.zeros_like
-        return lambda c: torch_implicit.grad_of(value, x, c)
+        return torch_linear.Product(value, x)
 
     def pushforward(self, f: Function, x: torch.Tensor) -> Function:
         if self.traced(x):
@@ -157,11 +155,15 @@ class Torch(Arrays):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             value = f(x)
-            if not value.requires_grad:
-                return torch.zeros_like
-            c = torch.zeros_like(value, requires_grad=True)
-            pulled = torch.autograd.grad(value, x, c, create_graph=True)[0]  # linear in c: its pullback is the derivative
-        return lambda v: torch_implicit.grad_of(pulled, c, v)
+        return torch_linear.Push(value, x)
+
+    def rows(self, pull: Function, push: Function, like: torch.Tensor) -> torch.Tensor | None:
+        for product, flipped in sorted(((pull, False), (push, True)), key=lambda pair: isinstance(pair[0], torch_linear.Push)):
+            product = getattr(product, "linearized", lambda product=product: product)()
+            found = product.rows() if isinstance(product, torch_linear.Product) else None
+            if found is not None:
+                return found.mT if flipped else found
+        return None
 
     def constant(self) -> Any:
         return torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -12,10 +13,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-try:
-    from torch.autograd.graph import _engine_run_backward as _run_backward
-except ImportError:  # not of torch's public interface
-    _run_backward = None
+from layercompiler.arrays.torch_linear import Product, Push
 
 Tensors = tuple[Any, ...]
 
@@ -242,27 +240,15 @@ class Tape:
     """One evaluation of a residual, kept as autograd's graph: first derivatives at (y, *args) without evaluating it again.
 
     The graph holds what one evaluation needs, whatever the number of iterations that led there.
+
+    Attributes:
+        vecmat: u -> the derivative by y, transposed, times u.
+        matvec: v -> the derivative by y times v.
     """
 
     def __init__(self, y: torch.Tensor, args: Tensors, value: torch.Tensor) -> None:
         self.y, self.args, self.value = y, args, value
-        self._pulled: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def vecmat(self, u: torch.Tensor) -> torch.Tensor:
-        """The derivative by y, transposed, times u."""
-        return grad_of(self.value, self.y, u)
-
-    def matvec(self, v: torch.Tensor) -> torch.Tensor:
-        """The derivative by y times v: the pullback is linear, and its own pullback is the derivative."""
-        if not self.value.requires_grad:
-            return torch.zeros_like(v)
-        if self._pulled is None:
-            with torch.enable_grad():
-                c = torch.zeros_like(self.value, requires_grad=True)
-                pulled = torch.autograd.grad(self.value, self.y, c, create_graph=True, allow_unused=True)[0]
-            self._pulled = c, torch.zeros_like(self.y) if pulled is None else pulled
-        c, pulled = self._pulled
-        return grad_of(pulled, c, v)
+        self.vecmat, self.matvec = Product(value, y), Push(value, y)
 
     def pull(self, u: torch.Tensor, at: list[int]) -> tuple[torch.Tensor | None, ...]:
         """Cotangents of the arguments at some positions."""
@@ -271,27 +257,63 @@ class Tape:
         return torch.autograd.grad(self.value, [self.args[i] for i in at], u, retain_graph=True, allow_unused=True)
 
 
-def grad_of(value: torch.Tensor, x: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-    """c pulled back to x through a graph that is kept."""
-    if not value.requires_grad:
-        return torch.zeros_like(x)
-    if _run_backward is None or type(c) is not torch.Tensor or c.shape != value.shape or _functorch.is_functorch_wrapped_tensor(c):
-        found = torch.autograd.grad(value, x, c, retain_graph=True, allow_unused=True)[0]
-    else:  # what `grad` comes down to; its checks take longer than many a residual
-        found = _run_backward((value,), (c,), True, False, (x,), True, accumulate_grad=False)[0]
-    return torch.zeros_like(x) if found is None else found
+def _alone(value: torch.Tensor, leaves: Tensors, began: int) -> bool:
+    """Whether a value that was computed since node number `began` depends on nothing but leaves that is differentiated."""
+    ended = torch.autograd._get_sequence_nr()
+    node = value.grad_fn
+    if node is None:
+        return not value.requires_grad or any(value is leaf for leaf in leaves)
+    seen, left = {node}, [node]
+    while left:
+        node = left.pop()
+        number = node._sequence_nr()
+        if not began <= number < ended:  # older, or of another thread; or a leaf, whose number is beyond all
+            tensor = getattr(node, "variable", None)
+            if not any(tensor is leaf for leaf in leaves):
+                return False
+            continue
+        for before, _ in node.next_functions:
+            if before is not None and before not in seen:
+                seen.add(before)
+                left.append(before)
+    return True
+
+
+def _holds(f: Any, depth: int = 5) -> bool:
+    """Whether a function looks as if it captured tensors that are differentiated: a guess, to evaluate it once."""
+    if isinstance(f, torch.Tensor):
+        return f.requires_grad
+    if isinstance(f, torch.nn.Module):
+        return True
+    if depth == 0:
+        return False
+    if isinstance(f, FunctionType):
+        try:
+            return any(_holds(cell.cell_contents, depth - 1) for cell in f.__closure__ or ())
+        except ValueError:  # an empty cell
+            return False
+    if isinstance(f, MethodType):
+        return _holds(f.__self__, depth - 1)
+    inside = f if isinstance(f, dict) else getattr(f, "__dict__", None) if callable(f) and not isinstance(f, type) else None
+    return bool(inside) and any(_holds(v, depth - 1) for v in inside.values())
 
 
 def captures(f: Callable[..., Any], args: Tensors) -> tuple[Callable[..., Any], Tensors, Any, Any]:
     """See `Arrays.captures`: module parameters and closed-over tensors become arguments.
 
     f is run once and watched: every operation that touches a captured tensor gets its stand-in instead. If derivatives may be asked for,
-    that run is kept as a `Tape`.
+    that run is kept as a `Tape`. Watching costs more than many a residual, so where nothing looks captured f runs as it is, and the graph
+    of its value tells if that was so.
     """
     recording = torch.is_grad_enabled()
     taped = recording and forward_ad._current_level < 0 and not _level() and not torch.compiler.is_compiling()
     plain = tuple(a.detach() for a in args)
     leaves = tuple(a.detach().requires_grad_() if a.is_floating_point() else a for a in plain) if taped else plain
+    if taped and not _holds(f):
+        began = torch.autograd._get_sequence_nr()
+        value = f(*leaves)
+        if _alone(value, leaves, began):
+            return f, (), value.detach(), Tape(leaves[0], leaves[1:], value)
     try:
         watch = _Watch(leaves, recording, taped)
         with watch, torch.set_grad_enabled(taped):

@@ -24,46 +24,65 @@ def safe(xp: Any, a: Any, b: Any) -> Any:
     return xp.where(zero, xp.zeros_like(a), a / xp.where(zero, xp.ones_like(b), b))
 
 
-def cg(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None) -> Any:
-    """Preconditioned conjugate gradients for positive definite A."""
+def cg(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None, near: float = 0.0) -> Any:
+    """Preconditioned conjugate gradients for positive definite A.
+
+    They also stop where |r| <= near * lambda * |x|, with lambda the least Rayleigh quotient of the directions so far: a relative error of
+    x of about `near`. Of a residual alone, tol must be smaller than the error that is wanted by the condition of A.
+    """
     if A.batch == 0 and M is None and A.xp.name == "torch" and not A.xp.traced(b):
-        return _cg_alone(A.matvec, b, tol, limit)
-    return _cg(A, A.matvec, b, tol, limit, M)
+        return _cg_alone(A.matvec, b, tol, limit, near)
+    return _cg(A, A.matvec, b, tol, limit, M, near)
 
 
-def _cg_alone(product: Product, b: Any, tol: float, limit: int) -> Any:
+def _cg_alone(product: Product, b: Any, tol: float, limit: int, near: float) -> Any:
     """Of one system, eagerly and in place: where calls cost as much as products, half of the calls."""
     x, r, p = 0 * b, 1 * b, 1 * b
-    rr = float((r * r).sum())
-    while limit > 0 and rr > tol**2:
+    rv, pv, xv = r.reshape(-1), p.reshape(-1), x.reshape(-1)  # views
+    rr = float(rv.dot(rv))
+    least, goal = float("inf"), tol**2
+    while limit > 0 and rr > goal:
         q = product(p)
-        alpha = rr / float((p * q).sum())
+        pq = float(pv.dot(q.reshape(-1)))
+        if pq == 0:  # a direction that A does not see
+            break
+        alpha = rr / pq
+        least = min(least, pq / float(pv.dot(pv)))
         x.add_(p, alpha=alpha)
         r.sub_(q, alpha=alpha)
-        before, rr = rr, float((r * r).sum())
+        before, rr = rr, float(rv.dot(rv))
+        if rr < 1e4 * near**2 and least > 0:
+            goal = max(tol**2, (near * least) ** 2 * float(xv.dot(xv)))
         p.mul_(rr / before).add_(r)
         limit -= 1
     return x
 
 
-def _cg(A: Operator, product: Product, b: Any, tol: float, limit: int, M: Product | None) -> Any:
+def _cg(A: Operator, product: Product, b: Any, tol: float, limit: int, M: Product | None, near: float = 0.0) -> Any:
     xp = A.xp
     held = _held(A)
     z = b if M is None else M(b)
     rz = A.dot(b, z)
 
-    def go(k: Any, x: Any, r: Any, p: Any, rz: Any, active: Any) -> Any:
+    def go(k: Any, x: Any, r: Any, p: Any, rz: Any, least: Any, active: Any) -> Any:
         return (k < limit) & xp.any(active)
 
-    def step(k: Any, x: Any, r: Any, p: Any, rz: Any, active: Any) -> Any:
+    def step(k: Any, x: Any, r: Any, p: Any, rz: Any, least: Any, active: Any) -> Any:
         q = product(p)
-        alpha = held(active, rz / A.dot(p, q))
+        pq = A.dot(p, q)
+        alpha = held(active, safe(xp, rz, pq))
         x, r = xp.axpy(alpha, p, x), xp.axpy(-alpha, q, r)
         new = A.dot(r, r) if M is None else A.dot(r, z := M(r))
         rr = new if M is None else A.dot(r, r)
-        return k + 1, x, r, xp.axpy(held(active, new / rz), p, r if M is None else z), new, rr > tol**2
+        more = (rr > tol**2) & (pq != 0)  # else a direction that A does not see
+        if near:
+            slope = pq / A.dot(p, p)
+            least = xp.where(active & (slope < least), slope, least)
+            more = more & ((rr > (near * least) ** 2 * A.dot(x, x)) | (least <= 0))
+        return k + 1, x, r, xp.axpy(held(active, safe(xp, new, rz)), p, r if M is None else z), new, least, active & more
 
-    return xp.while_loop(go, step, (xp.zero, xp.zeros_like(b), b, z, rz, A.dot(b, b) > tol**2))[1]
+    start = A.dot(b, b)
+    return xp.while_loop(go, step, (xp.zero, xp.zeros_like(b), b, z, rz, 0 * start + float("inf"), start > tol**2))[1]
 
 
 def _held(A: Operator) -> Callable[[Any, Any], Any]:
@@ -114,6 +133,8 @@ def gmres(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None,
     xp = A.xp
     M = M or (lambda r: r)
     m = max(1, min(restart, A.size))
+    if A.batch == 0 and xp.name == "torch" and not xp.traced(b):
+        return _gmres_alone(A, b, tol, limit, M, m)
 
     def go(k: Any, x: Any, r: Any, rr: Any) -> Any:
         return (k < limit) & xp.any(rr > tol)
@@ -124,6 +145,42 @@ def gmres(A: Operator, b: Any, tol: float, limit: int, M: Product | None = None,
         return k + m, x, r, A.norm(r)
 
     return xp.while_loop(go, cycle, (xp.zero, xp.zeros_like(b), b, A.norm(b)))[1]
+
+
+def _gmres_alone(A: Operator, b: Any, tol: float, limit: int, M: Product, m: int) -> Any:
+    """Of one system, eagerly and in place: products with the basis, one call each."""
+    x, r = 0 * b, b
+    size = float(A.norm(r))
+    V = b.new_zeros((m + 1, A.size))
+    while limit > 0 and size > tol:
+        V[0] = r.reshape(-1) / size
+        H, c, left, j = np.zeros((m + 1, m)), np.zeros(m + 1), size, 0
+        c[0] = 1.0
+        while j < m and left > tol:
+            w = A.matvec(M(V[j].reshape(A.shape))).reshape(-1)
+            before, basis = float(w.dot(w)) ** 0.5, V[: j + 1]
+            h = basis @ w
+            w = w - h @ basis
+            again = basis @ w  # twice is enough (Kahan)
+            w = w - again @ basis
+            n = float(w.dot(w)) ** 0.5
+            H[: j + 1, j] = (h + again).tolist()
+            j += 1
+            if not n > 10 * A.eps * before:  # the space is invariant
+                break
+            V[j] = w / n
+            H[j, j - 1] = n
+            c[j] = -(c[:j] @ H[:j, j - 1]) / n
+            left = size / np.sqrt(c[: j + 1] @ c[: j + 1])
+        if not np.isfinite(H).all():
+            break
+        target = np.zeros(j + 1)
+        target[0] = size
+        y = np.linalg.lstsq(H[: j + 1, :j], target, rcond=None)[0]
+        x = x + M((A.xp.new(y, b) @ V[:j]).reshape(A.shape))
+        r = b - A.matvec(x)
+        limit, size = limit - j, float(A.norm(r))
+    return x
 
 
 def _arnoldi(A: Operator, product: Product, r: Any, beta: Any, tol: float, m: int) -> Any:

@@ -74,6 +74,10 @@ class Operator:
     def blocks(self) -> Any:
         """A as matrices (batch..., n, n): n products for all instances together, never one matrix of the whole batch."""
         xp, lead = self.xp, self.shape[: self.batch]
+        if self.batch == 0 and self.size > 1:
+            found = xp.rows(self.rmatvec, self.matvec, self.like)
+            if found is not None:
+                return xp.reshape(found, (self.size, self.size))
         eye = np.broadcast_to(np.eye(self.size).reshape(self.size, *(1,) * self.batch, self.size), (self.size, *lead, self.size))
         basis = xp.new(eye.reshape(self.size, *self.shape), self.like)
         if self.size == 0:
@@ -97,21 +101,16 @@ def over(xp: Arrays, product: Product, basis: Any) -> Any:
 
 def jacobian(xp: Arrays, f: Product, y: Any, batch: int, structure: frozenset[str] = frozenset()) -> Operator:
     """The operator of df/dy at y; f is linearised once for each direction that is asked for."""
-    reverse: list[Product] = []
-    forward: list[Product] = []
+    pull = cache(lambda: xp.pullback(f, y))
+    push = pull if structure else cache(lambda: xp.pushforward(f, y))  # symmetric, so the cheaper direction serves
 
     def rmatvec(u: Any) -> Any:
-        if not reverse:
-            reverse.append(xp.pullback(f, y))
-        return reverse[0](u)
+        return pull()(u)
 
     def matvec(v: Any) -> Any:
-        if structure:  # symmetric, so the cheaper direction serves
-            return rmatvec(v)
-        if not forward:
-            forward.append(xp.pushforward(f, y))
-        return forward[0](v)
+        return push()(v)
 
+    rmatvec.linearized, matvec.linearized = pull, push  # type: ignore[attr-defined]
     if xp.traced(y):  # what is linearised first inside of a traced loop cannot be used outside of it
         zero = xp.zeros_like(y)
         rmatvec(zero)

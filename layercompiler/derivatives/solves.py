@@ -55,6 +55,31 @@ class Cholesky(LinearSolve):
 
 
 @dataclass(frozen=True)
+class _Dense(LinearSolve):
+    """Cholesky where the blocks are symmetric (told, or seen in their numbers) and definite, else LU: `Auto` takes it."""
+
+    def solve(self, A: Operator, b: Any) -> Any:
+        """See `LinearSolve.solve`."""
+        xp, sign = A.xp, -1 if "negative" in A.structure else 1
+        if xp.traced(b):
+            if not A.structure & {"psd", "negative"}:
+                return LU().solve(A, b)
+            L, ok = xp.cholesky(A.blocks * sign)
+            factor = Factor("cholesky", (L,), sign)
+            return xp.cond(xp.all(ok), lambda r: refined(A, factor, r, False), lambda r: CG(maxiter=2 * A.size).solve(A, r), b)
+        if A.size >= DENSE and (A.symmetric or _looks_symmetric(A)):
+            L, ok = xp.cholesky(A.blocks * sign if sign < 0 else A.blocks)
+            if bool(xp.all(ok)):
+                return refined(A, Factor("cholesky", (L,), sign), b, False)
+        return LU().solve(A, b)
+
+
+def _looks_symmetric(A: Operator) -> bool:
+    xp, B = A.xp, A.blocks
+    return bool(xp.max(xp.abs(B - xp.matrix_transpose(B))) <= 100 * A.eps * xp.max(xp.abs(B)))
+
+
+@dataclass(frozen=True)
 class _Iterative(LinearSolve):
     """Settings of the iterations.
 
@@ -84,7 +109,8 @@ class CG(_Iterative):
 
     def solve(self, A: Operator, b: Any) -> Any:
         """See `LinearSolve.solve`."""
-        return krylov.cg(A, b, *self.settings(A), A.preconditioner)
+        near = 5e-11 if self.tol is None and A.eps < 1e-12 else 0.0  # the accuracy of a derivative is 1e-9 by default
+        return krylov.cg(A, b, *self.settings(A), A.preconditioner, near)
 
 
 @dataclass(frozen=True)
@@ -177,11 +203,12 @@ class Auto(LinearSolve):
         """See `LinearSolve.solve`."""
         dense = formed(A)
         if A.size <= DENSE or dense <= DENSE:
-            return LU().solve(A, b)
+            return _Dense().solve(A, b)
         if self.contraction and not A.xp.traced(b):
             return Neumann(None).solve(A, b)
         if A.xp.traced(b):  # no numbers to probe or to decide by
-            first = CG(maxiter=2 * A.size) if A.structure & {"psd", "negative"} else LU() if A.size <= 1024 else GMRES()
+            dense = A.size <= 1024
+            first = _Dense() if dense else CG(maxiter=2 * A.size) if A.structure & {"psd", "negative"} else GMRES()
             return first.solve(A, b)
         symmetric = A.symmetric or (self.probe and is_symmetric(A))
         limit = int(4 * dense) if A.size <= LARGEST_DENSE else 2 * A.size
@@ -238,6 +265,35 @@ def refine(A: Operator, factor: Factor, b: Any, transposed: bool, steps: int = 8
     return xp.where(sure, x + d, found[1]), xp.where(sure, e * rate, found[3])
 
 
+def _refine_alone(A: Operator, factor: Factor, b: Any, transposed: bool, steps: int = 8) -> tuple[Any, float] | None:
+    """As `refine`, of one instance, eagerly, for b of any size; None where that is not a plain number."""
+    xp, flat = A.xp, len(A.shape) == 1
+
+    def apply(r: Any) -> Any:
+        return factor.solve(xp, r, transposed) if flat else A.shaped(factor.solve(xp, A.flat(r), transposed))
+
+    def size(a: Any) -> float:
+        return math.sqrt(float(xp.inner(a, a, A.axes)))
+
+    scale = size(b)
+    if not 1e-100 < scale < 1e100:
+        return None
+    x = apply(b)
+    r = b - A.matvec(x)
+    e, before = size(r) / scale, math.inf
+    d = apply(r)
+    rate = size(d) / max(size(x), 1e-300) + e
+    if rate < 1e-2 * A.eps**0.25:
+        return x + d, e * rate
+    while steps > 0 and e > 30 * A.eps and e < 0.5 * before:
+        x = x + d
+        r = b - A.matvec(x)
+        before, e = e, size(r) / scale
+        d = apply(r)
+        steps -= 1
+    return x, e
+
+
 def error(A: Operator, x: Any, b: Any) -> Any:
     """Relative residuals per instance, for b of unit norm."""
     return A.norm(b - A.matvec(x))
@@ -262,6 +318,11 @@ def solve(
         raise OptionError("not a linear solve", expected="such as layercompiler.linear.CG()", got=repr(linear))
     if A.size == 0 or 0 in A.shape:
         return b
+    limit = accepted(A, linear.accept or 1e-9)
+    if factor is not None and A.batch == 0 and xp.name == "torch" and not xp.traced(b):
+        found = _refine_alone(A, factor, b, transposed)
+        if found is not None and found[1] <= limit:
+            return found[0]
     unit, scale = _unit(A, b)
     off = None
     if factor is not None:
@@ -270,7 +331,6 @@ def solve(
         x = _attempt(linear, A, unit)
         if linear.accept is None:
             return x * scale
-    limit = accepted(A, linear.accept or 1e-9)
     off = error(A, x, unit) if off is None else off
     if xp.traced(b):
         good = off <= limit

@@ -54,20 +54,19 @@ class Direct:
         own = {i: _varies(dims, full) for i, dims in wanted.items()}
         return self._call(leads, full, [self.parts[k] for k in given], wanted=own) if None not in own.values() else None
 
-    def recall(self, marks: np.ndarray, arrays: Sequence[np.ndarray]) -> Any:
+    def recall(self, mark: int, count: int, arrays: Sequence[np.ndarray]) -> Any:
         """The evaluation that compiled code left behind at these points, to be differentiated here; None where it is no longer there.
 
         Args:
-            marks: Of the points.
+            mark: Of the first point; 0 where they are not those of one evaluation.
+            count: Points.
             arrays: One per parameter, of any float type.
         """
-        if len(marks) == 0 or marks[0] == 0 or (np.diff(marks) != 1).any():
-            return None
         arrays = [np.asarray(a, np.float64) for a in arrays]
-        call = self.matrices.read(arrays)
-        if call is None or call.count != len(marks):
+        call = self.matrices.read(arrays) if mark else None
+        if call is None or call.count != count:
             return None
-        found = self.ledger.take(self.matrices.kernel, int(marks[0]), call.operands)
+        found = self.ledger.take(self.matrices.kernel, mark, call.operands)
         return None if found is None else self.problem.matrix_evaluation(arrays, call, found, self.threads)
 
     def _leads(self, shapes: Sequence[Dims]) -> list[Dims]:

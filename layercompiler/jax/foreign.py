@@ -26,6 +26,7 @@ def registered() -> bool:
     if not kernels.available():
         return False
     try:
+        jax.local_devices(backend="cpu")  # before it is up, jax keeps handlers for later, and one that is refused then brings it down
         jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(foreign.handler()), platform="cpu")
     except Exception:  # whatever it is that does not fit: `lower` goes another way
         return False
@@ -49,14 +50,12 @@ def emit(ctx: Any, values: Sequence[Any], run: Callable[..., Any], dense: foreig
         takes, gives = [_widened(a) for a in takes], [_widened(a) for a in gives]
         inner = ctx.replace(avals_in=takes, avals_out=gives)
         values = [_convert(v, a, np.float64) if _narrow(k.dtype) else v for v, a, k in zip(values, takes, ctx.avals_in, strict=True)]
-    kinds_in, kinds_out = [(a.shape, np.dtype(a.dtype)) for a in takes], [(a.shape, np.dtype(a.dtype)) for a in gives]
+    taken, given = [_Lying(a) for a in takes], [_Lying(a) for a in gives]
 
     def python(arguments: Any, results: Any) -> None:
-        found = run(*(_view(arguments[i], *kind, False) for i, kind in enumerate(kinds_in)))
-        for i, ((shape, dtype), value) in enumerate(zip(kinds_out, found, strict=True)):
-            if np.shape(value) != shape:
-                raise ValueError(f"result {i} has shape {np.shape(value)}, not {shape}")
-            _view(results[i], shape, dtype, True)[...] = value
+        found = run(*(k.read(arguments[i]) for i, k in enumerate(taken)))
+        for i, (k, value) in enumerate(zip(given, found, strict=True)):
+            k.write(results[i], value)
 
     call = foreign.Call(python, dense)
     # XLA holds callbacks as long as the program that it runs, which may outlive the object that Python has of it.
@@ -81,11 +80,24 @@ def _convert(value: Any, aval: Any, dtype: Any) -> Any:
     return stablehlo.ConvertOp(ir.RankedTensorType.get(aval.shape, element), value).result
 
 
-def _view(address: int | None, shape: tuple[int, ...], dtype: np.dtype, writable: bool) -> np.ndarray:
-    size = math.prod(shape) * dtype.itemsize
-    if size == 0:
-        return np.empty(shape, dtype)
-    memory: Any = (ctypes.c_char * size).from_address(address or 0)
-    array = np.ndarray(shape, dtype, buffer=memory)
-    array.flags.writeable = writable
-    return array
+class _Lying:
+    """Where an array of this type lies, read and written by its address."""
+
+    def __init__(self, aval: Any) -> None:
+        self.shape, self.dtype = tuple(aval.shape), np.dtype(aval.dtype)
+        self.size = math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, address: int | None) -> np.ndarray:
+        return np.ndarray(self.shape, self.dtype, _memory(address, self.size, _READ)) if self.size else np.empty(self.shape, self.dtype)
+
+    def write(self, address: int | None, value: Any) -> None:
+        if np.shape(value) != self.shape:
+            raise ValueError(f"a result has shape {np.shape(value)}, not {self.shape}")
+        if self.size:
+            np.ndarray(self.shape, self.dtype, _memory(address, self.size, _WRITE))[...] = value
+
+
+_READ, _WRITE = 0x100, 0x200
+_memory: Any = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)(
+    ("PyMemoryView_FromMemory", ctypes.pythonapi)
+)

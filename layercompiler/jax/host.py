@@ -8,8 +8,9 @@ sides of one factorization.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -63,17 +64,21 @@ class Host:
             spread: Along that many leading axes each instance wants its own derivatives of the parameters in `wrt`.
 
         Returns:
-            The outputs, and the bits of the point z and of no mark as 32-bit words, which survive `jax_enable_x64=False`.
+            The outputs, and the bits of the point z and of its mark as 32-bit words, which survive `jax_enable_x64=False`.
         """
         dims = np.broadcast_shapes(*(lead(t, shape) for t, shape in zip(thetas, self.shapes, strict=True)))
         if start is not None and np.broadcast_shapes(dims, start.shape[:-1]) != dims:
             dims = np.broadcast_shapes(dims, start.shape[:-1])
             thetas = [np.broadcast_to(t, (*dims, *shape)) for t, shape in zip(thetas, self.shapes, strict=True)]
-        thetas = [np.broadcast_to(t, (*dims[:spread], *t.shape[spread:])) if i in wrt else t for i, t in enumerate(thetas)]
+        if spread:
+            thetas = [np.broadcast_to(t, (*dims[:spread], *t.shape[spread:])) if i in wrt else t for i, t in enumerate(thetas)]
         evaluation = self.memory.solve(thetas, keep=bool(wrt), warm_start=start, options=self.options)
-        words = np.zeros((*evaluation.z.shape[:-1], self.words), np.uint32)
-        words[..., :-2] = np.ascontiguousarray(evaluation.z, np.float64).view(np.uint32)
-        return (*(np.asarray(y, thetas[0].dtype) for y in evaluation.outputs), words)
+        z = evaluation.z
+        points = np.zeros((*z.shape[:-1], z.shape[-1] + 1))
+        points[..., :-1] = z
+        if wrt and (mark := self.memory.mark(evaluation)):
+            points.view(np.uint64)[..., -1] = np.arange(mark, mark + math.prod(z.shape[:-1]), dtype=np.uint64).reshape(z.shape[:-1])
+        return (*(np.asarray(y, thetas[0].dtype) for y in evaluation.outputs), points.view(np.uint32))
 
     def jvp(self, thetas: Arrays, words: np.ndarray, tangents: Some) -> Results:
         """J tangents, one per output."""
@@ -110,29 +115,20 @@ class _Batch:
     ) -> None:
         self.host, self.tangents, self.cotangents, self.wanted = host, tangents, cotangents or {}, wanted or {}
         self.dtype = thetas[0].dtype
-        leads = [lead(t, shape) for t, shape in zip(thetas, host.shapes, strict=True)]
-        base = np.broadcast_shapes(words.shape[:-1], *leads)
-        others = [lead(h, host.shapes[i]) for each in tangents for i, h in each.items()]
-        others += [lead(g, host.results[k]) for k, g in self.cotangents.items()]
-        self.full = np.broadcast_shapes(base, *others, *self.wanted.values())
-        self.loop = tuple(a for a, (b, f) in enumerate(zip(base, self.full, strict=True)) if b != f)
-        self.base = self.inner(base)
-        # A parameter is laid out along every axis along which it, its tangents or its wanted cotangent vary.
-        self.joint = [
-            np.broadcast_shapes(
-                self.inner(d), self.inner(self.wanted.get(i, d)), *(self.inner(lead(h[i], shape)) for h in tangents if i in h)
-            )
-            for i, (d, shape) in enumerate(zip(leads, host.shapes, strict=True))
-        ]
+        leads = tuple(lead(t, shape) for t, shape in zip(thetas, host.shapes, strict=True))
+        moves = tuple(tuple((i, lead(h, host.shapes[i])) for i, h in each.items()) for each in tangents)
+        pulls = tuple(lead(g, host.results[k]) for k, g in self.cotangents.items())
+        self.full, self.loop, self.base, self.joint = _layout(leads, words.shape[:-1], moves, pulls, tuple(self.wanted.items()))
         first = (0,) * len(self.loop)
-        points = np.ascontiguousarray(self.take(words, first, words.shape[-1:]))
-        z, marks = points.view(np.float64)[..., :-1], points[..., -2:].copy().view(np.uint64)
-        arrays = [self.take(t, first, shape) for t, shape in zip(thetas, host.shapes, strict=True)]
+        points = np.ascontiguousarray(self.take(words, first, words.shape[-1:])).view(np.float64)
+        marks = points.view(np.uint64)[..., -1].reshape(-1)
+        z, arrays = points[..., :-1], [self.take(t, first, shape) for t, shape in zip(thetas, host.shapes, strict=True)]
         self.evaluation = host.memory.at(
-            [np.broadcast_to(t, (*d, *shape)) for t, d, shape in zip(arrays, self.joint, host.shapes, strict=True)],
-            np.broadcast_to(z, (*self.base, z.shape[-1])),
+            [_spread(t, (*d, *shape)) for t, d, shape in zip(arrays, self.joint, host.shapes, strict=True)],
+            _spread(z, (*self.base, z.shape[-1])),
             host.options,
-            host.direct and partial(host.direct.recall, marks.reshape(-1)),
+            _first(marks),
+            host.direct and partial(host.direct.recall, _first(marks), len(marks)),
         )
 
     def inner(self, dims: Dims) -> Dims:
@@ -153,14 +149,14 @@ class _Batch:
     def tangent(self, k: int, index: Dims) -> list[np.ndarray | None]:
         """The tangents of one turn, one per parameter, in the layout of the evaluation."""
         return [
-            np.broadcast_to(self.take(self.tangents[k][i], index, shape), (*dims, *shape)) if i in self.tangents[k] else None
+            _spread(self.take(self.tangents[k][i], index, shape), (*dims, *shape)) if i in self.tangents[k] else None
             for i, (dims, shape) in enumerate(zip(self.joint, self.host.shapes, strict=True))
         ]
 
     def cotangent(self, index: Dims) -> list[np.ndarray | None]:
         """The cotangents of one turn, one per output."""
         return [
-            np.broadcast_to(self.take(self.cotangents[k], index, shape), (*self.base, *shape)) if k in self.cotangents else None
+            _spread(self.take(self.cotangents[k], index, shape), (*self.base, *shape)) if k in self.cotangents else None
             for k, shape in enumerate(self.host.results)
         ]
 
@@ -195,3 +191,37 @@ class _Batch:
 def lead(a: Any, shape: Dims) -> Dims:
     """The batch axes of an array whose instances have `shape`."""
     return tuple(a.shape[: a.ndim - len(shape)])
+
+
+@lru_cache(maxsize=1024)
+def _layout(
+    leads: tuple[Dims, ...], point: Dims, moves: tuple[tuple[tuple[int, Dims], ...], ...], pulls: tuple[Dims, ...], wanted: Any
+) -> tuple[Dims, Dims, Dims, list[Dims]]:
+    """From the batch axes of parameters, point, tangents, cotangents and results: all axes, those of the loop, those of the evaluation,
+    and those of each parameter in it."""
+    base = np.broadcast_shapes(point, *leads)
+    full = np.broadcast_shapes(base, *(d for each in moves for _, d in each), *pulls, *(d for _, d in wanted))
+    loop = tuple(a for a, (b, f) in enumerate(zip(base, full, strict=True)) if b != f)
+
+    def inner(dims: Dims) -> Dims:
+        return tuple(k for a, k in enumerate(dims) if a not in loop)
+
+    # A parameter is laid out along every axis along which it, its tangents or its wanted cotangent vary.
+    own = dict(wanted)
+    joint = [
+        np.broadcast_shapes(inner(d), inner(own.get(i, d)), *(inner(each[i]) for each in map(dict, moves) if i in each))
+        for i, d in enumerate(leads)
+    ]
+    return full, loop, inner(base), joint
+
+
+def _first(marks: np.ndarray) -> int:
+    """The mark of a batch, where its points are those of one evaluation in their order; else 0."""
+    if len(marks) == 0:
+        return 0
+    first = int(marks[0])
+    return first if len(marks) == 1 or (np.diff(marks) == 1).all() else 0
+
+
+def _spread(a: np.ndarray, shape: Dims) -> np.ndarray:
+    return a if a.shape == shape else np.broadcast_to(a, shape)

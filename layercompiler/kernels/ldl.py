@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,8 @@ class LDL:
         the diagonal of S K S, a pivot of wrong sign or below 1e-13 there becomes `eps`, and `Factor.pivots` is measured there.
         """
         values = _reals(values, (self.nnz,), "values")
-        return Factor(self, values, float(eps), int(threads))
+        make = self._library.lc_ldl_factor
+        return Factor(self, len(values), lambda pivots: make(self._handle, len(values), library.address(values), eps, pivots, threads))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.n, self.rows, self.cols, self.signs, self.late)
@@ -106,14 +108,12 @@ class Factor:
             singular or not quasi-definite; NaN: the values hold a NaN or an infinity.
     """
 
-    def __init__(self, ldl: LDL, values: np.ndarray, eps: float, threads: int) -> None:
+    def __init__(self, ldl: LDL, batch: int, make: Callable[[int], int | None]) -> None:
         self._handle = None
-        self.ldl, self.batch = ldl, values.shape[0]
-        self.pivots = np.empty(self.batch)
-        if self.batch:
-            self._handle = ldl._library.lc_ldl_factor(
-                ldl._handle, self.batch, library.address(values), eps, library.address(self.pivots), threads
-            )
+        self.ldl, self.batch = ldl, batch
+        self.pivots = np.empty(batch)
+        if batch:
+            self._handle = make(library.address(self.pivots))  # a handle for where to write the pivots
             if not self._handle:
                 raise MemoryError(library.reason())
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 
-ABI = 15
+ABI = 17
 _POINTER, _LONG, _INT, _REAL, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_char_p
 _PROTOTYPES = {
     "lc_abi": (_INT, []),
@@ -49,11 +49,12 @@ _PROTOTYPES = {
     "lc_factor_solve": (_INT, [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _INT, _REAL, _INT]),
     "lc_tape_new": (
         _POINTER,
-        [_LONG, _POINTER] + [_LONG] * 2 + [_POINTER] + ([_LONG] + [_POINTER] * 3) * 2 + [_LONG, _POINTER, _LONG, _TEXT],
+        [_LONG, _POINTER] + [_LONG] * 2 + [_POINTER] + ([_LONG] + [_POINTER] * 3) * 2 + [_LONG, _POINTER, _LONG, _INT, _TEXT],
     ),
     "lc_tape_free": (None, [_POINTER]),
     "lc_tape_run": (_INT, [_POINTER, _LONG] + [_POINTER] * 4),
     "lc_nls_new": (_POINTER, [_POINTER] * 7),
+    "lc_nls_factor": (_POINTER, [_POINTER, _LONG, _POINTER, _LONG] + [_POINTER] * 3),
     "lc_nls_free": (None, [_POINTER]),
     "lc_nls_solve": (_INT, [_POINTER, _LONG, _POINTER, _LONG] + [_POINTER] * 2 + [_REAL] * 2 + [_LONG] + [_INT] * 4 + [_POINTER] * 6),
     "lc_gather_new": (_POINTER, [_LONG, _POINTER, _LONG] + [_POINTER] * 7),

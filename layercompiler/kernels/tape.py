@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from layercompiler.kernels import library
-from layercompiler.kernels.ldl import LDL
+from layercompiler.kernels.ldl import LDL, Factor
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Tape:
         outputs: Slots added to.
         factors: Factors of one instance.
         isa: Instruction set; the best one of the machine by default.
+        machine: Whether to make machine code of it, where that can be done (AVX-512, on Linux); it is interpreted else.
 
     Immutable and thread safe. For one instance, numbers are added in an order that does not depend on the batch.
     """
@@ -48,6 +49,7 @@ class Tape:
         outputs: Sequence[Slot],
         factors: int,
         isa: str | None = None,
+        machine: bool = True,
     ) -> None:
         self._handle = None
         self._library = library.require()
@@ -72,7 +74,7 @@ class Tape:
         a = library.address
         self._handle = self._library.lc_tape_new(
             len(code), a(code), registers, len(constants), a(constants), len(inputs), *map(a, halves[0]), len(outputs), *map(a, halves[1]),
-            len(table), a(table), factors, library.instruction_set(isa).encode(),
+            len(table), a(table), factors, machine, library.instruction_set(isa).encode(),
         )  # fmt: skip
         if not self._handle:
             raise MemoryError(library.reason())
@@ -128,6 +130,7 @@ class Descent:
         self._handle = None
         self._library = library.require()
         self._kept = (*linear, *second, *move, ldl)
+        self.ldl = ldl
         self.n, self.ambient, self.entries = sizes
         counts = np.array([*sizes, len(plain[0]), len(linear), len(second), len(move)], np.int64)
         tapes = np.array([t.handle for t in (*linear, *second, *move)], np.uint64)
@@ -162,6 +165,12 @@ class Descent:
         ):  # fmt: skip
             raise MemoryError(library.reason())
         return found, status, measure, largest, cost, iterations, int(refinements[0])
+
+    def factor(self, values: np.ndarray, inputs: Sequence[np.ndarray], strides: Sequence[int]) -> Factor:
+        """Factors of the exact Hessians at the values (B, ambient)."""
+        values = np.ascontiguousarray(values, np.float64)
+        given = (self._handle, len(values), library.address(values), len(inputs), *_pointers(inputs, strides))
+        return Factor(self.ldl, len(values), lambda pivots: self._library.lc_nls_factor(*given, pivots))
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):

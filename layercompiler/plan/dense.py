@@ -58,6 +58,7 @@ _MAYBE = (Status.FAILED, Status.PRIMAL_INFEASIBLE)
 _TINY = 1e5  # operations of one instance below which the overhead of a general engine decides
 _RATE = {True: 2.0, False: 1.5}  # operations of the dual form, and of the primal form, in the time of one of the lanes engine's
 _LANES = 14  # factorisations that the lanes engine and its refinement take
+_VERTEX = 0.5  # linear objectives with equalities: the dense kernels take about twice the steps, and the lanes engine folds their bounds
 
 
 def compile_program(program: ConeProgram, solver: str, on_error: str, options: Options) -> CompiledProblem:
@@ -88,7 +89,8 @@ def _advantage(structure: Structure, kind: str) -> str:
 def advantage(structure: Structure, flops: float) -> float:
     """How many times as fast as the lanes engine the dense kernels are, by the model; `flops` are those of one of its factorisations."""
     zero, rows = _rows(structure)
-    return _LANES * _RATE[rows <= 2 * structure.n] * flops / operations(structure.n, zero, rows)
+    steps = _VERTEX if zero and len(structure.P_rows) == 0 else 1.0
+    return steps * _LANES * _RATE[rows <= 2 * structure.n] * flops / operations(structure.n, zero, rows)
 
 
 def _rows(structure: Structure) -> tuple[int, int]:

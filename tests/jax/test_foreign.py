@@ -250,12 +250,12 @@ class _Frame(ctypes.Structure):
     ]
 
 
-@pytest.mark.parametrize(("minor", "taken"), [(0, False), (1, True), (3, True), (4, False)])
+@pytest.mark.parametrize(("minor", "taken"), [(0, False), (1, True), (3, True), (4, False), (None, True)])
 def test_other_versions_of_the_interface_are_refused(minor, taken):
     words = ctypes.c_int64
-    api = (words * 8)(64, 0, 24, 0, 0 | minor << 32, 0, 0, 0)
+    api = None if minor is None else (words * 8)(64, 0, 24, 0, minor << 32, 0, 0, 0)  # None: a version that does not say
     metadata = (words * 6)(48, 0, 0, 0, 0, 0)
     request = (words * 4)(32, 1, 0, ctypes.addressof(metadata))
-    frame = _Frame(ctypes.sizeof(_Frame), ctypes.addressof(request), ctypes.addressof(api))
+    frame = _Frame(ctypes.sizeof(_Frame), ctypes.addressof(request), api and ctypes.addressof(api))
     assert not handler()(ctypes.addressof(frame))
-    assert (metadata[3] == minor << 32) == taken
+    assert (metadata[3] == (1 if minor is None else minor) << 32) == taken

@@ -158,6 +158,24 @@ def test_batches_are_singles_bit_for_bit():
         np.testing.assert_array_equal(layer(y[i])[0], x[i])
 
 
+@pytest.mark.parametrize("solver", ["gauss_newton", "levenberg_marquardt"])
+@pytest.mark.parametrize("name", ["SE2", "SE3"])
+def test_packs_are_singles_bit_for_bit(name, solver):
+    problem, measured, start = pose_graph(name, 14, 11, 0.05)
+    rng = np.random.default_rng(2)
+    start[3, 1:, -2:] += 4 * rng.standard_normal(start[3, 1:, -2:].shape)  # goes on when the others of its pack are done
+    weights = torch.tensor(rng.uniform(0.5, 2, (11, *measured.shape[1:-1], problem.parameters["w"][-1])), requires_grad=True)
+    layer, z = lc.export(problem, "torch", solver=solver, on_error="flag"), torch.tensor(measured)
+    (x,) = layer(z, weights, torch.tensor(1.0), init={"X": start})
+    (g,) = torch.autograd.grad((x * x).nansum(), weights)
+    assert int(torch.isfinite(x).all(dim=(1, 2)).sum()) >= 10
+    for i in (0, 3, 7, 8, 10):
+        one = weights[i].detach().requires_grad_()
+        (alone,) = layer(z[i], one, torch.tensor(1.0), init={"X": start[i]})
+        np.testing.assert_array_equal(alone.detach(), x[i].detach())
+        np.testing.assert_array_equal(torch.autograd.grad((alone * alone).nansum(), one)[0], g[i])
+
+
 def test_closed_over_numbers_that_change_are_seen():
     times, weights = torch.linspace(0, 1, 5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
     factor = lc.factor(lambda x, y: weights * (x[0] * torch.exp(x[1] * times) - y), on="x", data="y")

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "interface.hpp"
+#include "pieces.hpp"
 #include "pool.hpp"
 #include "program.hpp"
 #include "residual.hpp"
@@ -41,7 +42,7 @@ struct Factor {
 
 }  // namespace
 
-LC_API int lc_abi() { return 15; }
+LC_API int lc_abi() { return 17; }
 
 LC_API const char* lc_error() { return last_error.c_str(); }
 
@@ -89,23 +90,52 @@ LC_API void lc_ldl_facts(const void* ldl, int64_t* facts) {
   facts[5] = footprint_of(s);
 }
 
+namespace {
+
+std::unique_ptr<Factor> room_for(const std::shared_ptr<Ldl>& owner, int64_t batch) {
+  int64_t footprint = footprint_of(owner->symbolic.schedule()), lanes = owner->target->lanes, padded = batch <= 2 ? batch : (batch + lanes - 1) / lanes * lanes;
+  size_t bytes = sizeof(double) * static_cast<size_t>(footprint) * static_cast<size_t>(padded);
+  return std::unique_ptr<Factor>(new Factor{owner, batch, bytes, owner->recycler.take(bytes)});
+}
+
+}  // namespace
+
 LC_API void* lc_ldl_factor(void* ldl, int64_t batch, const double* values, double epsilon, double* pivots, int32_t threads) {
   Factor* made = nullptr;
   guarded([&] {
     const std::shared_ptr<Ldl>& owner = *static_cast<std::shared_ptr<Ldl>*>(ldl);
-    Ldl& l = *owner;
-    const Schedule& s = l.symbolic.schedule();
-    const Target& t = *l.target;
-    int64_t footprint = footprint_of(s), lanes = t.lanes, padded = batch <= 2 ? batch : (batch + lanes - 1) / lanes * lanes;
-    size_t bytes = sizeof(double) * static_cast<size_t>(footprint) * static_cast<size_t>(padded);
-    std::unique_ptr<Factor> factor(new Factor{owner, batch, bytes, l.recycler.take(bytes)});
-    FactorJob job{&s, values, s.inputs, epsilon, factor->storage.get(), footprint, pivots};
+    const Schedule& s = owner->symbolic.schedule();
+    const Target& t = *owner->target;
+    std::unique_ptr<Factor> factor = room_for(owner, batch);
+    FactorJob job{&s, values, s.inputs, epsilon, factor->storage.get(), footprint_of(s), pivots, false};
     size_t need = t.factor_scratch(s);
     parallel(chunk_count(t.lanes, batch), threads, [&](int64_t i) { t.factor(job, chunk_at(t.lanes, batch, i), scratch(need)); });
     made = factor.release();
   });
   return made;
 }
+
+namespace layercompiler {
+
+const Schedule& ldl_schedule(const void* ldl) { return (*static_cast<const std::shared_ptr<Ldl>*>(ldl))->symbolic.schedule(); }
+
+void* ldl_factor_pieces(void* ldl, int64_t batch, double epsilon, double* pivots, const std::function<LdlPiece(Chunk)>& piece) {
+  const std::shared_ptr<Ldl>& owner = *static_cast<std::shared_ptr<Ldl>*>(ldl);
+  const Schedule& s = owner->symbolic.schedule();
+  const Target& t = *owner->target;
+  std::unique_ptr<Factor> factor = room_for(owner, batch);
+  void* memory = scratch(t.factor_scratch(s));
+  for (int64_t i = 0; i < chunk_count(t.lanes, batch); i++) {
+    Chunk chunk = chunk_at(t.lanes, batch, i);
+    LdlPiece found = piece(chunk);
+    FactorJob job{&s, found.packed ? found.values : found.values - chunk.first * s.inputs, s.inputs, epsilon, factor->storage.get(), footprint_of(s), pivots,
+                  found.packed};
+    t.factor(job, chunk, memory);
+  }
+  return factor.release();
+}
+
+}  // namespace layercompiler
 
 LC_API void lc_factor_free(void* factor) {
   std::unique_ptr<Factor> f(static_cast<Factor*>(factor));

@@ -113,7 +113,7 @@ std::vector<int32_t> unsolved(Dense& dense, Factors& made, const int8_t* status)
       kept++;
       continue;
     }
-    if (status[i] == 7) open.push_back(i);
+    if (status[i] == 7 || status[i] == dense_tried) open.push_back(i);
     else made.left.push_back(i);
     i = -1;
   }
@@ -181,7 +181,7 @@ LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* va
     for (int64_t i = 0; i < batch; i++) open[static_cast<size_t>(i)] = static_cast<int32_t>(i), iterations[i] = 0, status[i] = 7;
     if (start_x) {
       job.start_x = start_x, job.start_v = start_v;
-      job.round = {primal_form, 1e-4, only_factor ? 0 : 1};
+      job.round = {primal_form, 1e-4, only_factor ? 0 : 1, 0};
       run(dense, *made, job, std::move(open), threads);
       if (only_factor) {
         *troubles = batch;
@@ -192,9 +192,9 @@ LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* va
       job.start_x = job.start_v = nullptr;
     }
     std::vector<DenseRound> rounds;
-    if ((forms & 1) && plan.q.count > 0) rounds = {{dual_form, 1e-4, 16}, {dual_form, 1e-9, 40}};
-    else if (forms & 2) rounds = {{primal_form, 1e-5, 30}};
-    if (forms & 2) rounds.push_back({primal_form, 1e-9, 80});
+    if ((forms & 1) && plan.q.count > 0) rounds = {{dual_form, 1e-4, 24, 16}, {dual_form, 1e-4, 24, 0}, {dual_form, 1e-9, 40, 0}};
+    else if (forms & 2) rounds = {{primal_form, 1e-5, 30, 0}};
+    if (forms & 2) rounds.push_back({primal_form, 1e-9, 80, 0});
     if ((forms & 4) && rounds.size() > 1) rounds.back().iterations = 40;
     bool dual = !rounds.empty() && rounds[0].form == dual_form;
     if (dual && batch > 1 && !(strides[0] | strides[2] | strides[4])) {
@@ -204,12 +204,25 @@ LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* va
       dense.target->share(job, made->shared.get(), scratch(dense.target->scratch(plan, dual_form)));
       job.shared = made->shared.get();
     }
-    for (const DenseRound& round : rounds) {
-      if (open.empty()) break;
-      job.round = round;
-      run(dense, *made, job, std::move(open), threads);
-      open = unsolved(dense, *made, status);
+    std::vector<int32_t> later;
+    for (size_t r = 0; r < rounds.size(); r++) {
+      bool pivoted = r > 0 && rounds[r - 1].pivots > 0;
+      for (size_t i = 0; pivoted && i < open.size();) {
+        if (status[open[i]] != dense_tried) {
+          i++;
+          continue;
+        }
+        later.push_back(open[i]);
+        open.erase(open.begin() + static_cast<std::ptrdiff_t>(i));
+      }
+      if (!open.empty()) {
+        job.round = rounds[r];
+        run(dense, *made, job, std::move(open), threads);
+        open = unsolved(dense, *made, status);
+      }
+      if (pivoted || r + 1 == rounds.size()) open.insert(open.end(), later.begin(), later.end()), later.clear();
     }
+    for (int32_t i : open) status[i] = 7;
     made->left.insert(made->left.end(), open.begin(), open.end());
     *troubles = static_cast<int64_t>(made->left.size());
     for (int64_t i = 0; i < batch; i++) *troubles += status[i] == 0 && !(reach[i] <= 1e-8);
@@ -241,7 +254,9 @@ LC_API int lc_dense_adjoint(const void* factors, const double* const* values, co
     int64_t n = plan.n, m = plan.p + plan.m;
     const int64_t sizes[6] = {n * n, n, plan.p * n, plan.p, plan.m * n, plan.m};
     if (gradients) {
-      job.x = x, job.y = y;
+      int64_t bytes = 0;
+      for (int k = 0; k < 6; k++) bytes += gradients[k] ? 8 * f.batch * sizes[k] : 0;
+      job.x = x, job.y = y, job.large = n >= 32 && bytes > (4 << 20);
       job.dq = gradients[0], job.dc = gradients[1], job.da = gradients[2], job.db = gradients[3], job.dg = gradients[4], job.dh = gradients[5];
     }
     for (int32_t i : f.left) {

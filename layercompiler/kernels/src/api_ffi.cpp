@@ -322,6 +322,10 @@ ffi::Error* error(const ffi::Api* api, int32_t code, const std::string& message)
   return api->error(&text);
 }
 
+bool known(const ffi::Api& api) {
+  return api.size >= sizeof(ffi::Api) && api.version.major == 0 && api.version.minor >= 1 && api.version.minor <= 3;
+}
+
 thread_local std::string failure;
 
 }  // namespace
@@ -330,14 +334,16 @@ LC_API ffi::Error* lc_ffi_handler(ffi::Frame* frame) {
   const ffi::Api* api = frame->api;
   if (frame->extension && frame->extension->kind == ffi::metadata_request) {
     auto* request = reinterpret_cast<ffi::MetadataRequest*>(frame->extension);
-    bool known = api && api->size >= sizeof(ffi::Api) && api->version.major == 0 && api->version.minor >= 1 && api->version.minor <= 3;
-    if (!known || request->metadata->size < sizeof(ffi::Version) + sizeof(size_t) + sizeof(uint32_t) || frame->size < sizeof(ffi::Frame))
-      request->metadata->version = {sizeof(ffi::Version), nullptr, -1, -1};  // which XLA refuses
-    else request->metadata->version = {sizeof(ffi::Version), nullptr, api->version.major, api->version.minor};
+    ffi::Version mine{sizeof(ffi::Version), nullptr, 0, 1};  // older versions do not say which they are, and refuse what they are not
+    if (api) mine.major = api->version.major, mine.minor = api->version.minor;
+    bool small = request->metadata->size < offsetof(ffi::Metadata, traits) + sizeof(uint32_t) || frame->size < sizeof(ffi::Frame);
+    if (small || (api && !known(*api))) mine.major = mine.minor = -1;  // which every version refuses
+    request->metadata->version = mine;
     request->metadata->traits = 0;
     return nullptr;
   }
   if (frame->stage != ffi::execution) return nullptr;
+  if (!known(*api)) return error(api, ffi::internal, "layercompiler: another version of XLA's interface");
   if (frame->attributes.count != 1 || frame->attributes.kinds[0] != ffi::scalar_kind || frame->attributes.at[0]->type != ffi::signed_64)
     return error(api, ffi::invalid_argument, "layercompiler: a call carries one number");
   int64_t id;

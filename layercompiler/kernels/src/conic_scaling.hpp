@@ -33,9 +33,13 @@
       if constexpr (lanes_of<X> == N) return m;
       else return m ? all_of<X>() : none_of<X>();
     }
-    static Mask<V> every(Mask<X> m) {
-      if constexpr (lanes_of<X> == N) return m;
-      else return !any<X>(!m);
+    // Whether a cone from `place` on is out; `place` moves on to the first one that is.
+    Mask<V> fails(Mask<X> holds, int& place) const {
+      if constexpr (lanes_of<X> == N) return !holds;
+      else {
+        while (place < count && test<X>(holds, place)) place++;
+        return place < count;
+      }
     }
   };
   // Whether cone t is the first of those that are worked on together.

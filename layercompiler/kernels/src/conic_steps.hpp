@@ -114,30 +114,29 @@
     V least = least_eigenvalue(M, d, T);
     return select<V>(least < V{}, vmin(num(-1) / least, a), a);
   }
-  // Shrinks the step until the exponential and power cones hold it.
+  // Shrinks the step until the exponential and power cones hold it, one after the other: what held a longer step holds the shorter one.
   V step_three(V a, Mask<V> who) {
     if (p.symmetric) return a;
-    for (int tries = 0; tries < 60; tries++) {
-      Mask<V> out = none_of<V>();
-      for (int t = 0; t < p.cones; t++) {
-        const Cone& k = p.cone[t];
-        if ((k.kind != exponential && k.kind != power) || !starts_run(t)) continue;
-        together(t, [&](auto run) {
-          using X = decltype(run.one);
-          X u[3], v[3], from[3], along = run.spread(a);
-          run.load(s + k.row, 3, 3, from);
-          run.load(ds + k.row, 3, 3, u);
-          for (int i = 0; i < 3; i++) u[i] = fma(along, u[i], from[i]);
-          run.load(y + k.row, 3, 3, from);
-          run.load(dy + k.row, 3, 3, v);
-          for (int i = 0; i < 3; i++) v[i] = fma(along, v[i], from[i]);
+    for (int t = 0; t < p.cones; t++) {
+      const Cone& k = p.cone[t];
+      if ((k.kind != exponential && k.kind != power) || !starts_run(t)) continue;
+      together(t, [&](auto run) {
+        using X = decltype(run.one);
+        X su[3], du[3], sv[3], dv[3], u[3], v[3];
+        int place = 0;  // cones of one instance in the lanes take their turns as well
+        run.load(s + k.row, 3, 3, su);
+        run.load(ds + k.row, 3, 3, du);
+        run.load(y + k.row, 3, 3, sv);
+        run.load(dy + k.row, 3, 3, dv);
+        for (;;) {
+          X along = run.spread(a);
+          for (int i = 0; i < 3; i++) u[i] = fma(along, du[i], su[i]), v[i] = fma(along, dv[i], sv[i]);
           Mask<X> holds = (primal_margin(u, k.alpha) > X{}) & (dual_margin(v, k.alpha) > X{});
-          out = out | !run.every(holds);
-        });
-      }
-      out = out & who;
-      if (!any<V>(out)) break;
-      a = select<V>(out, a * num(0.8), a);
+          Mask<V> out = run.fails(holds, place) & who & (a > num(1e-6));
+          if (!any<V>(out)) break;
+          a = select<V>(out, a * num(0.8), a);
+        }
+      });
     }
     return a;
   }
@@ -174,11 +173,19 @@
   }
   // Barrier of the embedding at a trial step: large values are far from the central path.
   V barrier_along(V a, V dt, V dk) {
-    V sy = V{}, total = V{};
+    V sy = V{}, total = V{}, product = num(1);
+    int factors = 0;
     for (int i = p.zero; i < p.m; i++) sy = fma(fma(a, ds[i], s[i]), fma(a, dy[i], y[i]), sy);
-    V t = fma(a, dt, tau), k_ = fma(a, dk, kappa), mu = (sy + t * k_) * num(1.0 / (p.degree + 1));
-    total = num(p.degree + 1) * vlog(mu) - vlog(t * k_);
-    for (int i = p.zero; i < p.zero + p.nonnegative; i++) total -= vlog(fma(a, ds[i], s[i]) * fma(a, dy[i], y[i]));
+    V t = fma(a, dt, tau), k_ = fma(a, dk, kappa), mu = (sy + t * k_) * num(1.0 / (p.degree + 1)), unit = num(1) / mu, cube = unit * unit * unit;
+    // factors around 1 on the central path: one logarithm for several of them; a product that leaves the numbers is far from it
+    auto collect = [&](V factor) {
+      product *= factor;
+      if (++factors % 8) return;
+      total -= vlog(product);
+      product = num(1);
+    };
+    collect(t * k_ * unit);
+    for (int i = p.zero; i < p.zero + p.nonnegative; i++) collect(fma(a, ds[i], s[i]) * fma(a, dy[i], y[i]) * unit);
     for (int c_ = 0; c_ < p.cones; c_++) {
       const Cone& k = p.cone[c_];
       if (k.kind == exponential || k.kind == power) {
@@ -192,10 +199,10 @@
             run.load(y + k.row, 3, 3, from);
             run.load(dy + k.row, 3, 3, v);
             for (int i = 0; i < 3; i++) v[i] = fma(along, v[i], from[i]);
-            X both = primal_barrier<X>(u, k.alpha) + dual_barrier<X>(v, k.alpha);
+            X both = centrality<X>(u, v, k.alpha);
             run.store(&both, 3, 1, work_m + k.row);
           });
-        total += work_m[k.row];
+        collect(work_m[k.row] * cube);
         continue;
       }
       V *u = matrix(3), *v = u + (k.dim > 3 ? k.dim : 3);
@@ -207,7 +214,7 @@
         v[i] = fma(a, dy[k.row + i], y[k.row + i]);
       }
       if (k.kind == second_order) {
-        total -= num(0.5) * (vlog(soc_margin(u, k.dim)) + vlog(soc_margin(v, k.dim)));
+        total -= num(0.5) * (vlog(soc_margin(u, k.dim) * unit) + vlog(soc_margin(v, k.dim) * unit));
       } else if (k.kind == positive_semidefinite) {
         for (int half = 0; half < 2; half++) {
           V* U = matrix(5);
@@ -215,7 +222,8 @@
           cholesky(U, k.order);
           for (int i = 0; i < k.order; i++) total -= num(2) * vlog(U[i * k.order + i]);
         }
+        total += num(k.order) * vlog(mu);
       }
     }
-    return total;
+    return total - vlog(product);
   }

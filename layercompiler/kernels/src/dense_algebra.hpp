@@ -1,9 +1,10 @@
 // Dense linear algebra on packs: matrices by rows, tiles of four by four. Included INSIDE the namespace of one target.
 
 constexpr double dense_exact = 1e-11;   // relative residual of the optimality conditions at which an instance is done
-constexpr double dense_target = 1e-13;  // residual that is not refined any more
+constexpr double dense_target = 1e-12;  // residual that is not refined any more
 constexpr double dense_calm = 64;       // norms within [1/64, 64] are left alone
 constexpr int dense_block = 16;         // rows that meet the same columns before others do: columns stay in the cache
+constexpr int dense_few = 24;           // inequalities that are not worth being sorted into active and other ones
 constexpr double dense_sick = 1e-13;    // a pivot this small beside its diagonal: the matrix is singular for our purposes
 
 template <class V> LC_INLINE Mask<V> negate(Mask<V> m) {
@@ -90,10 +91,18 @@ template <class V> static V cholesky_tiles(int n, V* M, int64_t ld, V* inverse) 
   });
   return least;
 }
+// A lower triangle by blocks of four rows: of a matrix of row length `ld`, or packed where that is 0, block J as J + 4 columns.
+template <class F> struct Lower {
+  const F* first;
+  int64_t ld;
+  const F* block(int J) const { return first + (ld ? J * ld : (int64_t)J * (J + 4) / 2); }
+  int64_t stride(int J) const { return ld ? ld : J + 4; }
+};
 // Triangular solves, n a multiple of four. Matrices may be those of one instance that all lanes share: F is double then, and its numbers are spread.
-template <class V, class F> static void forward_solve(int n, const F* L, int64_t ld, const F* inverse, V* f) {
+template <class V, class F> static void forward_solve(int n, Lower<F> L, const F* inverse, V* f) {
   for (int J = 0; J < n; J += 4) {
-    const F* l = L + J * ld;
+    const F* l = L.block(J);
+    const int64_t ld = L.stride(J);
     V a[4] = {f[J], f[J + 1], f[J + 2], f[J + 3]}, b[4] = {};
     for (int k = 0; k < J; k += 2) {
       V even = f[k], odd = f[k + 1];
@@ -108,9 +117,10 @@ template <class V, class F> static void forward_solve(int n, const F* L, int64_t
     }
   }
 }
-template <class V, class F> static void backward_solve(int n, const F* L, int64_t ld, const F* inverse, V* f) {
+template <class V, class F> static void backward_solve(int n, Lower<F> L, const F* inverse, V* f) {
   for (int J = n - 4; J >= 0; J -= 4) {
-    const F* l = L + J * ld;
+    const F* l = L.block(J);
+    const int64_t ld = L.stride(J);
     V x[4] = {f[J], f[J + 1], f[J + 2], f[J + 3]};
     for (int r = 3; r >= 0; r--) {
       x[r] = x[r] * spread<V>(inverse[J + r]);
@@ -134,4 +144,55 @@ template <class V, class F> LC_INLINE V dot_rows(const F* a, const V* b, int n) 
   }
   for (; k < n; k++) s = fma(spread<V>(a[k]), b[k], s);
   return (s + t) + (u + w);
+}
+// out[i] += M_i . v for rows of length n, both multiples of four.
+template <class V, class F> static void add_rows(const F* M, int64_t ld, int rows, int n, const V* v, V* out) {
+  for (int i = 0; i < rows; i += 4) {
+    const F* m = M + i * ld;
+    V a[4] = {}, b[4] = {};
+    for (int k = 0; k < n; k += 2) {
+      V even = v[k], odd = v[k + 1];
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; r++) a[r] = fma(spread<V>(m[r * ld + k]), even, a[r]), b[r] = fma(spread<V>(m[r * ld + k + 1]), odd, b[r]);
+    }
+    for (int r = 0; r < 4; r++) out[i + r] = out[i + r] + (a[r] + b[r]);
+  }
+}
+// out += M'v.
+template <class V, class F> static void add_columns(const F* M, int64_t ld, int rows, int n, const V* v, V* out) {
+  for (int i = 0; i < rows; i += 4) {
+    const F* m = M + i * ld;
+    V x[4] = {v[i], v[i + 1], v[i + 2], v[i + 3]};
+    for (int k = 0; k < n; k++) {
+      V t = out[k];
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; r++) t = fma(spread<V>(m[r * ld + k]), x[r], t);
+      out[k] = t;
+    }
+  }
+}
+// out = S v for a symmetric S of which the lower triangle is given, n a multiple of four.
+template <class V, class F> static void times_symmetric(int n, const F* S, int64_t ld, const V* v, V* out) {
+  for (int I = 0; I < n; I += 4) {
+    const F* m = S + I * ld;
+    V x[4] = {v[I], v[I + 1], v[I + 2], v[I + 3]}, a[4] = {}, b[4] = {};
+    for (int k = 0; k < I; k++) {
+      V t = out[k], vk = v[k];
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; r++) {
+        V s = spread<V>(m[r * ld + k]);
+        a[r] = fma(s, vk, a[r]);
+        t = fma(s, x[r], t);
+      }
+      out[k] = t;
+    }
+    for (int r = 0; r < 4; r++) {
+      for (int q = 0; q < r; q++) {
+        V s = spread<V>(m[r * ld + I + q]);
+        a[r] = fma(s, x[q], a[r]), b[q] = fma(s, x[r], b[q]);
+      }
+      a[r] = fma(spread<V>(m[r * ld + I + r]), x[r], a[r]);
+    }
+    for (int r = 0; r < 4; r++) out[I + r] = a[r] + b[r];
+  }
 }

@@ -27,7 +27,34 @@ LC_INLINE void transpose_lanes(d4 (&r)[4]) {
   r[0] = __builtin_shuffle(a, c, (i4){0, 1, 4, 5}), r[1] = __builtin_shuffle(b, d, (i4){0, 1, 4, 5});
   r[2] = __builtin_shuffle(a, c, (i4){2, 3, 6, 7}), r[3] = __builtin_shuffle(b, d, (i4){2, 3, 6, 7});
 }
-template <class V> LC_INLINE void interleave(const double* const* from, int64_t at, int64_t count, V* out) {
+// Stores that leave the cache alone: for numbers that are not read soon. Whoever does must end with `stream_end`.
+LC_INLINE void stream_one(double* to, Wide v) {
+#if defined(__AVX512F__)
+  _mm512_stream_pd(to, (__m512d)v);
+#elif defined(__AVX2__)
+  _mm256_stream_pd(to, (__m256d)v);
+#else
+  __builtin_memcpy(to, &v, sizeof v);
+#endif
+}
+LC_INLINE void stream_end() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+constexpr int64_t dense_large = 1 << 18;  // bytes of a pack's factors above which they bypass the cache
+template <class V> LC_INLINE void copy_packs(V* to, const V* from, int64_t count, bool large) {
+  if constexpr (lanes_of<V> == lanes_of<Wide> && lanes_of<V> > 1) {
+    if (large) {
+      for (int64_t i = 0; i < count; i++) stream_one(reinterpret_cast<double*>(to + i), from[i]);
+      return;
+    }
+  }
+  __builtin_memcpy(static_cast<void*>(to), from, sizeof(V) * static_cast<size_t>(count));
+}
+constexpr int64_t dense_far = 512;  // numbers: how far ahead lines are fetched; the hardware stops at the end of a page
+// `end`: of the numbers that follow in memory and are wanted as well.
+template <class V> LC_INLINE void interleave(const double* const* from, int64_t at, int64_t count, V* out, int64_t end = 0) {
   if constexpr (lanes_of<V> == 1) {
     __builtin_memcpy(out, from[0] + at, sizeof(double) * static_cast<size_t>(count));
   } else {
@@ -36,7 +63,8 @@ template <class V> LC_INLINE void interleave(const double* const* from, int64_t 
     if constexpr (W >= 4) {
       for (; k + W <= count; k += W) {
         V r[W];
-        for (int l = 0; l < W; l++) __builtin_prefetch(from[l] + at + k + 128);  // the hardware stops at the end of a page
+        if (at + k + dense_far < end)
+          for (int l = 0; l < W; l++) __builtin_prefetch(from[l] + at + k + dense_far, 0, 2);
         for (int l = 0; l < W; l++) r[l] = load_wide<V>(from[l] + at + k);
         transpose_lanes(r);
         for (int l = 0; l < W; l++) out[k + l] = r[l];
@@ -109,7 +137,7 @@ static void pass(const DensePattern& p, const DenseOperand& values, const int64_
     int block = n < 64 ? 256 / n / 4 * 4 : 4;
     for (int i = 0; i < rows; i += block) {
       int count = rows - i < block ? rows - i : block;
-      interleave<V>(from, (int64_t)i * n, (int64_t)count * n, chunk);
+      interleave<V>(from, (int64_t)i * n, (int64_t)count * n, chunk, (int64_t)rows * n);
       pass_rows<V, V>(chunk, count, n, x, y + i, Mx + i, Mty);
     }
     return;
@@ -144,6 +172,9 @@ LC_INLINE double power_near(double norm, double exponent) {
   return __builtin_fabs(l) > 1 ? __builtin_exp2(__builtin_rint(-exponent * l)) : 1.0;
 }
 
+// Packs that hold numbers on their way into the matrices: norms of rows and columns, and eight rows or 64 entries.
+LC_INLINE int64_t dense_loading(const DensePlan& p) { return p.p + p.m + 9 * (int64_t)p.n + 64; }
+
 // Q, A and G in one matrix M of row length `ld`: rows 0 .. np of Q (its lower triangle), `at_a` on of A, `at_g` on of G; scaled to Q = D Q D, A = E A D.
 template <class F> struct DenseMatrices {
   const DensePlan& p;
@@ -152,58 +183,86 @@ template <class F> struct DenseMatrices {
   bool scaled;
 
   static constexpr int L = lanes_of<F>;
+  F* row(int i) const { return M + (i < p.p ? at_a + i : at_g + (i - p.p)) * ld; }
   // Lane -> instance, spare lanes repeating the last.
   void load(const DenseData& data, const int64_t* instance, F* work) {
-    const double* from[L];
-    auto clear = [&](const DensePattern& k, int64_t at, int64_t rows) {  // what `each` does not write, and the columns that fill a tile
-      if (k.row) __builtin_memset(static_cast<void*>(M + at * ld), 0, sizeof(F) * static_cast<size_t>(ld * rows));
-      else
-        for (int64_t i = at; i < at + rows; i++)
-          for (int j = p.n; j < p.np; j++) M[i * ld + j] = F{};
-    };
-    clear(p.q, 0, p.n), clear(p.a, at_a, p.p), clear(p.g, at_g, p.m);
-    __builtin_memset(static_cast<void*>(M + p.n * ld), 0, sizeof(F) * static_cast<size_t>(ld * (p.np - p.n)));
-    auto each = [&](const DensePattern& k, const DenseOperand& values, int rows, int64_t at, bool mirrored) {
-      for (int l = 0; l < L; l++) from[l] = values.of(instance[l]);
-      if (!k.row) {
-        for (int i = 0; i < rows; i++) interleave<F>(from, (int64_t)i * p.n, p.n, M + (at + i) * ld);
-      } else {
-        for (int64_t e = 0; e < k.count; e += 64) {
-          int64_t count = k.count - e < 64 ? k.count - e : 64;
-          interleave<F>(from, e, count, work);
-          for (int64_t c = 0; c < count; c++) {
-            int64_t i = k.row[e + c], j = k.col[e + c];
-            if (mirrored) M[j * ld + i] = work[c];  // the upper triangle becomes the lower one
-            else M[(at + i) * ld + j] = work[c];
-          }
-        }
-      }
-    };
-    each(p.q, data.q, p.n, 0, p.half && p.q.row);
-    each(p.a, data.a, p.p, at_a, false);
-    each(p.g, data.g, p.m, at_g, false);
-    if (!p.half)
-      for (int I = 0; I < p.n; I += 8)  // by blocks: columns are far apart in memory
-        for (int J = 0; J <= I; J += 8)
-          for (int i = I; i < I + 8 && i < p.n; i++)
-            for (int j = J; j < J + 8 && j < i; j++) M[i * ld + j] = num<F>(0.5) * (M[i * ld + j] + M[j * ld + i]);
-    equilibrate(work);
-    for (int i = p.n; i < p.np; i++) M[i * ld + i] = num<F>(1);
-  }
-  F* row(int i) const { return M + (i < p.p ? at_a + i : at_g + (i - p.p)) * ld; }
-
-  void norms(F* rows, F* cols) const {
+    F *rows = work, *cols = rows + p.p + p.m, *lines = cols + p.n;
     for (int j = 0; j < p.n; j++) cols[j] = F{};
-    for (int i = 0; i < p.p + p.m; i++) {
-      const F* a = row(i);
-      F top = F{};
-      for (int j = 0; j < p.n; j++) {
-        F v = vabs(a[j]);
-        top = vmax(v, top);
-        cols[j] = vmax(v, cols[j]);
-      }
-      rows[i] = top;
+    if (p.q.row) load_entries(p.q, data.q, instance, 0, p.n, true, lines), norm_q(cols);
+    else load_q(data.q, instance, lines, cols);
+    for (int64_t i = p.n; i < p.np; i++) {
+      for (int64_t j = 0; j < i; j++) M[i * ld + j] = F{};
+      M[i * ld + i] = num<F>(1);
     }
+    load_rows(p.a, data.a, instance, 0, p.p, lines, rows, cols);
+    load_rows(p.g, data.g, instance, p.p, p.m, lines, rows, cols);
+    equilibrate(rows, cols);
+  }
+  void load_entries(const DensePattern& k, const DenseOperand& values, const int64_t* instance, int64_t at, int64_t count, bool mirrored, F* lines) {
+    const double* from[L];
+    for (int l = 0; l < L; l++) from[l] = values.of(instance[l]);
+    __builtin_memset(static_cast<void*>(M + at * ld), 0, sizeof(F) * static_cast<size_t>(ld * count));
+    for (int64_t e = 0; e < k.count; e += 64) {
+      int64_t some = k.count - e < 64 ? k.count - e : 64;
+      interleave<F>(from, e, some, lines, k.count);
+      for (int64_t c = 0; c < some; c++) {
+        int64_t i = k.row[e + c], j = k.col[e + c];
+        if (mirrored) M[j * ld + i] = lines[c];  // the upper triangle becomes the lower one
+        else M[(at + i) * ld + j] = lines[c];
+      }
+    }
+  }
+  // The symmetric part, eight rows at a time: what lies above the diagonal waits in its mirror image.
+  void load_q(const DenseOperand& values, const int64_t* instance, F* lines, F* cols) {
+    const double* from[L];
+    for (int l = 0; l < L; l++) from[l] = values.of(instance[l]);
+    const F half = num<F>(0.5);
+    const int n = p.n;
+    for (int I = 0; I < n; I += 8) {
+      int some = n - I < 8 ? n - I : 8;
+      interleave<F>(from, (int64_t)I * n, (int64_t)some * n, lines, (int64_t)n * n);
+      for (int i = 0; i < some; i++) {
+        const F* line = lines + i * n;
+        F *o = M + (I + i) * ld, top = F{};
+        for (int j = 0; j < I; j++) {
+          F v = fma(half, line[j], o[j]), a = vabs(v);
+          o[j] = v;
+          top = vmax(a, top), cols[j] = vmax(a, cols[j]);
+        }
+        for (int j = I; j <= I + i; j++) {
+          F v = half * (line[j] + lines[(j - I) * n + I + i]), a = vabs(v);
+          o[j] = v;
+          top = vmax(a, top), cols[j] = vmax(a, cols[j]);
+        }
+        cols[I + i] = vmax(top, cols[I + i]);
+      }
+      for (int j = I + some; j < n; j++)
+        for (int i = 0; i < some; i++) M[j * ld + I + i] = half * lines[i * n + j];
+    }
+  }
+  void load_rows(const DensePattern& k, const DenseOperand& values, const int64_t* instance, int first, int count, F* lines, F* rows, F* cols) {
+    const double* from[L];
+    for (int l = 0; l < L; l++) from[l] = values.of(instance[l]);
+    if (k.row) load_entries(k, values, instance, (row(first) - M) / ld, count, false, lines);
+    for (int i = 0; i < count; i++) {
+      F* o = row(first + i);
+      if (!k.row) {
+        interleave<F>(from, (int64_t)i * p.n, p.n, o, (int64_t)count * p.n);
+        for (int j = p.n; j < p.np; j++) o[j] = F{};
+      }
+      rows[first + i] = norm_row(o, cols);
+    }
+  }
+  F norm_row(const F* a, F* cols) const {
+    F top = F{};
+    for (int j = 0; j < p.n; j++) {
+      F v = vabs(a[j]);
+      top = vmax(v, top);
+      cols[j] = vmax(v, cols[j]);
+    }
+    return top;
+  }
+  void norm_q(F* cols) const {
     for (int i = 0; i < p.n; i++)
       for (int j = 0; j <= i; j++) {
         F v = vabs(M[i * ld + j]);
@@ -211,9 +270,12 @@ template <class F> struct DenseMatrices {
         cols[j] = vmax(v, cols[j]);
       }
   }
-  void equilibrate(F* work) {
-    F *rows = work, *cols = work + p.p + p.m;
-    norms(rows, cols);
+  void norms(F* rows, F* cols) const {
+    for (int j = 0; j < p.n; j++) cols[j] = F{};
+    for (int i = 0; i < p.p + p.m; i++) rows[i] = norm_row(row(i), cols);
+    norm_q(cols);
+  }
+  void equilibrate(F* rows, F* cols) {
     bool rough[L];
     scaled = false;
     for (int l = 0; l < L; l++) rough[l] = false;

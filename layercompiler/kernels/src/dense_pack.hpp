@@ -105,7 +105,7 @@ template <class V, class F, class Form> struct DensePack {
     V even = num<V>(1);  // 1 where nothing is scaled; sizes of rows far apart ask for all that refinement gives
     for (int j = 0; j < p.n; j++) even = select<V>(d(j) == num<V>(1), even, none);
     for (int i = 0; i < m; i++) even = select<V>(e(i) == num<V>(1), even, none);
-    const V enough = select<V>(even > none, num<V>(dense_target), num<V>(1e-2 * dense_target));
+    const V enough = select<V>(even > none, num<V>(dense_target), num<V>(1e-3 * dense_target));
     for (int step = 0; any<V>(open); step++) {
       for (int j = 0; j < p.n; j++) ox[j] = X[j] * d(j) * x_unit;
       for (int i = 0; i < m; i++) oy[i] = Y[i] * e(i) * y_unit;
@@ -181,7 +181,7 @@ template <class V, class F, class Form> struct DensePack {
       best = select<V>(open, found, best);
       for (int j = 0; j < p.n; j++) best_x[j] = select<V>(open, ox[j], best_x[j]);
       for (int i = 0; i < m; i++) best_y[i] = select<V>(open, oy[i], best_y[i]);
-      open = open & (found > num<V>(1e-13));
+      open = open & (found > num<V>(dense_target));
       if (step == 6 || !any<V>(open)) break;
       for (int j = 0; j < p.n; j++) fx[j] = select<V>(open, rQ[j] * d(j) * unit, none);
       for (int i = 0; i < m; i++) fc[i] = select<V>(open, rC[i] * e(i), none);
@@ -193,15 +193,20 @@ template <class V, class F, class Form> struct DensePack {
       job.residual[instance[l]] = get(best, l);
       if (job.x) gradients(job, instance[l]);
     }
+    if (job.large) stream_end();
   }
 
-  // sign (a u' + c x') by rows, streamed.
-  static void outer(double* out, int rows, int n, const double* a, const double* u, const double* c, const double* x, double sign) {
+  // sign (a u' + c x') by rows.
+  static void outer(double* out, int rows, int n, const double* a, const double* u, const double* c, const double* x, double sign, bool large) {
     constexpr int W = lanes_of<Wide>;
     for (int i = 0; i < rows; i++) {
       double f = sign * a[i], g = sign * c[i];
       double* o = out + (int64_t)i * n;
       int j = 0;
+      if (large) {
+        for (; j < n && reinterpret_cast<uintptr_t>(o + j) % sizeof(Wide); j++) o[j] = fma(f, u[j], g * x[j]);
+        for (; j + W <= n; j += W) stream_one(o + j, fma(splat<Wide>(f), load_wide<Wide>(u + j), splat<Wide>(g) * load_wide<Wide>(x + j)));
+      }
       for (; j + W <= n; j += W) {
         Wide v = fma(splat<Wide>(f), load_wide<Wide>(u + j), splat<Wide>(g) * load_wide<Wide>(x + j));
         __builtin_memcpy(o + j, &v, sizeof v);
@@ -212,11 +217,11 @@ template <class V, class F, class Form> struct DensePack {
   void gradients(const DenseAdjoint& job, int64_t i) const {
     int n = p.n, m = rows();
     const double *u = job.u + i * n, *t = job.t + i * m, *x = job.x + i * n, *y = job.y + i * m;
-    if (job.dq) outer(job.dq + i * n * n, n, n, x, u, u, x, -0.5);
+    if (job.dq) outer(job.dq + i * n * n, n, n, x, u, u, x, -0.5, job.large);
     if (job.dc)
       for (int j = 0; j < n; j++) job.dc[i * n + j] = -u[j];
-    if (job.da) outer(job.da + i * p.p * n, p.p, n, y, u, t, x, -1);
-    if (job.dg) outer(job.dg + i * p.m * n, p.m, n, y + p.p, u, t + p.p, x, -1);
+    if (job.da) outer(job.da + i * p.p * n, p.p, n, y, u, t, x, -1, job.large);
+    if (job.dg) outer(job.dg + i * p.m * n, p.m, n, y + p.p, u, t + p.p, x, -1, job.large);
     if (job.db)
       for (int k = 0; k < p.p; k++) job.db[i * p.p + k] = t[k];
     if (job.dh)

@@ -25,10 +25,13 @@ struct DensePlan {
 
 enum DenseForm : int32_t { dual_form, primal_form };
 
+constexpr int8_t dense_tried = 9;  // status of an instance that pivoting and the interior point after it left open
+
 struct DenseRound {
   DenseForm form;
   double tolerance;
   int32_t iterations;
+  int32_t pivots;  // steps of pivoting before the interior point (dual form)
 };
 
 struct DenseData {
@@ -63,7 +66,7 @@ struct DenseAdjoint {
   double *u, *t, *residual;
   const double *x, *y;                  // with the next: gradients of the data, written where not null
   double *dq, *dc, *da, *db, *dg, *dh;  // full matrices by rows
-  double sign;
+  bool large;  // the gradients of all instances are many bytes
 };
 
 struct DenseTarget {

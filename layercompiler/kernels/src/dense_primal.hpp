@@ -22,7 +22,7 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
   }
   static size_t memory(const DensePlan& p) {
     int64_t np = p.np, m = p.p + p.m + 8;
-    return sizeof(V) * static_cast<size_t>(6 * np + 8 * m + m + np + 80) + Base::common_memory(p);
+    return sizeof(V) * static_cast<size_t>(6 * np + 8 * m + dense_loading(p)) + Base::common_memory(p);
   }
   PrimalPack(const DensePlan& plan, V* storage, void* scratch) : Base(plan), k{plan, nullptr, nullptr, nullptr, plan.np, plan.np, plan.np + plan.p, false} {
     auto take = [](V*& at, int64_t count) {
@@ -39,7 +39,7 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
     V** of_m[] = {&b, &s, &rc, &w, &Cx, &dy, &ds, &ra};
     for (V** o : of_n) *o = take(at, np);
     for (V** o : of_m) *o = take(at, m + 8);
-    work = take(at, m + 8 + np + 72);
+    work = take(at, dense_loading(p));
     this->carve_common(at);
     ty = this->fc;
   }
@@ -94,8 +94,8 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
     for (int i = 0; i < m; i++) dy_[i] = weight[i] * g[i];
     times_ct(dy_, dx_);
     for (int j = 0; j < p.np; j++) dx_[j] = j < p.n ? -f[j] - dx_[j] : V{};
-    forward_solve(p.np, H, p.np, inverse, dx_);
-    backward_solve(p.np, H, p.np, inverse, dx_);
+    forward_solve(p.np, Lower<V>{H, p.np}, inverse, dx_);
+    backward_solve(p.np, Lower<V>{H, p.np}, inverse, dx_);
     times_c(dx_, Cx);
     for (int i = 0; i < m; i++) dy_[i] = weight[i] * (Cx[i] + g[i]);
   }

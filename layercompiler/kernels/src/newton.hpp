@@ -8,12 +8,13 @@ template <class V> struct Newton {
   const NewtonPlan& p;
   const Schedule& g;
   V *P, *A, *q, *b, *x, *v, *y, *fx, *fy, *tx, *tv, *ty, *tfx, *tfy, *dx, *dv, *Px, *Aty, *values, *pivots, *work, *group, *held_x, *held_v, *spectrum, *trial_spectrum, *trial_basis;
+  V *places, *trial_places;  // of the projections onto exponential and power cones, one each
   V size_q, size_b;
 
   static int64_t memory(const NewtonPlan& p) {
     const Schedule& g = *p.schedule;
     return p.p_entries + p.a_entries + p.turned + 10 * (int64_t)p.n + 11 * (int64_t)p.m + p.n_entries + g.n + (int64_t)g.widest * g.tallest + 64 +
-           5 * (int64_t)g.n + solve_memory(p) + 2 * p.eigenvalues + p.basis_entries + 64;
+           5 * (int64_t)g.n + solve_memory(p) + 2 * p.eigenvalues + p.basis_entries + 2 * (int64_t)p.cones + 64;
   }
   // Right-hand sides in the turned coordinates, and room for a congruence.
   static int64_t solve_memory(const NewtonPlan& p) { return p.turns ? (int64_t)p.n + p.m + 4 * (int64_t)p.largest_order * p.largest_order : 0; }
@@ -31,9 +32,10 @@ template <class V> struct Newton {
     for (V** k : of_m) *k = take(p.m);
     values = take(p.n_entries), pivots = take(g.n), work = take((int64_t)g.widest * g.tallest + 64), group = take(5 * (int64_t)g.n + solve_memory(p));
     spectrum = take(p.eigenvalues), trial_spectrum = take(p.eigenvalues), trial_basis = take(p.basis_entries);
+    places = take(p.cones), trial_places = take(p.cones);
   }
 
-  // y at `at`; with T and N also the factors of the derivative, for PSD cones at the point whose spectrum is held.
+  // y at `at`; with T and N also the factors of the derivative, at the point whose spectra and places are held.
   void project(const V* at, V* out, V* T, V* Nn) const {
     for (int c = 0; c < p.cones; c++) {
       const NewtonCone& k = p.cone[c];
@@ -61,9 +63,29 @@ template <class V> struct Newton {
           if (t) psd_factors<V>(spectrum + k.values, k.order, t, nn);
           else project_psd<V>(u, k.order, o, trial_spectrum + k.values, trial_basis + k.basis, congruence_room());
           break;
-        case exponential: project_exponential<V>(u, o, t, nn); break;
-        default: project_power<V>(u, k.alpha, o, t, nn); break;
+        default: {
+          V place = places[c];
+          if (k.kind == exponential) project_exponential<V>(u, o, t, nn, place);
+          else project_power<V>(u, k.alpha, o, t, nn, place);
+          trial_places[c] = place;
+        }
       }
+    }
+  }
+  bool curved() const {
+    for (int c = 0; c < p.cones; c++)
+      if (p.cone[c].kind >= exponential) return true;
+    return false;
+  }
+  // Guesses of the places from s = b - A x, which is on the surface but for the error of the point; NaN where they make no sense. Uses fy.
+  void guess_places() {
+    if (!curved()) return;
+    for (int i = 0; i < p.m; i++) fy[i] = b[i];
+    for (int64_t k = 0; k < p.a_entries; k++) fy[p.a_row[k]] = fnma(A[k], x[p.a_col[k]], fy[p.a_row[k]]);
+    for (int c = 0; c < p.cones; c++) {
+      const V *s = fy + p.cone[c].row, *u = v + p.cone[c].row;
+      if (p.cone[c].kind == exponential) places[c] = select<V>(s[1] > V{}, s[0] / s[1], splat<V>(__builtin_nan("")));
+      else if (p.cone[c].kind == power) places[c] = vlog(vabs(s[2] / (u[2] + s[2])));
     }
   }
   V* congruence_room() const { return group + 5 * (int64_t)g.n + p.n + p.m; }
@@ -210,6 +232,10 @@ template <class V> struct Newton {
       for (int i = 0; i < k.order * k.order; i++) to[i] = select<V>(who, from[i], to[i]);
     }
   }
+  void keep_places(Mask<V> who) {
+    for (int c = 0; c < p.cones; c++)
+      if (p.cone[c].kind >= exponential) places[c] = select<V>(who, trial_places[c], places[c]);
+  }
   // Lanes with a projection within about 1e-10 of a kink (1e-8 for exponential and power cones): candidates, which the caller looks at closely.
   Mask<V> suspects() const {
     Mask<V> out = none_of<V>();
@@ -271,8 +297,10 @@ template <class V> struct Newton {
     Stored<V> keep(g, job.storage + chunk.first * newton_footprint(p));
     V *T = keep.scale + g.n, taken = V{};
     const V one = splat<V>(1.0);
+    guess_places();
     V norm = evaluate(x, v, y, fx, fy), pivot = splat<V>(__builtin_nan("")), *basis = T + p.t_entries;
     if (p.turns) keep_spectrum(all_of<V>(), basis);
+    keep_places(all_of<V>());
     Mask<V> active = (norm > splat<V>(job.target)) & (norm < splat<V>(__builtin_inf())), leaping = none_of<V>();
     // A step that gains nothing: rounding, or a kink that separates the point from the solution, where the right piece is found only through points that
     // look worse. Such lanes take full steps for a while; what does not end below the point they left is taken back. Source: Chamberlain et al. 1982
@@ -289,6 +317,7 @@ template <class V> struct Newton {
         fy[i] = select<V>(who, tfy[i], fy[i]);
       }
       if (p.turns) keep_spectrum(who, basis);
+      keep_places(who);
       norm = select<V>(who, trial, norm);
     };
     auto take_back = [&](Mask<V> who) {
@@ -344,6 +373,12 @@ template <class V> struct Newton {
       active = unmet & !lost & (gains | leaping | landed);
     }
     if (any<V>(leaping)) take_back(leaping), linear_here = false;
+    if (curved()) {  // what is returned must depend on the points alone, not on the guesses of the way there
+      for (int c = 0; c < p.cones; c++) places[c] = splat<V>(__builtin_nan(""));
+      norm = evaluate(x, v, y, fx, fy);
+      keep_places(all_of<V>());
+      linear_here = false;
+    }
     if (!linear_here) pivot = linearize(v, ty, keep, T, job.epsilon);
     // a right-hand side without structure: entries between 1/2 and 3/2 of changing sign
     for (int i = 0; i < g.n; i++) {

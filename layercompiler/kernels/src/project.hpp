@@ -53,8 +53,9 @@ static inline void surface_factors(const V* p_, const V* n_, const V* w, V kappa
   Nn[2] = select<V>(curved, -one, flat[2] - one);
 }
 
-// y = v + Proj_K(-v) for the exponential cone; T null: y alone.
-template <class V> static inline void project_exponential(const V* v, V* y, V* T, V* Nn) {
+// y = v + Proj_K(-v) for the exponential cone; T null: y alone. `place` is where the projection lies on the curved surface (NaN elsewhere): on entry a guess
+// or NaN, with T what the call without T found for the same v.
+template <class V> static inline void project_exponential(const V* v, V* y, V* T, V* Nn, V& place) {
   const V one = splat<V>(1.0), zero = V{}, inf = splat<V>(__builtin_inf());
   auto num = [](double a) { return splat<V>(a); };
   V scale = vmax(vmax(vabs(v[0]), vabs(v[1])), vabs(v[2])) + (v[0] + v[1] + v[2]) * zero;
@@ -72,29 +73,36 @@ template <class V> static inline void project_exponential(const V* v, V* y, V* T
   Mask<V> below = U < zero;
   auto h = [&](V rho, V& value, V& slope) {
     V is = one / fma(rho, rho, one - rho), b = vmax(fma(rho - one, R, S), zero) * is, m = vmax(fnma(rho, S, R), zero) * is;
-    V e = vexp<V>(vmin(vmax(rho, num(-700)), num(700))), f = vexp<V>(vmin(vmax(-rho, num(-700)), num(700)));
+    V e = vexp<V>(vmin(vmax(rho, num(-700)), num(700))), f = one / e;
     V turn = rho + rho - one, db = fnma(turn, b, R) * is, dm = fnma(turn, m, -S) * is;
-    V other = select<V>(below, fma(b, e, -U), fma(m, f, U));
-    auto safe_log = [&](V a) { return select<V>(a > num(1e-307), vlog(a), select<V>(a == a, -inf, a)); };
-    V lo = safe_log(other);
-    value = select<V>(below, lo - safe_log(m) + rho, safe_log(b) + rho - lo);
-    slope = select<V>(below, (b + db) * e / other - dm / m + one, db / b + one - (dm - m) * f / other);
+    V other = select<V>(below, fma(b, e, -U), fma(m, f, U)), io = one / other, own = select<V>(below, m, b), iw = one / own;
+    V ratio = select<V>(below, other * iw, b * io);
+    Mask<V> nothing = (own <= num(1e-307)) | (other <= num(1e-307)), up = ((own <= num(1e-307)) & below) | ((other <= num(1e-307)) & !below);
+    value = select<V>(nothing, select<V>(up, inf, -inf), vlog(ratio) + rho);
+    slope = select<V>(below, -dm, db) * iw + one + select<V>(below, (b + db) * e, (m - dm) * f) * io;
   };
-  V low = select<V>(R > zero, one - S / R, -inf), high = select<V>(S > zero, R / S, inf), width = one;
-  Mask<V> no_low = !(low > -inf), no_high = !(high < inf);
-  for (int k = 0; k < 12; k++) {
-    V a = select<V>(no_low, high - width, low), c = select<V>(no_high, low + width, high), fa, fc, slope;
-    h(a, fa, slope);
-    h(c, fc, slope);
-    Mask<V> wrong = curved & ((no_low & (fa > zero)) | (no_high & (fc < zero)));
-    if (!any<V>(wrong)) break;
-    width = select<V>(wrong, width + width, width);
+  V rho = select<V>(curved, place, zero);
+  if (!T) {
+    V low = select<V>(R > zero, one - S / R, -inf), high = select<V>(S > zero, R / S, inf), width = one;
+    Mask<V> no_low = !(low > -inf), no_high = !(high < inf), cold = curved & !((place > vmax(low, num(-800))) & (place < vmin(high, num(800))));
+    for (int k = 0; k < 12; k++) {
+      V a = select<V>(no_low, high - width, low), c = select<V>(no_high, low + width, high), fa, fc, slope;
+      Mask<V> open = cold & (no_low | no_high);
+      if (!any<V>(open)) break;
+      h(a, fa, slope);
+      h(c, fc, slope);
+      open = open & ((no_low & (fa > zero)) | (no_high & (fc < zero)));
+      if (!any<V>(open)) break;
+      width = select<V>(open, width + width, width);
+    }
+    width = select<V>(cold, width, num(1600));
+    V a = vmax(select<V>(no_low, high - width, low), num(-800)), c = vmin(select<V>(no_high, low + width, high), num(800));
+    rho = monotone_root<V>(h, a, c, select<V>(cold, num(0.5) * (a + c), rho), curved);
+    place = select<V>(curved, rho, num(__builtin_nan("")));
   }
-  V a = vmax(select<V>(no_low, high - width, low), num(-800)), c = vmin(select<V>(no_high, low + width, high), num(800));
-  V rho = monotone_root<V>(h, a, c, select<V>(curved, num(0.5) * (a + c), zero), curved);
   V is = one / fma(rho, rho, one - rho), b = fma(rho - one, R, S) * is, m = fnma(rho, S, R) * is;
-  V up_side = vexp<V>(vmax(-rho, num(-700))), down_side = vexp<V>(vmin(rho, num(700)));
-  V third = select<V>(rho > zero, m * up_side, fma(b, down_side, -U)), rest = vmax(-t, zero);
+  V fade = vexp<V>(-vmin(vabs(rho), num(700)));
+  V third = select<V>(rho > zero, m * fade, fma(b, fade, -U)), rest = vmax(-t, zero);
   V out[3] = {select<V>(curved, -m, zero), select<V>(curved, (rho - one) * m, zero), select<V>(curved, third, zero)};
   V flat[3] = {zero, zero, zero}, shown = select<V>(rest > zero, one, zero);
   V polar[3] = {-r, -s, -t};
@@ -108,14 +116,14 @@ template <class V> static inline void project_exponential(const V* v, V* y, V* T
   for (int i = 0; i < 3; i++) y[i] = select<V>(usable, out[i] * unit, num(__builtin_nan("")));
   if (!T) return;
   Mask<V> up = rho > zero;
-  V e = vexp<V>(-vmin(vabs(rho), num(700)));
+  V e = fade;
   V p[3] = {select<V>(up, rho * e, rho), select<V>(up, e, one), select<V>(up, one, e)};
   V n[3] = {select<V>(up, one, e), select<V>(up, one - rho, (one - rho) * e), select<V>(up, -e, -one)};
   V w[3] = {one, -rho, zero};
   surface_factors<V>(p, n, w, m / b, curved, flat, T, Nn);
 }
 
-template <class V> static inline void project_power(const V* v, double alpha, V* y, V* T, V* Nn) {
+template <class V> static inline void project_power(const V* v, double alpha, V* y, V* T, V* Nn, V& place) {
   const V one = splat<V>(1.0), zero = V{};
   auto num = [](double a) { return splat<V>(a); };
   const V al = num(alpha), be = num(1 - alpha);
@@ -142,7 +150,7 @@ template <class V> static inline void project_power(const V* v, double alpha, V*
   V r, mu, px, py, x_rest, y_rest, slope_out;
   auto point = [&](V tau) {
     V bounded = vmin(vmax(tau, num(-700)), num(700));
-    V share = one / (one + vexp<V>(-bounded)), rest = one / (one + vexp<V>(bounded)), top_x, top_y;
+    V e = vexp<V>(bounded), rest = one / (one + e), share = e * rest, top_x, top_y;
     r = Z * share;
     mu = Z * rest;
     side(X0, al * r * mu, px, x_rest, top_x);
@@ -155,17 +163,23 @@ template <class V> static inline void project_power(const V* v, double alpha, V*
     value = -(al * vlog(px) + be * vlog(py) - vlog(r));
     slope = -slope_out;
   };
-  V low = -one, high = one;
-  for (int k = 0; k < 10; k++) {
-    V fl, fh, slope;
-    h(low, fl, slope);
-    h(high, fh, slope);
-    Mask<V> wrong_low = curved & (fl > zero), wrong_high = curved & (fh < zero);
-    if (!any<V>(wrong_low | wrong_high)) break;
-    low = select<V>(wrong_low, low + low, low);
-    high = select<V>(wrong_high, high + high, high);
+  V tau = select<V>(curved, place, zero);
+  if (!T) {
+    V low = -one, high = one;
+    const V far = num(1024);
+    Mask<V> cold = curved & !(vabs(place) < far);
+    for (int k = 0; k < 10 && any<V>(cold); k++) {
+      V fl, fh, slope;
+      h(low, fl, slope);
+      h(high, fh, slope);
+      Mask<V> wrong_low = cold & (fl > zero), wrong_high = cold & (fh < zero);
+      if (!any<V>(wrong_low | wrong_high)) break;
+      low = select<V>(wrong_low, low + low, low);
+      high = select<V>(wrong_high, high + high, high);
+    }
+    tau = monotone_root<V>(h, select<V>(cold, low, -far), select<V>(cold, high, far), select<V>(cold, zero, tau), curved);
+    place = select<V>(curved, tau, num(__builtin_nan("")));
   }
-  V tau = monotone_root<V>(h, low, high, zero, curved);
   point(tau);
   V sign = select<V>(z0 < zero, -one, one), out[3] = {x_rest, y_rest, -mu * sign}, polar[3] = {-x0, -y0, -z0}, flat[3];
   V at_corner[3] = {vmax(-x0, zero), vmax(-y0, zero), zero};

@@ -59,7 +59,13 @@ void Equilibration::apply(const double* const* data, bool rough, double* const* 
   for (int sweep = 0; rough && sweep < 4; sweep++) {
     norms(*this, P, A, size, size + cones);
     // Rows and columns of rounding noise stay small: a program that only they make feasible is infeasible.
-    for (int64_t k = 0; k < cones + n; k++) E[k] = std::min(std::max(E[k] * power(size[k], 0.5), 1 / most), most);
+    bool moved = false;
+    for (int64_t k = 0; k < cones + n; k++) {
+      double next = std::min(std::max(E[k] * power(size[k], 0.5), 1 / most), most);
+      moved = moved || next != E[k];
+      E[k] = next;
+    }
+    if (!moved) break;
     for (size_t k = 0; k < a_row.size(); k++) A[k] = data[2][k] * E[cone[static_cast<size_t>(a_row[k])]] * D[a_col[k]];
     for (size_t k = 0; k < p_row.size(); k++) P[k] = data[0][k] * D[p_row[k]] * D[p_col[k]];
   }

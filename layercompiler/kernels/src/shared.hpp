@@ -54,6 +54,7 @@ struct FactorJob {
   double* storage;  // `footprint` numbers per instance, packs interleaved
   int64_t footprint;
   double* pivots;
+  bool packed;  // `values` are those of one pack, numbers of one entry next to each other
 };
 
 struct SolveJob {

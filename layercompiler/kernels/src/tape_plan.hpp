@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "shared.hpp"
+
 namespace layercompiler {
 
 // An instruction is five integers: operation, result, and up to three operands; all but those of load and store are registers.
@@ -26,11 +28,16 @@ struct TapeView {
   int32_t registers, constants;  // the first registers hold the constants
   const double* constant;
   TapeSlots in, out;
+  int32_t inputs, outputs, group;
+  void (*machine)(void* memory);  // the program as machine code (machine.hpp), or null
+  int64_t machine_vectors;
   const int32_t* table;
+  const int32_t* places;  // of the outputs, by groups of factors: [group][output][factor]; -1 for factors beyond the last
   int64_t factors;
 };
 struct TapeJob {
   TapeView tape;
+  bool packed;  // one pack of instances, numbers of one place next to each other; arrays of stride 0 are shared by its lanes, and not packed
   int64_t count;
   const int64_t* rows;  // the instances, or null for all
   const double* const* in;
@@ -38,10 +45,56 @@ struct TapeJob {
   double* const* out;
   const int64_t* out_stride;
 };
+
+// Below `tape_few` factors, instances fill the lanes; numbers are then added to an output factor by factor. Else in the order of (group of factors, output,
+// factor): the order is the same whether the lanes hold factors of one instance or instances. A group is what an interpreter of packs runs at once, as much
+// as the registers leave room for in the cache; machine code runs one factor at once.
+constexpr int64_t tape_few = 8;
+static inline int tape_group(int64_t registers, int64_t factors) { return factors < tape_few ? 1 : registers <= 192 ? 4 : 2; }
+
+using TapeHelper = void (*)(void* result, const void* a, const void* b);
+
+// A least-squares problem: what descends on it reads nothing else.
+struct DescentPlan {
+  int64_t n, ambient, entries;
+  const int32_t *diagonal;             // place of (i, i) among the entries, or -1
+  const int32_t *coordinate;           // place of column i among the values, or -1
+  int64_t plain;                       // Euclidean numbers, their places and columns (-1: fixed)
+  const int32_t *plain_at, *plain_col;
+  int64_t linears, seconds, moves;
+  const TapeView *linear, *second, *move;
+  const Schedule* schedule;            // of the entries and one more number for each diagonal
+  bool packs;                          // whether instances are worth to be packed
+};
+struct DescentOptions {
+  double tolerance, damping;
+  int64_t max_iterations;
+  int32_t adaptive, ellipsoidal, polish, gauss_newton;
+};
+// `count` instances: one pack where `packed`, else rows.
+struct DescentJob {
+  const DescentPlan* plan;
+  DescentOptions options;
+  bool packed;
+  int64_t count;
+  double* values;
+  int64_t inputs;
+  const double* const* input;
+  const int64_t* stride;
+  int8_t* status;
+  double *measure, *largest, *cost;
+  int64_t *iterations, *refinements;
+};
 struct TapeTarget {
   const char* name;
+  int32_t lanes;
+  const TapeHelper* helpers;  // by operation, for machine code; null where the instruction set has none
   size_t (*scratch)(const TapeView&);
   void (*run)(const TapeJob&, void* scratch);
+  void (*pack)(const double* from, int64_t stride, int64_t count, int64_t size, double* to);  // spare lanes repeat the last instance
+  void (*unpack)(const double* from, int64_t stride, int64_t count, int64_t size, double* to);  // adds
+  size_t (*descent_scratch)(const DescentJob&);
+  void (*descend)(const DescentJob&, void* scratch);
 };
 
 const TapeTarget* find_tape_target(const char* name);

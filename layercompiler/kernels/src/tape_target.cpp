@@ -18,8 +18,22 @@ namespace LC_JOIN(tape_, LC_TARGET) {
 
 #include "functions.hpp"
 
+#include "ldl.hpp"
+
 #include "tape.hpp"
+
+#include "descent.hpp"
 }  // namespace
 extern const TapeTarget LC_JOIN(tape_table_, LC_TARGET);
-const TapeTarget LC_JOIN(tape_table_, LC_TARGET) = {LC_TEXT(LC_TARGET), LC_JOIN(tape_, LC_TARGET)::tape_scratch, LC_JOIN(tape_, LC_TARGET)::tape_run};
+const TapeTarget LC_JOIN(tape_table_, LC_TARGET) = {
+    LC_TEXT(LC_TARGET),
+    LC_JOIN(tape_, LC_TARGET)::tape_lanes,
+    LC_JOIN(tape_, LC_TARGET)::tape_helpers,
+    LC_JOIN(tape_, LC_TARGET)::tape_scratch,
+    LC_JOIN(tape_, LC_TARGET)::tape_run,
+    LC_JOIN(tape_, LC_TARGET)::tape_pack,
+    LC_JOIN(tape_, LC_TARGET)::tape_unpack,
+    LC_JOIN(tape_, LC_TARGET)::descent_scratch,
+    LC_JOIN(tape_, LC_TARGET)::descend,
+};
 }  // namespace layercompiler

@@ -18,6 +18,7 @@ namespace LC_JOIN(target_, LC_TARGET) {
 
 #include "functions.hpp"
 #include "ldl.hpp"
+#include "substitute.hpp"
 #include "psd.hpp"
 #include "three.hpp"
 

@@ -6,7 +6,7 @@
 // Source: Dahl, Andersen 2021 (primal-dual scaling and corrector); Goulart, Chen 2024 (the conic embedding with quadratic objective).
 
 template <class V> struct Barrier {
-  V r, first[3], second[6], third[6];  // r, gradient, Hessian (11 12 13 22 23 33), third derivatives (111 112 122 222 133 333)
+  V r, ir, first[3], second[6], third[6];  // r, 1 / r, gradient, Hessian (11 12 13 22 23 33), third derivatives (111 112 122 222 133 333)
   V weight[3], reciprocal[3];  // c, and 1 / z where c is not 0
 };
 
@@ -33,8 +33,9 @@ template <class V> LC_INLINE V primal_margin(const V* s, double alpha) {
 template <class V> static inline void barrier_at(const V* z, double alpha, Barrier<V>& f) {
   V zero = V{};
   if (alpha == 0) {
-    V l = vlog(-z[2] / z[0]), i1 = splat<V>(1.0) / z[0], i3 = splat<V>(1.0) / z[2];
+    V i1 = splat<V>(1.0) / z[0], i3 = splat<V>(1.0) / z[2], l = vlog(-z[2] * i1);
     f.r = z[1] - z[0] - z[0] * l;
+    f.ir = splat<V>(1.0) / f.r;
     f.first[0] = -l;
     f.first[1] = splat<V>(1.0);
     f.first[2] = -z[0] * i3;
@@ -58,6 +59,7 @@ template <class V> static inline void barrier_at(const V* z, double alpha, Barri
   V i1 = splat<V>(1.0) / z[0], i2 = splat<V>(1.0) / z[1];
   V top = vexp<V>(fma(splat<V>(a), vlog(z[0] * splat<V>(1 / a)), splat<V>(c) * vlog(z[1] * splat<V>(1 / c)))), phi = top * top, w = vabs(z[2]);
   f.r = (top - w) * (top + w);
+  f.ir = splat<V>(1.0) / f.r;
   f.first[0] = splat<V>(2 * a) * phi * i1;
   f.first[1] = splat<V>(2 * c) * phi * i2;
   f.first[2] = splat<V>(-2.0) * z[2];
@@ -88,12 +90,11 @@ template <class V> LC_INLINE void times3(const V* h, const V* u, V* out) {
 template <class V> LC_INLINE V dot3(const V* a, const V* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
 template <class V> LC_INLINE void gradient_of(const Barrier<V>& f, V* g) {
-  V ir = splat<V>(1.0) / f.r;
-  for (int i = 0; i < 3; i++) g[i] = -f.first[i] * ir - f.weight[i] * f.reciprocal[i];
+  for (int i = 0; i < 3; i++) g[i] = -f.first[i] * f.ir - f.weight[i] * f.reciprocal[i];
 }
 
 template <class V> LC_INLINE void hessian_of(const Barrier<V>& f, V* h) {
-  V ir = splat<V>(1.0) / f.r;
+  V ir = f.ir;
   int k = 0;
   for (int i = 0; i < 3; i++)
     for (int j = i; j < 3; j++, k++) {
@@ -104,7 +105,7 @@ template <class V> LC_INLINE void hessian_of(const Barrier<V>& f, V* h) {
 
 // out = D^3 f(z)[u, v].
 template <class V> LC_INLINE void third_of(const Barrier<V>& f, const V* u, const V* v, V* out) {
-  V ir = splat<V>(1.0) / f.r, hu[3], hv[3], t[3];
+  V ir = f.ir, hu[3], hv[3], t[3];
   times3(f.second, u, hu);
   times3(f.second, v, hv);
   V ru = dot3(f.first, u), rv = dot3(f.first, v), ruv = dot3(u, hv);
@@ -118,21 +119,31 @@ template <class V> LC_INLINE void third_of(const Barrier<V>& f, const V* u, cons
   }
 }
 
+// y > 0 with y + log(1 + y) = p > 0. Source: Lawrence, Corless, Jeffrey 2012, Algorithm 917 (1 + y is Wright's omega of 1 + p).
+template <class V> static inline V omega(V p) {
+  const V one = splat<V>(1.0);
+  V near = p * fma(p, fma(p, fma(p, splat<V>(-1.0 / 3072), splat<V>(-1.0 / 192)), splat<V>(1.0 / 16)), splat<V>(0.5)), y = near;
+  Mask<V> far = p > splat<V>(3.0);
+  if (any<V>(far)) {
+    V z = p + one, l = vlog(z);
+    y = select<V>(far, p - l + l / z, near);
+  }
+  for (int k = 0; k < 2; k++) {  // of order four: from one per cent to rounding
+    V w = one + y, r = (p - y) - vlog(w), w1 = one + w, t = w1 * fma(splat<V>(2.0 / 3), r, w1);
+    y = y + w * r * fma(splat<V>(-0.5), r, t) / (w1 * (t - r));
+  }
+  return select<V>(p < splat<V>(1e-3), select<V>(p > V{}, near, splat<V>(__builtin_nan(""))), y);  // the series, where 1 + y would round y
+}
+
 // The dual point z with s = -grad f(z), by one scalar equation each.
 template <class V> static inline void shadow_of(const V* s, double alpha, V* z) {
   const V one = splat<V>(1.0);
   if (alpha == 0) {
-    // y + log(1 + y) = p with p = log(s3 / s2) - s1 / s2; then z1 = -1 / (y s2), z3 = (1 + 1/y) / s3.
-    V p = vlog(s[2] / s[1]) - s[0] / s[1];
-    V y = select<V>(p < splat<V>(3.0), p * splat<V>(0.5) * (one + p * splat<V>(0.1)), p - vlog(p));
-    for (int k = 0; k < 5; k++) {
-      V h = y + vlog(one + y) - p;
-      y = y - h * (one + y) / (splat<V>(2.0) + y);
-      y = select<V>(y > splat<V>(0.25) * p, y, splat<V>(0.25) * p);
-    }
-    z[0] = -one / (y * s[1]);
-    z[2] = (one + one / y) / s[2];
-    z[1] = one / s[1] + z[0] * (one + vlog((one + y) * s[1] / s[2]));
+    // with p = log(s3 / s2) - s1 / s2:  z1 = -1 / (y s2), z2 = (2 - 1/y + s1 / (s2 y)) / s2, z3 = (1 + 1/y) / s3
+    V i2 = one / s[1], share = s[0] * i2, iy = one / omega<V>(vlog(s[2] * i2) - share);
+    z[0] = -i2 * iy;
+    z[1] = i2 * fma(share - one, iy, splat<V>(2.0));
+    z[2] = (one + iy) / s[2];
     return;
   }
   // With t = phi / r = 1 / (1 - rho): z1 = (2 a t + 1 - a) / s1, z2 = (2 (1 - a) t + a) / s2 and 4 t (t - 1) / s3^2 = phi; Newton in log rho.
@@ -143,13 +154,15 @@ template <class V> static inline void shadow_of(const V* s, double alpha, V* z) 
   V target = splat<V>(2.0) * vlog(vmax(w, tiny)) - splat<V>(1.3862943611198906) - base;  // log rho - 2 log(1 - rho) - 2a log(..) - 2c log(..) = target
   auto rest = [&](V t) { return splat<V>(2 * a) * vlog(fma(splat<V>(2 * a), t, splat<V>(c))) + splat<V>(2 * c) * vlog(fma(splat<V>(2 * c), t, splat<V>(a))); };
   V rho = vexp<V>(vmin(target + rest(one), splat<V>(-0.05)));
-  for (int k = 0; k < 12; k++) {
+  Mask<V> open = all_of<V>();
+  for (int k = 0; k < 12 && any<V>(open); k++) {
     V gap = one - rho, t = one / gap;
     V h = vlog(rho) - splat<V>(2.0) * vlog(gap) - rest(t) - target;
     V slope = one + splat<V>(2.0) * rho * t -
               rho * t * t * (splat<V>(4 * a * a) / fma(splat<V>(2 * a), t, splat<V>(c)) + splat<V>(4 * c * c) / fma(splat<V>(2 * c), t, splat<V>(a)));
-    V next = rho * vexp<V>(vmax(vmin(-h / slope, splat<V>(3.0)), splat<V>(-3.0)));
-    rho = select<V>(next < one, next, one - splat<V>(0.1) * gap);
+    V step = vmax(vmin(-h / slope, splat<V>(3.0)), splat<V>(-3.0)), next = rho * vexp<V>(step);
+    rho = select<V>(open, select<V>(next < one, next, one - splat<V>(0.1) * gap), rho);
+    open = open & !((vabs(step) < splat<V>(1e-9) * gap) & (next < one));  // what is left is far below rounding
   }
   V t = one / (one - rho);
   z[0] = fma(splat<V>(2 * a), t, splat<V>(c)) / s[0];
@@ -159,37 +172,60 @@ template <class V> static inline void shadow_of(const V* s, double alpha, V* z) 
 }
 
 template <class V> static inline V dual_barrier(const V* z, double alpha) {
-  V r = dual_margin(z, alpha), f = -vlog(r);
-  if (alpha == 0) return f - vlog(-z[0]) - vlog(z[2]);
+  V f = -vlog(dual_margin(z, alpha));
   return f - splat<V>(1 - alpha) * vlog(z[0]) - splat<V>(alpha) * vlog(z[1]);
 }
-template <class V> static inline V primal_barrier(const V* s, double alpha) {
-  V z[3];
-  shadow_of(s, alpha, z);
-  return splat<V>(-3.0) - dual_barrier(z, alpha);
+// exp(-f*(s) - f(z)) for s in the cone and z in its dual, f* the barrier of the cone.
+template <class V> static inline V centrality(const V* s, const V* z, double alpha) {
+  V shadow[3];
+  if (alpha == 0) {  // f*(s) = -3 - log(y^2 s2^2 s3 / (1 + y))
+    const V one = splat<V>(1.0);
+    V i2 = one / s[1], y = omega<V>(vlog(s[2] * i2) - s[0] * i2), a = y * s[1];
+    return splat<V>(20.085536923187668) * (a * a * s[2] / (one + y)) * (dual_margin(z, alpha) * (-z[0] * z[2]));
+  }
+  shadow_of(s, alpha, shadow);
+  return vexp<V>(splat<V>(3.0) + dual_barrier(shadow, alpha) - dual_barrier(z, alpha));
 }
 
-// Rotates the columns (of length 3) until they are orthogonal: sum_i c_i c_i' stays, but strong and weak directions stand apart.
-template <class V, int C> static inline void separate(V (&c)[C][3]) {
+// Turns the columns (of length 3), strongest first, until what the others have along it is less than what they have beside it: sum_i c_i c_i' stays.
+// `strong` and `second`: the squared lengths of the first and of the longest among the others.
+template <class V, int C> static inline void separate(V (&c)[C][3], V& strong, V& second) {
   const V one = splat<V>(1.0), zero = V{};
+  V size[C];
+  for (int q = 0; q < C; q++) size[q] = dot3(c[q], c[q]);
+  for (int q = 1; q < C; q++) {
+    Mask<V> more = size[q] > size[0];
+    for (int i = 0; i < 3; i++) {
+      V x = c[0][i], y = c[q][i];
+      c[0][i] = select<V>(more, y, x);
+      c[q][i] = select<V>(more, x, y);
+    }
+    V x = size[0], y = size[q];
+    size[0] = select<V>(more, y, x);
+    size[q] = select<V>(more, x, y);
+  }
   for (int sweep = 0; sweep < 8; sweep++) {
     Mask<V> busy = none_of<V>();
-    for (int p = 0; p + 1 < C; p++)
-      for (int q = p + 1; q < C; q++) {
-        V pp = dot3(c[p], c[p]), qq = dot3(c[q], c[q]), pq = dot3(c[p], c[q]);
-        Mask<V> rotate = (vabs(pq) > splat<V>(1e-14) * root(pp * qq)) & (vabs(pq) > splat<V>(1e-280));
-        if (!any<V>(rotate)) continue;
-        busy = busy | rotate;
-        V zeta = (qq - pp) / (pq + pq), size = vabs(zeta) + root(fma(zeta, zeta, one)), t = select<V>(zeta >= zero, one / size, -one / size);
-        V cs = one / root(fma(t, t, one)), sn = t * cs;
-        for (int i = 0; i < 3; i++) {
-          V x = c[p][i], y = c[q][i];
-          c[p][i] = select<V>(rotate, fnma(sn, y, cs * x), x);
-          c[q][i] = select<V>(rotate, fma(sn, x, cs * y), y);
-        }
+    for (int q = 1; q < C; q++) {
+      V pp = size[0], qq = size[q], pq = dot3(c[0], c[q]);
+      Mask<V> rotate = (pq * pq > splat<V>(0.25) * (pp * qq)) & (vabs(pq) > splat<V>(1e-280));
+      if (!any<V>(rotate)) continue;
+      busy = busy | rotate;
+      V zeta = (qq - pp) / (pq + pq), t = one / (vabs(zeta) + root(fma(zeta, zeta, one))), cs = one / root(fma(t, t, one));
+      V sn = select<V>(zeta >= zero, t, -t) * cs;
+      for (int i = 0; i < 3; i++) {
+        V x = c[0][i], y = c[q][i];
+        c[0][i] = select<V>(rotate, fnma(sn, y, cs * x), x);
+        c[q][i] = select<V>(rotate, fma(sn, x, cs * y), y);
       }
+      size[0] = dot3(c[0], c[0]);
+      size[q] = dot3(c[q], c[q]);
+    }
     if (!any<V>(busy)) break;
   }
+  strong = size[0];
+  second = size[1];
+  for (int q = 2; q < C; q++) second = vmax(size[q], second);
 }
 
 // H = v v' + rest, v the strongest direction. The eigenvalues of H spread like 1 / mu^2: kept in one matrix its weak ones would drown in rounding.
@@ -199,26 +235,18 @@ template <class V> struct Split {
 };
 
 template <class V, int C> static inline void split_columns(V (&c)[C][3], Mask<V> who, Split<V>& out) {
-  separate<V, C>(c);
-  V best = V{}, second = V{}, strong[3] = {V{}, V{}, V{}}, rest[6] = {V{}, V{}, V{}, V{}, V{}, V{}};
-  auto add = [&](const V* u, Mask<V> m) {
+  V strong, second, rest[6] = {V{}, V{}, V{}, V{}, V{}, V{}};
+  separate<V, C>(c, strong, second);
+  V share = second / vmax(strong, splat<V>(1e-300)), kept = root(share), left = root(vmax(splat<V>(1.0) - share, V{}));
+  for (int q = 0; q < C; q++) {
+    V u[3] = {c[q][0], c[q][1], c[q][2]};
+    if (q == 0)
+      for (int i = 0; i < 3; i++) u[i] = u[i] * kept;
     int k = 0;
     for (int i = 0; i < 3; i++)
-      for (int j = i; j < 3; j++, k++) rest[k] = select<V>(m, fma(u[i], u[j], rest[k]), rest[k]);
-  };
-  for (int p = 0; p < C; p++) {
-    V size = dot3(c[p], c[p]);
-    Mask<V> more = size > best;
-    add(strong, more);
-    add(c[p], !more);
-    second = select<V>(more, best, vmax(size, second));
-    best = select<V>(more, size, best);
-    for (int i = 0; i < 3; i++) strong[i] = select<V>(more, c[p][i], strong[i]);
+      for (int j = i; j < 3; j++, k++) rest[k] = fma(u[i], u[j], rest[k]);
   }
-  V share = second / vmax(best, splat<V>(1e-300)), kept = root(share), left = root(splat<V>(1.0) - share), unit[3];
-  for (int i = 0; i < 3; i++) unit[i] = strong[i] * kept;
-  add(unit, best > V{});
-  for (int i = 0; i < 3; i++) out.v[i] = select<V>(who, strong[i] * left, out.v[i]);
+  for (int i = 0; i < 3; i++) out.v[i] = select<V>(who, c[0][i] * left, out.v[i]);
   for (int k = 0; k < 6; k++) out.rest[k] = select<V>(who, rest[k], out.rest[k]);
 }
 
@@ -245,10 +273,10 @@ template <class V> static inline void split_hessian(const V* z, double alpha, V 
 // by the formula itself it would drown in rounding near the boundary.
 template <class V> static inline V excess_of(const V* z, const V* t, double alpha, const Barrier<V>& f) {
   if (alpha == 0) {
-    V u[3] = {dot3(f.first, t) / f.r, t[0] / z[0], t[2] / z[2]}, mean = (u[0] + u[1] + u[2]) * splat<V>(1.0 / 3), sum = V{};
+    V u[3] = {dot3(f.first, t) * f.ir, t[0] * f.reciprocal[0], t[2] * f.reciprocal[2]}, mean = (u[0] + u[1] + u[2]) * splat<V>(1.0 / 3), sum = V{};
     for (int i = 0; i < 3; i++) sum = fma(u[i] - mean, u[i] - mean, sum);
-    V bend = t[0] - z[0] / z[2] * t[2];
-    return sum - bend * bend / (z[0] * f.r);
+    V bend = t[0] - z[0] * f.reciprocal[2] * t[2];
+    return sum - bend * bend * (f.reciprocal[0] * f.ir);
   }
   V i1 = splat<V>(1.0) / z[0], i2 = splat<V>(1.0) / z[1], w = vabs(z[2]);
   V top = vexp<V>(fma(splat<V>(alpha), vlog(z[0] * splat<V>(1 / alpha)), splat<V>(1 - alpha) * vlog(z[1] * splat<V>(1 / (1 - alpha)))));
@@ -277,7 +305,8 @@ template <class V> static inline void scale_three(const V* s, const V* z, double
   }
   V dd = dot3(ds, dz), excess = excess_of(z, zt, alpha, f);
   if (alpha == 0) {
-    determinant = (one - splat<V>(2.0) * z[0] / f.r) / (f.r * f.r * z[0] * z[0] * z[2] * z[2]);
+    V i = f.ir * f.reciprocal[0] * f.reciprocal[2];
+    determinant = fnma(splat<V>(2.0) * z[0], f.ir, one) * i * i;
   } else {
     double ac = alpha * (1 - alpha);
     V w = vabs(z[2]), p = one + w * w / f.r;
@@ -306,14 +335,15 @@ template <class V> static inline void scale_three(const V* s, const V* z, double
 template <class V> static inline void correct_three(const V* z, double alpha, const V* h, const V* ds, const V* dz, V* out) {
   Barrier<V> f;
   barrier_at(z, alpha, f);
-  V l11 = root(h[0]), l21 = h[1] / l11, l31 = h[2] / l11, l22 = root(h[3] - l21 * l21), l32 = (h[4] - l31 * l21) / l22, l33 = root(h[5] - l31 * l31 - l32 * l32);
-  V a = ds[0] / l11, b = (ds[1] - l21 * a) / l22, c = (ds[2] - l31 * a - l32 * b) / l33, v[3];
-  v[2] = c / l33;
-  v[1] = (b - l32 * v[2]) / l22;
-  v[0] = (a - l21 * v[1] - l31 * v[2]) / l11;
-  V t[3];
+  const V one = splat<V>(1.0);
+  V i1 = one / h[0], l21 = h[1] * i1, l31 = h[2] * i1, i2 = one / fnma(l21, h[1], h[3]), e32 = fnma(l31, h[1], h[4]), l32 = e32 * i2;
+  V i3 = one / (h[5] - l31 * h[2] - l32 * e32), b = fnma(l21, ds[0], ds[1]), v[3], t[3];
+  Mask<V> definite = (h[0] > V{}) & (i2 > V{}) & (i3 > V{});
+  v[2] = (ds[2] - l31 * ds[0] - l32 * b) * i3;
+  v[1] = fnma(l32, v[2], b * i2);
+  v[0] = ds[0] * i1 - l21 * v[1] - l31 * v[2];
   third_of(f, dz, v, t);
-  Mask<V> good = finite<V>(t[0] + t[1] + t[2]);
+  Mask<V> good = definite & finite<V>(t[0] + t[1] + t[2]);
   for (int i = 0; i < 3; i++) out[i] = select<V>(good, splat<V>(-0.5) * t[i], V{});
 }
 

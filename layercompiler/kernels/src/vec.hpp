@@ -86,6 +86,9 @@ template <class V> LC_INLINE Mask<V> none_of() { return splat<V>(0.0) > splat<V>
 template <class V> LC_INLINE Mask<V> all_of() { return splat<V>(1.0) > splat<V>(0.0); }
 template <class V> LC_INLINE bool any(Mask<V> m) {
   if constexpr (lanes_of<V> == 1) return m;
+#if defined(__AVX512F__)
+  else if constexpr (lanes_of<V> == 8) return _mm512_test_epi64_mask((__m512i)m, (__m512i)m) != 0;
+#endif
   else {
     int64_t r = 0;
     for (int l = 0; l < lanes_of<V>; l++) r |= m[l];

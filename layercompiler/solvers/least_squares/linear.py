@@ -53,15 +53,18 @@ class Lanes(Normal):
 
     def factor(self, entries: np.ndarray, diagonal: np.ndarray) -> Factor:
         """See `Normal.factor`."""
-        return _LanesFactor(self.ldl.factor(np.concatenate([entries, diagonal], axis=1), eps=1e-14))
+        return LanesFactor(self.ldl.factor(np.concatenate([entries, diagonal], axis=1), eps=1e-14))
 
 
-class _LanesFactor(Factor):
+class LanesFactor(Factor):
+    """Factors on lanes."""
+
     def __init__(self, factor: Any) -> None:
         self.factor = factor
         self.pivots = factor.pivots
 
     def solve(self, rhs: np.ndarray, refine: int = 0) -> np.ndarray:
+        """See `Factor.solve`."""
         return self.factor.solve(rhs, refine=refine)[0]
 
 

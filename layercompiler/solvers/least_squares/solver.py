@@ -16,7 +16,7 @@ from layercompiler.solvers.least_squares import descent
 from layercompiler.solvers.least_squares.choose import normal
 from layercompiler.solvers.least_squares.descent import RUNNING, Instances, State
 from layercompiler.solvers.least_squares.evaluation import Evaluation, Point, stages
-from layercompiler.solvers.least_squares.linear import Normal
+from layercompiler.solvers.least_squares.linear import LanesFactor, Normal
 from layercompiler.solvers.least_squares.native import Native, UnsupportedError
 from layercompiler.solvers.least_squares.options import LeastSquaresOptions
 from layercompiler.solvers.least_squares.structure import Structure
@@ -285,6 +285,10 @@ class Solver:
 
     def factor(self, values: np.ndarray, theta: Any, shared: Any, exact: bool = True) -> tuple[Any, np.ndarray, np.ndarray | None]:
         """Factors of the exact (or Gauss-Newton) Hessian at the values, its smallest pivots (B,), and which coordinates a bound holds."""
+        if exact and self.whole:
+            assert self.native is not None
+            factor = LanesFactor(self.native.descent.factor(values, *self.native.arrays(theta, shared)))
+            return factor, factor.pivots, None
         if exact and self.native is not None and self.structure.bounds is None:
             factor = self.normal.factor(
                 self.native.hessian(values, *self.native.arrays(theta, shared)), np.zeros((len(values), self.structure.n))
