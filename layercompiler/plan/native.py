@@ -22,6 +22,7 @@ from layercompiler.programs.affine import AffineMap
 from layercompiler.programs.cone import ConeProgram, OutputSpec
 from layercompiler.programs.presolve import Elimination
 from layercompiler.solvers.interior_point import Program, Settings, Symmetric, linear_solve, solve
+from layercompiler.solvers.interior_point.complementarity import traced
 from layercompiler.solvers.interior_point.engine import LARGEST
 from layercompiler.solvers.interior_point.program import select, times, times_transposed
 from layercompiler.status import Status
@@ -75,12 +76,17 @@ class DenseMap:
             gathers.append((block.channel, index, None if np.all(coefs == 1.0) else weights))
         return cls(shape, constant, tuple(wholes), tuple(gathers), tuple(scatters))
 
-    def __call__(self, xp: Any, thetas: list[Any], like: Any) -> Any:
-        """(1 or B, *shape) for channels (1 or B, size)."""
+    @property
+    def uneven(self) -> bool:
+        """Whether the symmetric part of a channel is taken."""
+        return any(symmetric for _, _, symmetric in self.wholes)
+
+    def __call__(self, xp: Any, thetas: list[Any], like: Any, uneven: bool = False) -> Any:
+        """(1 or B, *shape) for channels (1 or B, size); with `uneven` an array of which the symmetric part counts."""
         out = None if not self.constant.any() else xp.new(self.constant, like)[None]
         for channel, coefficient, symmetric in self.wholes:
             part = thetas[channel]
-            if symmetric:
+            if symmetric and not uneven:
                 square = part.reshape(part.shape[0], *self.shape)
                 part = (0.5 * coefficient * (square + xp.matrix_transpose(square))).reshape(part.shape)
             else:
@@ -190,9 +196,9 @@ class Native:
         }
 
     def bind(self, xp: Any, thetas: list[Any], like: Any) -> tuple[Arrays6, dict[str, Any]]:
-        """(Q, p, A, b, G, h) of channels (1 or B, size), and what `recover` needs besides."""
+        """(Q, p, A, b, G, h) of channels (1 or B, size), and what `recover` needs besides; Q as `even` takes it."""
         names = ("Q", "p", "A", "b", "G", "h", "d", *(("E", "P_kk", "q_k", "beta") if self.elimination.active else ()))
-        found = {name: self.maps[name](xp, thetas, like) for name in names}
+        found = {name: self.maps[name](xp, thetas, like, uneven=name == "Q") for name in names}
         if self.elimination.active:
             c = xp.new(self.elimination.c, like)
             w = found["P_kk"] / c**2
@@ -207,11 +213,21 @@ class Native:
             found["d"] = found["d"] + xp.sum((0.5 * w * beta + linear) * beta, axis=1, keepdims=True)
         return tuple(found[name] for name in ("Q", "p", "A", "b", "G", "h")), found  # type: ignore[return-value]
 
-    def recover(self, xp: Any, data: Arrays6, found: dict[str, Any], x: Any, y: Any, v: Any, ok: Any) -> list[Any]:
-        """Outputs (B, *shape) from the point of the reduced program, the optimal value last; NaN where not `ok` (B,)."""
+    def even(self, xp: Any, Q: Any) -> Any:
+        """The Q of a program, given that of `bind`: it is cheaper to even out where it is used, and gradients are even anyway."""
+        return 0.5 * (Q + xp.matrix_transpose(Q)) if self.maps["Q"].uneven else Q
+
+    def recover(self, xp: Any, data: Arrays6, found: dict[str, Any], x: Any, y: Any, v: Any, ok: Any, told: bool = True) -> list[Any]:
+        """Outputs (B, *shape) from the point of the reduced program, with the optimal value if it is to be `told`; NaN where not `ok`."""
         e = self.elimination
-        value = 0.5 * xp.sum(x * times(xp, data[0], x), axis=1, keepdims=True) + xp.sum(data[1] * x, axis=1, keepdims=True) + found["d"]
-        dual = xp.concat([y, self.cone.traceable(xp, v)], axis=1)
+        outputs = (*self.program.outputs, *((self.program.value,) if told else ()))
+        value = None
+        if any(o.source == "value" for o in outputs):
+            value = 0.5 * xp.sum(x * times(xp, data[0], x), axis=1, keepdims=True) + xp.sum(data[1] * x, axis=1, keepdims=True)
+            value = value + found["d"]
+        dual = None
+        if e.active or any(o.source == "dual" for o in outputs):
+            dual = xp.concat([y, self.cone.traceable(xp, v)], axis=1)
         if e.active:
             c = xp.new(e.c, x)
             x_k = (found["beta"] - times(xp, found["E"], x)) / c
@@ -219,7 +235,7 @@ class Native:
             x = xp.take(xp.concat([x, x_k], axis=1), xp.new(np.argsort(np.concatenate([e.keep_x, e.k])), x), axis=1)
             dual = xp.take(xp.concat([dual, y_k], axis=1), xp.new(np.argsort(np.concatenate([e.keep_y, e.i])), x), axis=1)
         sources = {"primal": x, "dual": dual, "value": value}
-        return [_output(xp, o, sources, ok) for o in (*self.program.outputs, self.program.value)]
+        return [_output(xp, o, sources, ok) for o in outputs]
 
     # The solve -------------------------------------------------------------------------------------------------------------
 
@@ -229,22 +245,21 @@ class Native:
 
     def solve(self, xp: Any, arrays: Arrays6) -> tuple[Any, ...]:
         """(x, y, v, status, residual, iterations, by_dual, *factors); points of instances that failed are zero."""
-        found = solve(Program(xp, self.cone, *arrays), self.settings(xp, arrays[1]))
-        ok = found.status == int(Status.SOLVED)
-        x, y, v = (select(xp, ok, a, xp.zeros_like(a)) for a in found.point.arrays[:3])
+        found = solve(Program(xp, self.cone, self.even(xp, arrays[0]), *arrays[1:]), self.settings(xp, arrays[1]))
+        x, y, v = found.point.arrays[:3]
+        if not found.good:
+            ok = found.status == int(Status.SOLVED)
+            x, y, v = (select(xp, ok, a, xp.zeros_like(a)) for a in (x, y, v))
         return x, y, v, found.status, found.point.residual, found.iterations, found.by_dual, *found.factors
 
     def system(self, xp: Any, Q: Any, A: Any, G: Any, v: Any, right: Any, kept: Any, transposed: bool) -> tuple[Any, Any, Any]:
         """Solve M u = right, or M'u = right; kept = (status, by_dual, *factors) of the solve. Zero for instances that failed."""
         status, by_dual, *factors = kept
-        ok = status == int(Status.SOLVED)
-        program = Program(xp, self.cone, Q, right[0], A, right[1], G, right[2])
-        r_x, r_y, r_z = (select(xp, ok, r, xp.zeros_like(r)) for r in right)
-        if transposed:
-            r_x = r_x + times_transposed(xp, G, r_z)
-        a, b, c = linear_solve(program, v, by_dual | ~ok, tuple(factors), (r_x, r_y, r_z), self.settings(xp, v))
-        c = c - r_z if transposed else c - (r_z - times(xp, G, a))
-        return tuple(select(xp, ok, u, xp.zeros_like(u)) for u in (a, b, c))  # type: ignore[return-value]
+        entered = traced(_enter_transposed if transposed else _enter, xp, self.cone)(G, status, by_dual, *right)
+        r_x, r_y, r_z, usable = entered
+        program = Program(xp, self.cone, self.even(xp, Q), r_x, A, r_y, G, r_z)
+        step = linear_solve(program, v, usable, tuple(factors), (r_x, r_y, r_z), self.settings(xp, v))
+        return traced(_leave_transposed if transposed else _leave, xp, self.cone)(G, status, r_z, *step)  # type: ignore[return-value]
 
     # Its derivative, as linear and bilinear forms ----------------------------------------------------------------------------
 
@@ -306,6 +321,26 @@ class Native:
             _outer(xp, like[2], 1.0, (self.cone.apply(xp, D, r3), l1), (l3, r1)),
             curved,
         )
+
+
+def _enter(xp: Any, cone: Symmetric, G: Any, status: Any, by_dual: Any, *right: Any) -> tuple[Any, ...]:
+    """The right-hand side in dz, zero for instances that failed, and whose factors are of use."""
+    ok = status == int(Status.SOLVED)
+    return *(select(xp, ok, r, xp.zeros_like(r)) for r in right), by_dual | ~ok
+
+
+def _enter_transposed(xp: Any, cone: Symmetric, G: Any, *held: Any) -> tuple[Any, ...]:
+    r_x, r_y, r_z, usable = _enter(xp, cone, G, *held)
+    return r_x + times_transposed(xp, G, r_z), r_y, r_z, usable
+
+
+def _leave(xp: Any, cone: Symmetric, G: Any, status: Any, r_z: Any, a: Any, b: Any, c: Any) -> tuple[Any, ...]:
+    return _leave_transposed(xp, cone, G, status, r_z - times(xp, G, a), a, b, c)
+
+
+def _leave_transposed(xp: Any, cone: Symmetric, G: Any, status: Any, r_z: Any, a: Any, b: Any, c: Any) -> tuple[Any, ...]:
+    ok = status == int(Status.SOLVED)
+    return tuple(select(xp, ok, u, xp.zeros_like(u)) for u in (a, b, c - r_z))
 
 
 def _outer(xp: Any, like: Any, scale: float, *pairs: tuple[Any, Any]) -> Any:

@@ -17,7 +17,7 @@ LARGEST = 2**26  # bytes that one instance may keep
 
 @register
 class DenseEngine(Engine):
-    """Interior point, active set and exact polish on dense matrices, one instance per lane; points are exact, so nothing is refined."""
+    """Pivoting on active sets and interior point on dense matrices, one instance per lane; points are exact, so nothing is refined."""
 
     name = "dense_qp"
     package = "layercompiler.kernels"

@@ -176,7 +176,7 @@ def solve(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_st
         if named or len(tensors) != len(bound.parameters):
             tensors = _bind(bound, tensors, named)
         began = time.perf_counter()
-        outputs, found = _run_natively(bound, tensors)  # type: ignore[reportCallIssue]
+        outputs, found = _run_natively(bound, tensors, True)  # type: ignore[reportCallIssue]
         facts = native.info(found, time.perf_counter() - began)
         values = dict(zip((o.name for o in bound.compiled.outputs), outputs, strict=True))
         return Solution(outputs, MappingProxyType(values), found["value"], facts, torch.zeros(0))
@@ -190,7 +190,7 @@ def solve(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_st
 
 
 @torch.compiler.disable
-def _run_natively(bound: Bound, tensors: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def _run_natively(bound: Bound, tensors: tuple[Any, ...], told: bool = False) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Outputs in the dtype of the tensors, by the array interior point on their device."""
     theta, _, dtype, device = _read(tensors, bound.parameters, host=False)
     theta = [t.to(device=device) for t in theta] if device is not None else theta
@@ -198,7 +198,7 @@ def _run_natively(bound: Bound, tensors: tuple[Any, ...]) -> tuple[tuple[Tensor,
     batch = compiled.batch_shape([tuple(t.shape) for t in theta])
     if device is None and compiled.options.check_domain and not torch._C._are_functorch_transforms_active():
         compiled.reader.read([host._array(t) for t in theta], True, compiled.on_error == "raise")
-    outputs, found = native.run(bound.native, theta, batch)  # type: ignore[arg-type]
+    outputs, found = native.run(bound.native, theta, batch, told)  # type: ignore[arg-type]
     return tuple(outputs if dtype is torch.float64 else [x.to(dtype) for x in outputs]), found
 
 

@@ -19,7 +19,8 @@ from layercompiler.plan.failure import failure
 from layercompiler.plan.native import Native
 from layercompiler.status import Info, Status
 
-_CHUNK = 6_000_000  # numbers of a working set on the CPU; larger batches are solved in parts
+_CACHE = 800_000  # numbers of a working set on the CPU: what stays near the core
+_LEAST = 8  # instances that are worth the calls
 _xp: Any = arrays.get("torch")
 
 
@@ -29,7 +30,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(native: Native, batch: tuple[int, ...], finite: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            x, y, v, status, *rest = _solve(native, [a.detach() for a in data])
+            x, y, v, status, *rest = _in_pieces(native, lambda *d: native.solve(_xp, d), [a.detach() for a in data])  # type: ignore[arg-type]
             status = torch.where(finite, status, int(Status.NONFINITE_INPUT)).to(torch.int8)
             if native.on_error == "raise" and bool((status != 0).any()):
                 codes = status.numpy(force=True)
@@ -72,9 +73,11 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(native: Native, transposed: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-        Q, A, G, v, r1, r2, r3, *kept = (t.detach() for t in tensors)
-        with torch.no_grad():
+        def solve(Q: Tensor, A: Tensor, G: Tensor, v: Tensor, r1: Tensor, r2: Tensor, r3: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
             return native.system(_xp, Q, A, G, v, (r1, r2, r3), kept, transposed)
+
+        with torch.no_grad():
+            return _in_pieces(native, solve, [t.detach() for t in tensors])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -124,29 +127,39 @@ def _split(tensors: Any, size: int, count: int) -> tuple[Any, Any]:
     return out, tuple(0 if w else None for w in whole)
 
 
-def _solve(native: Native, data: list[Tensor]) -> tuple[Tensor, ...]:
-    batch = max(a.shape[0] for a in data)
-    each = sum(a[0].numel() for a in data) + 3 * data[4].shape[1] ** 2
-    size = max(8, _CHUNK // max(each, 1))
-    if not data[1].is_cpu or batch <= size:
-        found = native.solve(_xp, tuple(data))  # type: ignore[arg-type]
-    else:
-        parts = [
-            native.solve(_xp, tuple(a if a.shape[0] == 1 else a[i : i + size] for a in data))  # type: ignore[arg-type]
-            for i in range(0, batch, size)
-        ]
-        shared = [all(p.shape[0] == 1 for p in column) and batch > len(parts) for column in zip(*parts, strict=True)]
-        found = tuple(c[0] if one else torch.cat(c) for one, c in zip(shared, zip(*parts, strict=True), strict=True))
-    return tuple(found)
+def _in_pieces(native: Native, function: Any, data: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A function of (B or 1, ...) tensors; on the CPU by pieces of the batch that stay in the cache."""
+    batch = max([a.shape[0] for a in data])
+    n, k, m = data[0].shape[-1], native.equalities, native.cone.m
+    size = max(_LEAST, _CACHE // (n * (2 * n + k + 2 * m) + 3 * m**2 + 1))
+    if not data[0].is_cpu or batch <= size + size // 2:
+        return tuple(function(*data))
+    size = -(-batch // -(-batch // size))  # pieces of one size but for the last
+    whole: list[Tensor] = []
+    for i in range(0, batch, size):
+        part = function(*[a if a.shape[0] == 1 else a[i : i + size] for a in data])
+        whole = whole or [a if a.shape[0] == 1 else _room(a, batch) for a in part]  # the first piece has several instances
+        for a, into in zip(part, whole, strict=True):
+            if a is not into and into.shape[0] != 1:
+                into[i : i + size] = a
+    return tuple(whole)
 
 
-def run(native: Native, theta: Sequence[Tensor], batch: tuple[int, ...]) -> tuple[list[Tensor], dict[str, Tensor]]:
+def _room(a: Tensor, batch: int) -> Tensor:
+    """An empty tensor for the whole batch, laid out as one piece is."""
+    if a.ndim < 3 or a.is_contiguous():
+        return a.new_empty((batch, *a.shape[1:]))
+    return a.new_empty((batch, a.shape[2], a.shape[1])).mT
+
+
+def run(native: Native, theta: Sequence[Tensor], batch: tuple[int, ...], told: bool = False) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Outputs, and what `solve` tells of each instance.
 
     Args:
         native: The problem.
         theta: One float64 tensor per parameter, (batch..., *shape), on any one device.
         batch: The broadcast batch shape.
+        told: Whether the optimal value is asked for.
 
     Raises:
         SolveError: An instance failed, and the problem is to raise.
@@ -163,12 +176,10 @@ def run(native: Native, theta: Sequence[Tensor], batch: tuple[int, ...]) -> tupl
         shared = count > 0 and math.prod(lead) == 1
         rows.append(t.reshape(1, p.size) if shared else t.expand(*batch, *p.shape).reshape(count, p.size))
     like = rows[0] if rows else torch.zeros(1, 1, dtype=torch.float64)
-    total = torch.zeros(1, dtype=like.dtype, device=like.device)
-    for r in rows:
-        total = total + r.detach().sum(1)
-    finite = torch.isfinite(total)
-    if _xp.traced(*rows) or not bool(finite.all()):  # a pass over all numbers, and one on the way back, that is seldom needed
-        finite = torch.ones(1, dtype=torch.bool, device=like.device)
+    finite = torch.ones(1, dtype=torch.bool, device=like.device)
+    if _xp.traced(*rows) or not math.isfinite(
+        sum(r.detach().sum() for r in rows)
+    ):  # a pass over all numbers, and one on the way back, that is seldom needed
         for r in rows:
             finite = finite & torch.isfinite(r).all(1)
         rows = [torch.where(finite[: len(r), None], r, 0.0) for r in rows]  # so that no NaN meets a zero on the way back
@@ -176,11 +187,10 @@ def run(native: Native, theta: Sequence[Tensor], batch: tuple[int, ...]) -> tupl
     data, found = native.bind(_xp, channels, like)
     data = (data[0], data[1].expand(count, -1), *data[2:])
     x, y, v, status, residual, iterations, *_ = _Solve.apply(native, batch, finite, *data)  # type: ignore[misc]
-    outputs = native.recover(_xp, data, found, x, y, v, status == 0)
+    outputs = native.recover(_xp, data, found, x, y, v, status == 0, told)
     outputs = [o.reshape((*batch, *o.shape[1:])) for o in outputs]
-    *outputs, value = outputs
-    facts = {"status": status, "residual": residual, "iterations": iterations}
-    return outputs, {"value": value.detach(), **{k: f.reshape(batch) for k, f in facts.items()}}
+    facts = {k: f.reshape(batch) for k, f in (("status", status), ("residual", residual), ("iterations", iterations))}
+    return (outputs[:-1], {"value": outputs[-1].detach(), **facts}) if told else (outputs, facts)
 
 
 def info(found: dict[str, Tensor], seconds: float) -> Info:

@@ -82,7 +82,7 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
   using Base::X;
   using Base::Y;
   static constexpr bool spread_out = lanes_of<F> != lanes_of<V>;
-  static constexpr int sweeps = 2, tries = 3;
+  static constexpr int sweeps = 2, tries = 8, shifted = 6;  // sweeps, passes that may fail to help, passes with a shift
   bool own;  // the elimination is this pack's, not that of the whole batch
   DenseElimination<F> k;
   Lower<F> l;               // L of the elimination
@@ -180,14 +180,14 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
   // ---- the active rows: R on them, one after the other; positions that a lane does not use are rows of the identity ----
 
   bool few() const { return p.mp <= dense_few; }
-  V factor_active() {
+  V factor_active(V shift) {
     const int64_t mp = p.mp;
     if (few()) {  // all rows, those that are not active replaced by rows of the identity
       *most = mp;
       for (int i = 0; i < mp; i++) {
         V *o = factor + i * factor_stride(mp), on = act[i];
         for (int j = 0; j < i; j++) o[j] = spread<V>(k.R[i * mp + j]) * (on * act[j]);
-        o[i] = fma(spread<V>(k.R[i * mp + i]), on, num<V>(1) - on);
+        o[i] = fma(spread<V>(k.R[i * mp + i]), on, num<V>(1) - on) + shift;
       }
       return cholesky_tiles(p.mp, factor, factor_stride(mp), inverse);
     }
@@ -218,6 +218,7 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
           __m512i from = _mm512_add_epi64(line, _mm512_slli_epi64(places(j), spread_out ? 0 : 3));
           o[j] = (V)_mm512_mask_i64gather_pd(j < i ? _mm512_setzero_pd() : _mm512_set1_pd(1.0), on, from, R, 8);
         }
+        o[i] = o[i] + shift;
       }
       return cholesky_tiles(static_cast<int>(*most), factor, ld, inverse);
     }
@@ -233,6 +234,7 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
         double* to = reinterpret_cast<double*>(factor + i * ld) + l_;
         for (int j = 0; j <= i; j++) to[j * L] = from[(int64_t)order[j * L + l_] * width];
       }
+    for (int64_t i = 0; i < *most; i++) factor[i * ld + i] = factor[i * ld + i] + shift;
     return cholesky_tiles(static_cast<int>(*most), factor, ld, inverse);
   }
   // v, given on all rows, becomes R_II^-1 v_I, zero off the active rows.
@@ -294,10 +296,10 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
   }
   static V corrected(int, V rest, V diagonal) { return select<V>((diagonal > num<V>(1e-10)) & (rest < V{}), -rest / diagonal, V{}); }
 
-  // zf, sf on the active set; one refinement where it is the last.
-  V evaluate(bool last) {
+  // zf, sf on the active set; one refinement where it is the last. `shift` is added to the diagonal of R.
+  V evaluate(bool last, V shift) {
     const int mp = p.mp;
-    V least = factor_active();
+    V least = factor_active(shift);
     for (int i = 0; i < mp; i++) zf[i] = -q[i];
     solve_factor(zf);
     times_r(zf, sf);
@@ -311,28 +313,37 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
     return least;
   }
   // Block principal pivoting from `act`: all wrong signs change sides, one alone where their number has stopped falling. Lanes that are good are left alone.
+  // Where the first set is nearly dependent, its multipliers say little: a shift of R leads to a set from which R itself goes on.
   // Leaves zf, act, and the factor of the active rows; returns the lanes whose signs are right.
   Mask<V> pivot(int passes, Mask<V> good, V* steps) {
     const int m = p.m;
     const V one = num<V>(1), none = V{}, sign = num<V>(-1e-10), healthy = num<V>(1e-12);
-    V fewest = num<V>(m + 1), left = num<V>(tries);
+    V fewest = num<V>(m + 1), left = num<V>(tries), shift = none;
     for (int pass = 0; pass < passes; pass++) {
-      V least = evaluate(false), wrong = none, last = none;
+      V least = evaluate(false, shift), wrong = none, last = none;
       for (int i = 0; i < m; i++) {
         Mask<V> off = select<V>(act[i] > none, zf[i], sf[i]) < sign;
         wrong = select<V>(off, wrong + one, wrong), last = select<V>(off, num<V>(i), last);
       }
       *steps = select<V>(good, *steps, *steps + one);
-      good = good | ((wrong == none) & (least > healthy));
+      good = good | ((wrong == none) & (least > healthy) & (shift == none));
       if (!any<V>(negate<V>(good)) || pass + 1 == passes) break;
-      Mask<V> fewer = wrong < fewest, block = fewer | (left > none);
+      Mask<V> fewer = wrong < fewest, block = fewer | (left > none), open = negate<V>(good);
       left = select<V>(fewer, num<V>(tries), left - one), fewest = vmin(wrong, fewest);
+      if (pass == 0 && passes > shifted) {
+        Mask<V> loose = open & (least < num<V>(1e-2));
+        shift = select<V>(loose, num<V>(1e-4), none), fewest = select<V>(loose, num<V>(m + 1), fewest), open = open & negate<V>(loose);
+      }
       for (int i = 0; i < m; i++) {
-        Mask<V> off = (select<V>(act[i] > none, zf[i], sf[i]) < sign) & (block | (last == num<V>(i))) & negate<V>(good);
+        Mask<V> off = (select<V>(act[i] > none, zf[i], sf[i]) < sign) & (block | (last == num<V>(i))) & open;
         act[i] = select<V>(off, one - act[i], act[i]);
       }
+      if (pass > 0) {
+        Mask<V> exact = (shift > none) & ((wrong == none) | (num<V>(pass) >= num<V>(shifted)));
+        shift = select<V>(exact, none, shift), fewest = select<V>(exact, num<V>(m + 1), fewest), left = select<V>(exact, num<V>(tries), left);
+      }
     }
-    V least = evaluate(true), worst = none;
+    V least = evaluate(true, none), worst = none;
     for (int i = 0; i < m; i++) worst = vmin(select<V>(act[i] > none, zf[i], sf[i]), worst);
     return good & (worst >= sign) & (least > healthy);
   }

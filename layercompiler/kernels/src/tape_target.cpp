@@ -19,6 +19,7 @@ namespace LC_JOIN(tape_, LC_TARGET) {
 #include "functions.hpp"
 
 #include "ldl.hpp"
+#include "substitute.hpp"
 
 #include "tape.hpp"
 

@@ -7,46 +7,83 @@ from functools import cache
 from typing import Any
 
 from layercompiler.solvers.interior_point.program import cholesky_solve, put, select, times
-from layercompiler.solvers.interior_point.symmetric import Symmetric
+from layercompiler.solvers.interior_point.symmetric import APART, Symmetric
 
 _RIDGE = 1e-13  # on the unit diagonal of R
 _SHARE = 0.995  # of the way to the boundary
+_CORNERS = 6
+_FEW = 8  # instances that are not worth collecting
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a batch is on its way.
+
+    Attributes:
+        z: (B, m), inside the cone; `s` (B, m) too.
+        s: See `z`.
+        r: (B, m), q + R z - s.
+        active: (B,), what goes on.
+        count: (B,), iterations.
+    """
+
+    z: Any
+    s: Any
+    r: Any
+    active: Any
+    count: Any
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """(z, s, r, active, count)."""
+        return self.z, self.s, self.r, self.active, self.count
+
+    def take(self, index: Any) -> State:
+        """The instances `index`."""
+        return State(*(a[index] for a in self.arrays))
 
 
 @dataclass(frozen=True)
 class Complementarity:
-    """The problem s = q + R z in units where R has a unit diagonal (per cone) and q a largest entry of one."""
+    """The problem s = q + R z, R with a unit diagonal (per cone) and q with a largest entry of one.
+
+    Attributes:
+        xp: Array functions.
+        cone: The cone.
+        R: (B or 1, m, m).
+        q: (B, m).
+        row: (B or 1, m), z of the program is scale row z, and s is scale s / row.
+        scale: (B, 1).
+    """
 
     xp: Any
     cone: Symmetric
     R: Any
     q: Any
-    row: Any  # z = scale z_here / row... see `unscale`
+    row: Any
     scale: Any
 
     @classmethod
-    def of(cls, xp: Any, cone: Symmetric, R: Any, q: Any) -> Complementarity:
-        """Scale R (B or 1, m, m) and q (B, m)."""
-        diagonal = xp.linalg.diagonal(R)
-        linear, parts = cone.split(diagonal)
-        parts = [xp.max(p, axis=2, keepdims=True) + xp.zeros_like(p) for p in parts]
-        row = 1.0 / xp.sqrt(xp.clip(cone.join(xp, linear, parts), 1e-30, None))
-        q = q * row
-        scale = xp.clip(xp.max(xp.abs(q), axis=1), 1e-30, None)[:, None]
-        R = xp.add_diagonal(R * (row[:, :, None] * row[:, None, :]), xp.full_like(row, _RIDGE))
+    def of(cls, xp: Any, cone: Symmetric, R: Any, q: Any, row: Any) -> Complementarity:
+        """Scale q (B, m)."""
+        scale = xp.clip(xp.max(xp.abs(q), axis=1, keepdims=True), 1e-30, None)
         return cls(xp, cone, R, q / scale, row, scale)
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """(R, q, row, scale)."""
+        return self.R, self.q, self.row, self.scale
 
     def take(self, index: Any) -> Complementarity:
         """The instances `index`."""
-        arrays = (a if a.shape[0] == 1 else a[index] for a in (self.R, self.q, self.row, self.scale))
-        return Complementarity(self.xp, self.cone, *arrays)
+        return Complementarity(self.xp, self.cone, *(a if a.shape[0] == 1 else a[index] for a in self.arrays))
 
     def v(self, z: Any, s: Any) -> Any:
         """Z - s in the units of the program, with the active set that shows in these units."""
         return self.cone.join_parts(self.xp, self.scale * z * self.row, self.scale * s / self.row, z > s)
 
-    def start(self) -> tuple[Any, Any, Any]:
-        """(z, s, dead): the solution of s = q + R z with z = -s, moved into the cone."""
+    def start(self, able: Any, count: Any) -> State:
+        """The solution of s = q + R z with z = -s, moved into the cone; active where `able` (B,) and it exists."""
         xp, cone = self.xp, self.cone
         L, ok = xp.cholesky(xp.add_diagonal(self.R, xp.ones_like(self.row)))
         z = cholesky_solve(xp, L, -self.q)
@@ -55,14 +92,19 @@ class Complementarity:
         zero = xp.zeros_like(out)
         s = -z + e * (xp.where(back > -1e-8, back + 1.0, zero))
         z = z + e * (xp.where(out > -1e-8, out + 1.0, zero))
-        dead = ~ok | ~xp.all(xp.isfinite(z), axis=1)
-        return select(xp, dead, e + xp.zeros_like(z), z), select(xp, dead, e + xp.zeros_like(z), s), dead
+        good = ok & able & xp.all(xp.isfinite(z), axis=1)
+        z, s = select(xp, good, z, e + xp.zeros_like(z)), select(xp, good, s, e + xp.zeros_like(z))
+        return self.at(z, s, good, count)
 
-    def iterate(self, state: tuple[Any, ...], early: Any, tolerance: Any, limit: Any, every: int, least: int = 0) -> tuple[Any, ...]:
+    def at(self, z: Any, s: Any, active: Any, count: Any) -> State:
+        """The state at z and s."""
+        return State(z, s, self.q + times(self.xp, self.R, z) - s, active, count)
+
+    def iterate(self, state: State, early: Any, tolerance: Any, limit: Any, every: int, least: int = 0) -> tuple[State, Any]:
         """Predictor-corrector steps until at most `least` instances go on.
 
         Args:
-            state: z and s (B, m); idle (B,) what is left alone; iterations (B,).
+            state: Where to begin.
             early: Tolerance of s'z / degree and of s - q - R z for instances whose active rows show.
             tolerance: The same for the others.
             limit: Most iterations.
@@ -70,88 +112,145 @@ class Complementarity:
             least: See above.
 
         Returns:
-            (z, s, active, iterations, number of steps); an instance that no step could be taken for is not active.
+            (state, number of steps); an instance that no step could be taken for is not active.
         """
-        xp, cone, R = self.xp, self.cone, self.R
-        z, s, idle, iterations = state
-        r = self.q + times(xp, R, z) - s
-        move = _mover(xp, cone)
+        xp = self.xp
+        held = (self.R, early, tolerance, *state.arrays)
+        if xp.name not in ("jax", "tensorflow"):
+            arrays, turns = _steps(xp, self.cone)(held, limit, least, every)
+            return State(*arrays), turns
 
-        def goes_on(z: Any, s: Any, r: Any, active: Any, iterations: Any, turn: Any) -> Any:
-            if isinstance(turn, int):
-                return turn < limit and (turn % every != 0 or int(xp.sum(active)) > least)
+        def goes_on(z: Any, s: Any, r: Any, active: Any, count: Any, turn: Any) -> Any:
             return (turn < limit) & xp.any(active)
 
-        def step(z: Any, s: Any, r: Any, active: Any, iterations: Any, turn: Any) -> tuple[Any, ...]:
-            return *move(R, z, s, r, active, iterations, early, tolerance), turn + 1
+        def step(*now: Any) -> tuple[Any, ...]:
+            return *_step(xp, self.cone, self.R, early, tolerance, *now[:-1]), now[-1] + 1
 
-        turn = xp.zeros_like(iterations[0]) if xp.name in ("jax", "tensorflow") else 0
-        active = ~idle & ~(_distance(xp, cone, z, s, r) < tolerance)
-        z, s, _, active, iterations, turn = xp.while_loop(goes_on, step, (z, s, r, active, iterations, turn))
-        return z, s, active, iterations, turn
+        *arrays, turns = xp.while_loop(goes_on, step, (*state.arrays, xp.zeros_like(state.count[0])))
+        return State(*arrays), turns
 
-    def settle(self, z: Any, s: Any, idle: Any, count: Any, early: Any, tolerance: Any, limit: int, every: int) -> tuple[Any, ...]:
-        """`iterate` to the end, halving the batch as instances are done: (z, s, iterations)."""
+    def identify(self, z: Any, s: Any) -> tuple[Any, Any, Any]:
+        """(v, Lt, sure) on the orthant: where each row is active, by Newton steps between corners that begin at z > s.
+
+        A step solves at the active rows, and moves rows of the wrong sign over; `sure` (B,) says where none is left, and there v and its
+        factor belong together. It stops where their number does not fall.
+        """
+        xp = self.xp
+        v, many = z - s, xp.full_like(z[:, 0], xp.inf)
+        held = (self.R, self.q, v, xp.broadcast_to(self.R, (*v.shape, v.shape[1])), many, many > 0)
+        if xp.name not in ("jax", "tensorflow"):
+            (v, Lt, many, _), _ = _corners(xp, self.cone)(held, _CORNERS, 0, 1)
+            return v, Lt, many == 0
+
+        def step(*now: Any) -> tuple[Any, ...]:
+            return *_corner(xp, self.cone, *held[:2], *now[:-1]), now[-1] + 1
+
+        loop = xp.while_loop(lambda *now: xp.any(now[3]) & (now[-1] < _CORNERS), step, (*held[2:], xp.zeros_like(many[0])))
+        return loop[0], loop[1], loop[2] == 0
+
+    def settle(self, state: State, early: Any, tolerance: Any, limit: int, every: int) -> State:
+        """`iterate` to the end; the instances that take longer than three quarters of the others go on by themselves."""
         xp, problem, rows, whole = self.xp, self, None, None
         while True:
-            half = len(z) // 2
-            z, s, active, count, turns = problem.iterate((z, s, idle, count), early, tolerance, limit, every, half)
-            here = (z, s, count)
-            whole = here if rows is None else tuple(put(xp, a, rows, b) for a, b in zip(whole, here, strict=True))  # type: ignore[arg-type]
+            few = len(state.z) // 4 if len(state.z) >= _FEW else 0
+            state, turns = problem.iterate(state, early, tolerance, limit, every, few)
+            if rows is None:
+                whole = state
+            else:
+                whole = State(*(put(xp, a, rows, b) for a, b in zip(whole.arrays, state.arrays, strict=True)))  # type: ignore[union-attr]
             limit -= turns
-            if limit <= 0 or not bool(xp.any(active)):
+            if not few or limit <= 0 or not bool(xp.any(state.active)):
                 return whole
-            first = xp.argsort(xp.astype(~active, xp.int8))[:half]  # sizes that do not depend on numbers
+            first = xp.argsort(xp.astype(~state.active, xp.int8))[:few]  # sizes that do not depend on numbers
             rows = first if rows is None else rows[first]
-            problem, z, s, idle, count = problem.take(first), z[first], s[first], ~active[first], count[first]
+            problem, state = problem.take(first), state.take(first)
 
 
 @cache
-def _mover(xp: Any, cone: Symmetric) -> Any:
-    """The function of one step; in torch recorded once, since Python would cost as much as the numbers."""
-    step = _curved_step if cone.groups else _flat_step
+def traced(function: Any, xp: Any, cone: Symmetric) -> Any:
+    """function(xp, cone, ...) as a function of the rest; in torch recorded once, since Python would cost as much as the numbers."""
 
-    def move(*held: Any) -> tuple[Any, ...]:
-        return step(xp, cone, *held)
+    def call(*held: Any) -> tuple[Any, ...]:
+        return function(xp, cone, *held)
 
-    return xp.trace(move) if xp.name == "torch" else move
+    return xp.trace(call) if xp.name == "torch" else call
+
+
+@cache
+def _steps(xp: Any, cone: Symmetric) -> Any:
+    """`_step` in a loop, see `Arrays.repeated`: the state begins with its fourth argument, and the seventh says who goes on."""
+    return xp.repeated(lambda *held: _step(xp, cone, *held), 3, 6)
+
+
+@cache
+def _corners(xp: Any, cone: Symmetric) -> Any:
+    """`_corner` in a loop, see `Arrays.repeated`."""
+    return xp.repeated(lambda *held: _corner(xp, cone, *held), 2, 5)
+
+
+def _corner(xp: Any, cone: Symmetric, R: Any, q: Any, v: Any, Lt: Any, many: Any, going: Any) -> tuple[Any, ...]:
+    """A step of `identify`: v, the factor at the active rows it began with, how many rows have the wrong sign, and where to go on.
+
+    Where it does not go on, nothing moves.
+    """
+    active = v > 0
+    act = xp.astype(active, v.dtype)
+    Lt, ok = xp.cholesky(active_rows(xp, R, act))
+    z = act * cholesky_solve(xp, Lt, -act * q)
+    s = q + times(xp, R, z)
+    new = xp.where(active, z, -s)
+    wrong = xp.sum(xp.astype((new > 0) != active, v.dtype), axis=1)
+    wrong = xp.where(ok, wrong, xp.full_like(wrong, xp.inf))
+    go = going & (wrong > 0) & (wrong < many)
+    return xp.where(go[:, None], new, v), Lt, wrong, go
+
+
+def active_rows(xp: Any, R: Any, act: Any) -> Any:
+    """R at the active rows, where act (B, m) is one, and the identity elsewhere."""
+    return xp.add_diagonal(R * (act[:, :, None] * act[:, None, :]), 1.0 - act)
+
+
+def _step(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
+    return (_curved_step if cone.groups else _flat_step)(xp, cone, *held)
 
 
 def _distance(xp: Any, cone: Symmetric, z: Any, s: Any, r: Any) -> Any:
-    """(B,), how far from a solution."""
-    return xp.maximum(xp.sum(s * z, axis=1) / cone.degree, xp.max(xp.abs(r), axis=1))
+    """(B, 1), how far from a solution."""
+    return xp.maximum(xp.sum(s * z, axis=1, keepdims=True) / cone.degree, xp.max(xp.abs(r), axis=1, keepdims=True))
 
 
-def _flat_step(xp: Any, cone: Symmetric, R: Any, z: Any, s: Any, r: Any, active: Any, count: Any, early: Any, tolerance: Any) -> Any:
+def _flat_step(xp: Any, cone: Symmetric, R: Any, early: Any, tolerance: Any, z: Any, s: Any, r: Any, active: Any, count: Any) -> Any:
     """A step on the orthant, in the relative steps f = -dz / z and g = -ds / s; g = 1 - f for the predictor.
 
     Instances that are done take steps of length zero; where the factorization fails numbers stop to be numbers.
     """
-    L, ok = xp.cholesky(xp.add_diagonal(R, s / z))
-    f = cholesky_solve(xp, L, s + r) / z
-    g = 1.0 - f
-    a = 1.0 / xp.clip(xp.max(xp.maximum(f, g), axis=1, keepdims=True), 1.0, None)
+    L, ok = xp.cholesky(xp.add_diagonal(R, s / z + _RIDGE))
     sz = s * z
+    f = cholesky_solve(xp, L, s + r) / z
+    fg = f - f * f
     mu = xp.sum(sz, axis=1, keepdims=True)
-    sigma = (xp.sum(sz * (1.0 - a * f) * (1.0 - a * g), axis=1, keepdims=True) / mu) ** 3
-    e = 1.0 + f * g - (sigma * mu / cone.degree) / sz
+    # over f and g: max(f, 1 - f) = 1/2 + |f - 1/2|, and (1 - a f)(1 - a g) = 1 - a + a^2 f g
+    a = 1.0 / (0.5 + xp.clip(xp.max(xp.abs(f - 0.5), axis=1, keepdims=True), 0.5, None))
+    sigma = (1.0 - a * (1.0 - a * (xp.sum(sz * fg, axis=1, keepdims=True) / mu))) ** 3
+    e = 1.0 + fg - (sigma * mu / cone.degree) / sz
     f = cholesky_solve(xp, L, s * e + r) / z
     g = e - f
     a = _SHARE / xp.clip(xp.max(xp.maximum(f, g), axis=1, keepdims=True), _SHARE, None)
-    active = active & ok & (a > 0)[:, 0]  # no where it is not a number
-    a = xp.where(active[:, None], a, xp.zeros_like(a))
-    f, g = 1.0 - a * f, 1.0 - a * g
-    z, s, r = z * f, s * g, (1.0 - a) * r
+    go = active[:, None] & ok[:, None] & (a > 0)  # no where it is not a number
+    a = xp.where(go, a, xp.zeros_like(a))
+    shows = a * xp.min(xp.abs(f - g), axis=1, keepdims=True) > APART
+    z, s, r = z - a * (z * f), s - a * (s * g), r - a * r
     left = _distance(xp, cone, z, s, r)
-    done = (left < tolerance) | ((left < early) & cone.settled(xp, f, g))
-    return z, s, r, active & ~done, count + xp.astype(active, count.dtype)
+    done = left < xp.where(shows, xp.maximum(early, tolerance), tolerance)
+    go = go[:, 0]
+    return z, s, r, go & ~done[:, 0], count + xp.astype(go, count.dtype)
 
 
-def _curved_step(xp: Any, cone: Symmetric, R: Any, z: Any, s: Any, r: Any, active: Any, count: Any, early: Any, tolerance: Any) -> Any:
+def _curved_step(xp: Any, cone: Symmetric, R: Any, early: Any, tolerance: Any, z: Any, s: Any, r: Any, active: Any, count: Any) -> Any:
     """A step on any cone."""
     mu = xp.sum(s * z, axis=1, keepdims=True)
     W = cone.scaling(xp, s, z)
-    L, ok = xp.cholesky(cone.add_square(xp, R, W))
+    L, ok = xp.cholesky(xp.add_diagonal(cone.add_square(xp, R, W), xp.full_like(z, _RIDGE)))
     dz = -cholesky_solve(xp, L, s + r)
     ds = -s - cone.square(xp, W, dz)
     a = _length(xp, cone, z, s, dz, ds, 1.0)
@@ -160,13 +259,13 @@ def _curved_step(xp: Any, cone: Symmetric, R: Any, z: Any, s: Any, r: Any, activ
     dz = -cholesky_solve(xp, L, u + r)
     ds = -u - cone.square(xp, W, dz)
     a = _length(xp, cone, z, s, dz, ds, _SHARE)
-    active = active & ok & (mu > 0)[:, 0] & (a > 0)[:, 0]  # not where it is not a number
-    go = active[:, None]
-    shows = cone.settled(xp, dz / z, ds / s)
+    go = (active & ok)[:, None] & (mu > 0) & (a > 0)  # not where it is not a number
+    shows = cone.settled(xp, dz / z, ds / s)[:, None]
     z, s, r = xp.where(go, z + a * dz, z), xp.where(go, s + a * ds, s), xp.where(go, (1.0 - a) * r, r)
     left = _distance(xp, cone, z, s, r)
     done = (left < tolerance) | ((left < early) & shows)
-    return z, s, r, active & ~done, count + xp.astype(active, count.dtype)
+    go = go[:, 0]
+    return z, s, r, go & ~done[:, 0], count + xp.astype(go, count.dtype)
 
 
 def _length(xp: Any, cone: Symmetric, z: Any, s: Any, dz: Any, ds: Any, share: float) -> Any:

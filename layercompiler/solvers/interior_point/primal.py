@@ -21,6 +21,7 @@ from layercompiler.solvers.interior_point.program import (
     Program,
     cholesky_solve,
     point,
+    residuals,
     select,
     times,
     times_transposed,
@@ -163,11 +164,16 @@ class Linearized:
         dx, dy, w, *_ = xp.while_loop(goes_on, step, (*zero, *start, right > 0, turn))
         return scaling.column * dx, scaling.cost * scaling.row_A * dy, scaling.cost * scaling.row_G * function(root, w)
 
-    def newton(self, given: Program) -> Point:
-        """The Newton step from v on the residual map."""
-        zero = given.xp.sum(self.v, axis=1, keepdims=True) * 0.0
-        x, y, z = self.solve(zero - given.p, zero + given.b, zero + given.h)
-        return point(given, x, y, given.cone.join_parts(given.xp, z, given.h - times(given.xp, given.G, x), self.v > 0))
+    def newton(self, given: Program, x: Any, y: Any) -> Point:
+        """The Newton step from (x, y, v) on the residual map.
+
+        It solves for the change: where duals are not unique the one of least norm is taken, and signs stay as they are.
+        """
+        xp, cone = given.xp, given.cone
+        z = cone.project(xp, self.v)
+        dx, dy, dz = self.solve(*residuals(given, x, y, z, z - self.v)[:3])
+        x, y = x + dx, y + dy
+        return point(given, x, y, cone.join_parts(xp, z + dz, given.h - times(xp, given.G, x), self.v > 0))
 
 
 def least_squares(scaling: Equilibrated, v: Any, right: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:

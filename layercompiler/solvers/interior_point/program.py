@@ -77,6 +77,12 @@ class Point:
         """(x, y, v, residual)."""
         return self.x, self.y, self.v, self.residual
 
+    def usable(self, xp: Any, ok: Any) -> Point:
+        """This point with an infinite residual, and zeros, where it is not `ok` (B,) or not finite."""
+        good = ok & xp.isfinite(self.residual) & xp.all(xp.isfinite(self.x), axis=1)
+        zero = lambda a: select(xp, good, a, xp.zeros_like(a))  # noqa: E731
+        return Point(zero(self.x), zero(self.y), zero(self.v), xp.where(good, self.residual, xp.full_like(self.residual, xp.inf)))
+
     def better(self, xp: Any, other: Point) -> Point:
         """Per instance the one with the smaller residual."""
         return self.where(xp, ~(other.residual < self.residual), other)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from layercompiler import arrays
-from layercompiler.solvers.interior_point import dual, primal
+from layercompiler.solvers.interior_point import dual, elimination, primal
 from layercompiler.solvers.interior_point.program import Point, Program, missing, put, select, unsolved
 from layercompiler.status import Status
 
@@ -63,6 +63,7 @@ class Solved:
         iterations: (B,).
         by_dual: (B,), where `factors` serve the derivative.
         factors: Of the dual form, empty where it was not tried.
+        good: Whether it is known that all are solved.
     """
 
     point: Point
@@ -70,6 +71,7 @@ class Solved:
     iterations: Any
     by_dual: Any
     factors: tuple[Any, ...]
+    good: bool = False
 
 
 def pays(n: int, m: int, definite: bool) -> bool:
@@ -81,32 +83,30 @@ def solve(program: Program, settings: Settings) -> Solved:
     """Solve a batch."""
     xp, B = program.xp, program.batch
     n, m = program.Q.shape[1], program.cone.m
-    finite = _finite(program)
     if settings.limit is not None or not pays(n, m, settings.definite):
         zero = xp.zeros_like(program.p[:, 0]) if program.p.shape[0] == B else xp.broadcast_to(xp.zeros_like(program.p[:, 0]), (B,))
-        never = xp.astype(zero, xp.bool)
+        never, finite = xp.astype(zero, xp.bool), _finite(program)
         fresh = _embed(program, xp.broadcast_to(~finite, (B,)), settings)
         return Solved(Point(*fresh[:4]), _nonfinite(xp, finite, fresh[4]), fresh[5], never, ())
-    found, at, iterations = dual.solve(program, settings.compact, settings.every)
+    formed = dual.solve(program, settings.compact, settings.every)
+    found, iterations, factors = formed.point, formed.iterations, (*formed.at.form.arrays, formed.at.Lt)
     by_dual = found.residual <= _POOR
+    if formed.exact:
+        return Solved(found, xp.astype(xp.zeros_like(iterations), xp.int8), iterations, by_dual, factors, True)
+    finite = _finite(program)
     status = xp.astype(xp.where(by_dual, xp.zeros_like(found.residual), xp.full_like(found.residual, float(Status.FAILED))), xp.int8)
-    factors = (*at.form.arrays, at.Lt)
     left = ~by_dual & finite
+    held = (*found.arrays, status, iterations)
     if settings.compact:
-        if bool(xp.any(left)):
-            index = xp.nonzero(left)[0]
-            part = program.take(index)
-            fresh = _embed(part, xp.zeros_like(left[index]), settings)
-            held = (*found.arrays, status, iterations)
-            x, y, v, residual, status, iterations = (put(xp, a, index, b) for a, b in zip(held, fresh, strict=True))
-            found = Point(x, y, v, residual)
+        index = xp.nonzero(left)[0]
+        if len(index):
+            fresh = _embed(program.take(index), xp.zeros_like(left[index]), settings)
+            held = tuple(put(xp, a, index, b) for a, b in zip(held, fresh, strict=True))
     else:
-        held = (*found.arrays, status, iterations)
         embed = _embed_on_host if settings.on_host else _embed
         fresh = xp.cond(xp.any(left), lambda *_: embed(program, ~left, settings), lambda *a: a, *held)
-        x, y, v, residual, status, iterations = (select(xp, left, b, a) for a, b in zip(held, fresh, strict=True))
-        found = Point(x, y, v, residual)
-    return Solved(found, _nonfinite(xp, finite, status), iterations, by_dual, factors)
+        held = tuple(select(xp, left, b, a) for a, b in zip(held, fresh, strict=True))
+    return Solved(Point(*held[:4]), _nonfinite(xp, finite, held[4]), held[5], by_dual, factors)
 
 
 def _embed(program: Program, idle: Any, settings: Settings) -> tuple[Any, ...]:
@@ -120,7 +120,7 @@ def _embed(program: Program, idle: Any, settings: Settings) -> tuple[Any, ...]:
         return turn < _STEPS and bool(more) if isinstance(turn, int) else (turn < _STEPS) & more
 
     def step(x: Any, y: Any, v: Any, residual: Any, turn: Any) -> tuple[Any, ...]:
-        found = primal.Linearized.at(end.scaling, v).newton(program)
+        found = primal.Linearized.at(end.scaling, v).newton(program, x, y)
         return *Point(x, y, v, residual).better(xp, found).arrays, turn + 1
 
     turn = xp.zeros_like(end.iterations[0]) if xp.name in ("jax", "tensorflow") else 0
@@ -183,9 +183,8 @@ def linear_solve(
     xp = program.xp
     if not factors:
         return _robust(program, v, right, settings)
-    L, W_A, W_G, La, V, _ = factors
-    form = dual.Elimination(program, L, W_A, W_G, La, V, L, by_dual)  # R is not needed any more
-    step, off = dual.Linearized(form, v, factors[-1], by_dual).refined(right, _REFINEMENTS)
+    form = elimination.Elimination(program, *factors[:5], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more
+    step, off = elimination.Linearized(form, v, factors[-1], by_dual).refined(right, _REFINEMENTS)
     poor = ~by_dual | ~(off <= _ACCURATE)
     if settings.compact:
         if bool(xp.any(poor)):

@@ -20,7 +20,7 @@ from layercompiler.cones import Product
 from layercompiler.cones.base import KINK
 
 TINY = 1e-300
-_APART = 0.6
+APART = 0.6
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Symmetric:
         if not self.linear:
             return xp.sum(z_ratio, axis=1) * 0.0 == 0.0
         apart = xp.abs(z_ratio - s_ratio)
-        return xp.min(apart[:, : self.linear] if self.groups else apart, axis=1) > _APART
+        return xp.min(apart[:, : self.linear] if self.groups else apart, axis=1) > APART
 
     def join_parts(self, xp: Any, z: Any, s: Any, active: Any) -> Any:
         """V = z - s, where on the orthant `active` (B, m) tells which of the two vanishes.

@@ -1,0 +1,206 @@
+"""Eliminating x and y: factors of the data, and the linear systems of the residual map that are solved with them.
+
+With Q = L L' and W = L^-1 [A', G'], the Schur complement of the equalities in W'W leaves R = G M G' (m, m). It is kept in units where its
+diagonal is one: N R N for N = diag(row), so z = N z_here and s = s_here / N.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from layercompiler.solvers.interior_point.complementarity import active_rows
+from layercompiler.solvers.interior_point.program import (
+    Point,
+    Program,
+    cholesky_solve,
+    missing,
+    point,
+    times,
+    times_transposed,
+    triangular,
+    unsolved,
+)
+from layercompiler.solvers.interior_point.symmetric import Symmetric
+
+_FINEST = 1e-13  # relative remainder of a linear system that needs no further refinement
+_NEWTON = 1e-14  # the same for a Newton step
+_INDEPENDENT = 1e-12  # the square of a row's distance from the span of the rows before it, relative to its length
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """What eliminating x and y leaves: factors that every right-hand side goes through; leading size 1 where Q, A, G are shared.
+
+    Attributes:
+        program: The numbers.
+        L: Factor of Q.
+        W: L^-1 [A', G'], (n, k + m).
+        La: Factor of the equalities' part of W'W.
+        V: La^-1 times the part of W'W that couples equalities with the others, (k, m).
+        row: (m,), the units: alike within a second-order cone.
+        R: (m, m), in these units.
+        ok: (B,), where the factors exist.
+    """
+
+    program: Program
+    L: Any
+    W: Any
+    La: Any
+    V: Any
+    row: Any
+    R: Any
+    ok: Any
+
+    @classmethod
+    def of(cls, program: Program) -> Elimination:
+        """Factor Q, and the equalities in it."""
+        xp, k, cone = program.xp, program.A.shape[1], program.cone
+        L, ok = xp.cholesky(program.Q)
+        W = triangular(xp, L, xp.matrix_transpose(_stacked(xp, program.A, program.G)))
+        R = xp.matmul(xp.matrix_transpose(W), W)
+        La, V = R[:, :k, :k], R[:, :k, k:]
+        if k:
+            length = xp.linalg.diagonal(La)
+            La, full = xp.cholesky(La)
+            # the pivots tell how far a row of A is from the span of those before it
+            ok = ok & full & (xp.min(xp.linalg.diagonal(La) ** 2 / (length + 1e-300), axis=-1) > _INDEPENDENT)
+            V = triangular(xp, La, V)
+            R = R[:, k:, k:] - xp.matmul(xp.matrix_transpose(V), V)
+        linear, parts = cone.split(xp.linalg.diagonal(R))
+        parts = [xp.max(p, axis=2, keepdims=True) + xp.zeros_like(p) for p in parts]
+        row = 1.0 / xp.sqrt(xp.clip(cone.join(xp, linear, parts), 1e-30, None))
+        return cls(program, L, W, La, V, row, R * (row[:, :, None] * row[:, None, :]), ok)
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """What a later call needs to solve with these factors."""
+        return self.L, self.W, self.La, self.V, self.row
+
+    def take(self, index: Any, program: Program) -> Elimination:
+        """The instances `index`."""
+        return Elimination(program, *(a if a.shape[0] == 1 else a[index] for a in (*self.arrays, self.R, self.ok)))
+
+    def reduce(self, p: Any, b: Any, h: Any) -> tuple[Any, Any, Any]:
+        """(u, t, q) of a right-hand side, q in the units of R."""
+        xp, k = self.program.xp, b.shape[1]
+        u = triangular(xp, self.L, p)
+        w = times_transposed(xp, self.W, u)
+        if not k:
+            return u, b, self.row * (w + h)
+        t = triangular(xp, self.La, w[:, :k] + b)
+        return u, t, self.row * (w[:, k:] + h - times_transposed(xp, self.V, t))
+
+    def expand(self, u: Any, t: Any, z: Any) -> tuple[Any, Any, Any]:
+        """X, y and z of the program for given z in the units of R."""
+        xp = self.program.xp
+        z = y_z = self.row * z
+        y = z[:, :0]
+        if t.shape[1]:
+            y = -triangular(xp, self.La, t + times(xp, self.V, z), transposed=True)
+            y_z = xp.concat([y, z], axis=1)
+        return -triangular(xp, self.L, u + times(xp, self.W, y_z), transposed=True), y, z
+
+
+@dataclass(frozen=True)
+class Linearized:
+    """The factored system of the residual map at v, in the dual form."""
+
+    form: Elimination
+    v: Any
+    Lt: Any  # factor of C R C + I - D
+    ok: Any
+
+    @classmethod
+    def at(cls, form: Elimination, v: Any) -> Linearized:
+        """Factor at v."""
+        xp, cone = form.program.xp, form.program.cone
+        if not cone.m:
+            return cls(form, v, xp.matmul(v[:, :, None], v[:, None, :]), form.ok)
+        D = cone.derivative(xp, v)
+        if cone.groups:
+            C = D.map(xp.sqrt)
+            R = form.R + xp.zeros_like(v)[:, :, None]
+            CR = cone.apply(xp, C, R)
+            T = cone.apply(xp, C, xp.matrix_transpose(CR)) + cone.apply(xp, D.map(lambda d: 1.0 - d), xp.eye_like(v, cone.m) + 0.0 * R)
+            T = xp.add_diagonal(T, 1e-15 * xp.abs(xp.linalg.diagonal(T)))
+        else:
+            T = active_rows(xp, form.R, D.linear)
+        Lt, ok = xp.cholesky(T)
+        return cls(form, v, Lt, ok & form.ok)
+
+    def solve(self, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
+        """(dx, dy, dz) with Q dx + A'dy + G'dz = r_x, A dx = r_y, G dx + ds = r_z, dz = D dv, ds = dz - dv."""
+        return self.solve_reduced(*self.form.reduce(-r_x, r_y, r_z))
+
+    def solve_reduced(self, u: Any, t: Any, q: Any) -> tuple[Any, Any, Any]:
+        """`solve`, of a right-hand side that went through `Elimination.reduce`."""
+        xp, cone = self.form.program.xp, self.form.program.cone
+        if not cone.m:
+            return self.form.expand(u, t, q)
+        C = cone.derivative(xp, self.v)
+        C = C.map(xp.sqrt) if cone.groups else C
+        dz = cone.apply(xp, C, cholesky_solve(xp, self.Lt, -cone.apply(xp, C, q)))
+        return self.form.expand(u, t, dz)
+
+    def refined(self, right: tuple[Any, Any, Any], turns: Any = 1, finest: float = _FINEST) -> tuple[tuple[Any, Any, Any], Any]:
+        """(`solve` of a right-hand side and, up to `turns` times, of what is missing on the data; the relative remainder (B,))."""
+        program, xp = self.form.program, self.form.program.xp
+        zero, off = tuple(xp.zeros_like(r) for r in right), xp.full_like(right[0][:, 0], xp.inf)
+        fixed = (program.Q, program.A, program.G, *self.form.arrays, self.v, self.Lt, self.ok, *right)
+        if xp.name not in ("jax", "tensorflow"):
+            fixed = (*fixed, xp.full_like(off[0], finest))
+            (*step, _, _, _, off, _), _ = _rounds(xp, program.cone)((*fixed, *zero, *right, off, self.ok), int(turns), 0, 1)
+            return tuple(step), off  # type: ignore[return-value]
+
+        def goes_on(dx: Any, dy: Any, dz: Any, r_x: Any, r_y: Any, r_z: Any, off: Any, going: Any, turn: Any) -> Any:
+            return (turn < turns) & xp.any(going)
+
+        def again(*state: Any) -> tuple[Any, ...]:
+            return *_refine(xp, program.cone, *fixed, finest, *state[:-1]), state[-1] + 1
+
+        found = xp.while_loop(goes_on, again, (*zero, *right, off, self.ok, xp.zeros_like(right[0][0, 0])))
+        return found[:3], found[6]
+
+    def newton(self, turns: Any = 1) -> Point:
+        """The Newton step from v on the residual map, its linear system solved and refined `turns` times."""
+        program = self.form.program
+        zero = program.xp.sum(self.v, axis=1, keepdims=True) * 0.0
+        step, _ = self.refined((zero - program.p, zero + program.b, zero + program.h), turns, _NEWTON)
+        return self.arrive(step)
+
+    def arrive(self, step: tuple[Any, Any, Any]) -> Point:
+        """The point of a Newton step, with an infinite residual and zeros where it is not finite or the factors do not exist."""
+        program, xp = self.form.program, self.form.program.xp
+        x, y, z = step
+        v = program.cone.join_parts(xp, z, program.h - times(xp, program.G, x), self.v > 0)
+        return point(program, x, y, v).usable(xp, self.ok)
+
+
+@cache
+def _rounds(xp: Any, cone: Symmetric) -> Any:
+    """`_refine` in a loop, see `Arrays.repeated`."""
+    return xp.repeated(lambda *held: _refine(xp, cone, *held), 15, 22)
+
+
+def _refine(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
+    """A step (dx, dy, dz) with what is missing solved for; what is missing then, relative size of it, and where to go on."""
+    Q, A, G, L, W, La, V, row, v, Lt, ok = held[:11]
+    right, finest, dx, dy, dz, r_x, r_y, r_z = held[11:14], *held[14:21]
+    program = Program(xp, cone, Q, right[0], A, right[1], G, right[2])
+    here = Linearized(Elimination(program, L, W, La, V, row, L, ok), v, Lt, ok)  # R is not needed any more
+    step = tuple(a + b for a, b in zip((dx, dy, dz), here.solve(r_x, r_y, r_z), strict=True))
+    left = missing(program, v, right, step)  # type: ignore[arg-type]
+    off = unsolved(xp, left, right)  # type: ignore[arg-type]
+    return *step, *left, off, (off > finest) & ok
+
+
+def _stacked(xp: Any, A: Any, G: Any) -> Any:
+    """[A; G], shared only where both are."""
+    if not A.shape[1] or not G.shape[1]:
+        return G if not A.shape[1] else A
+    if A.shape[0] != G.shape[0]:
+        B = max(A.shape[0], G.shape[0])
+        A, G = xp.broadcast_to(A, (B, *A.shape[1:])), xp.broadcast_to(G, (B, *G.shape[1:]))
+    return xp.concat([A, G], axis=1)
