@@ -11,6 +11,7 @@ from layercompiler.kernels import library
 from layercompiler.kernels.maps import Handle, flags, longs
 
 NONNEGATIVE, NONPOSITIVE, NOT_ZERO = 1, 2, 4
+SPENT = ("data", "engine", "refinement and factorisation", "recovery")
 HARD = 3  # from this refusal on, the batch was tried and something in it is not at its best
 
 
@@ -23,7 +24,12 @@ class Express(Handle):
             of the linear system, and the relative residual up to which its solutions are taken.
         signs: Per source, what it was declared to be: the sum of `NONNEGATIVE`, `NONPOSITIVE` and `NOT_ZERO`.
         keep: Owners of the handles, kept alive.
+
+    Attributes:
+        profile: None, or a float64 array (4,) to which every `forward` adds the seconds of `SPENT`.
     """
+
+    profile: np.ndarray | None = None
 
     def __init__(self, plan: Sequence[int], settings: Sequence[float], signs: Sequence[int], keep: object) -> None:
         self._keep = keep
@@ -40,8 +46,8 @@ class Express(Handle):
         Returns:
             The passage; or a refusal: `HARD` or more where the batch was tried, less where its numbers are not what they should be.
         """
-        refusal = ctypes.c_int32()
-        handle = self._library.lc_express_forward(self._handle, batch, longs(addresses), threads, ctypes.byref(refusal))
+        refusal, spent = ctypes.c_int32(), None if self.profile is None else library.address(self.profile)
+        handle = self._library.lc_express_forward(self._handle, batch, longs(addresses), threads, ctypes.byref(refusal), spent)
         if handle:
             return Passage(self, handle)
         if not refusal.value:

@@ -11,7 +11,7 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 
-ABI = 16
+ABI = 17
 _POINTER, _LONG, _INT, _REAL, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_char_p
 _PROTOTYPES = {
     "lc_abi": (_INT, []),
@@ -80,7 +80,7 @@ _PROTOTYPES = {
     "lc_route_adjoint": (_INT, [_POINTER]),
     "lc_express_new": (_POINTER, [_POINTER] * 3),
     "lc_express_free": (None, [_POINTER]),
-    "lc_express_forward": (_POINTER, [_POINTER, _LONG, _POINTER, _INT, _POINTER]),
+    "lc_express_forward": (_POINTER, [_POINTER, _LONG, _POINTER, _INT, _POINTER, _POINTER]),
     "lc_passage_free": (None, [_POINTER]),
     "lc_passage_point": (None, [_POINTER] * 2),
     "lc_passage_adjoint": (_INT, [_POINTER] * 3 + [_INT]),

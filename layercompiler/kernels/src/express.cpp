@@ -4,6 +4,7 @@
 //
 // What an instance needs is done at one go, while its numbers are in the cache, and on all threads; memory goes from one call to the next.
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -120,6 +121,19 @@ struct Passage {
   }
 };
 
+// Seconds of each part, where they are asked for.
+struct Watch {
+  double* spent;
+  std::chrono::steady_clock::time_point last = spent ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
+
+  void end(int part) {
+    if (!spent) return;
+    auto now = std::chrono::steady_clock::now();
+    spent[part] += std::chrono::duration<double>(now - last).count();
+    last = now;
+  }
+};
+
 struct Failed {};  // a function of the C interface has failed and said why
 
 void check(bool good) {
@@ -227,8 +241,8 @@ struct Forward {
   Refusal prepare(int64_t first, int64_t last, bool shared) {
     const Substitution* s = e.substitution;
     const Equilibration* scaling = e.scaling;
-    std::vector<double> block(static_cast<size_t>(s ? s->widest * s->widest + s->k : 0)), norms(static_cast<size_t>(scaling ? scaling->room() : 0));
-    double* pull = s ? block.data() + s->widest * s->widest : nullptr;
+    std::vector<double> block(static_cast<size_t>(s ? s->room() + s->k : 0)), norms(static_cast<size_t>(scaling ? scaling->room() : 0));
+    double* pull = s ? block.data() + s->room() : nullptr;
     for (int64_t i = first; i < last; i++) {
       Refusal refusal = look(i, shared);
       if (refusal) return refusal;
@@ -264,13 +278,14 @@ Refusal first_of(std::atomic<int32_t>& found) { return static_cast<Refusal>(foun
 bool all_zero(const int8_t* status, int64_t count) { return std::all_of(status, status + count, [](int8_t s) { return s == 0; }); }
 
 Refusal lanes(Passage& p, int64_t batch, const Many* data, double* y, double* s, double* f_x, double* f_y, double* facts, int32_t* counts, int8_t* flags,
-              int32_t threads) {
+              int32_t threads, Watch& watch) {
   const Express& e = *p.owner;
   const Plan& plan = e.plan;
   double gap = e.settings.tolerance;
   check(!lc_conic_solve(reinterpret_cast<void*>(plan.conic), batch, data[0].data, data[0].stride, data[1].data, data[1].stride, data[2].data, data[2].stride,
                         data[3].data, data[3].stride, nullptr, nullptr, nullptr, p.x, y, s, flags, counts, facts, gap, gap, std::min(1e-8, gap),
                         static_cast<int32_t>(plan.iterations), INFINITY, threads, nullptr));
+  watch.end(1);
   if (!all_zero(flags, batch) || !finite(p.x, batch * plan.n)) return not_solved;
   subtract(p.v, y, s, batch * plan.m);
   double *norm = facts, *pivots = facts + batch, *reach = facts + 2 * batch;
@@ -279,10 +294,12 @@ Refusal lanes(Passage& p, int64_t batch, const Many* data, double* y, double* s,
                               data[2].stride, data[3].data, data[3].stride, p.x, p.v, y, f_x, f_y, norm, counts, pivots, reach, flags,
                               static_cast<int32_t>(plan.steps), e.settings.target, e.settings.epsilon, threads);
   check(p.linear != nullptr);
+  watch.end(2);
   return std::all_of(norm, norm + batch, [&](double r) { return r <= e.settings.exact; }) ? fine : not_exact;
 }
 
-Refusal dense(Passage& p, int64_t batch, const Many* data, double* y, double* facts, int32_t* counts, int8_t* flags, int32_t threads) {
+Refusal dense(Passage& p, int64_t batch, const Many* data, double* y, double* facts, int32_t* counts, int8_t* flags, int32_t threads,
+              Watch& watch) {
   const Plan& plan = p.owner->plan;
   const double* values[6] = {data[0].data, data[1].data, data[2].data, data[3].data, data[2].data + plan.split, data[3].data + plan.zero};
   for (int k = 0; k < 6; k++) p.values[k] = values[k], p.strides[k] = data[k < 4 ? k : k - 2].stride;
@@ -290,6 +307,7 @@ Refusal dense(Passage& p, int64_t batch, const Many* data, double* y, double* fa
   p.factors = lc_dense_solve(reinterpret_cast<void*>(plan.dense), batch, p.values, p.strides, nullptr, nullptr, 0, static_cast<int32_t>(plan.forms), p.x, p.v, y,
                              flags, counts, facts, facts + batch, facts + 2 * batch, &troubles, threads);
   check(p.factors != nullptr);
+  watch.end(1);
   if (!all_zero(flags, batch)) return not_solved;
   for (int64_t i = 0; i < batch; i++) {
     const double* v = p.v + plan.m * i;
@@ -334,10 +352,12 @@ LC_API void* lc_express_new(const int64_t* plan, const double* settings, const i
 
 LC_API void lc_express_free(void* express) { delete static_cast<std::shared_ptr<Express>*>(express); }
 
-// addresses: those of the sources, their strides (0 where the batch shares one), those of the outputs. `refusal` tells why there is no passage.
-LC_API void* lc_express_forward(void* express, int64_t batch, const int64_t* addresses, int32_t threads, int32_t* refusal) {
+// addresses: those of the sources, their strides (0 where the batch shares one), those of the outputs. `refusal` tells why there is no passage. `profile`: null,
+// or seconds to which those of the data, the engine, the refinement and the recovery are added.
+LC_API void* lc_express_forward(void* express, int64_t batch, const int64_t* addresses, int32_t threads, int32_t* refusal, double* profile) {
   Passage* made = nullptr;
   *refusal = fine;
+  Watch watch{profile};
   guarded_calls([&] {
     const std::shared_ptr<Express>& owner = *static_cast<std::shared_ptr<Express>*>(express);
     Express& e = *owner;
@@ -390,7 +410,9 @@ LC_API void* lc_express_forward(void* express, int64_t batch, const int64_t* add
       std::copy(scaled, scaled + 4, data);
       p.scale_x = factors[0], p.scale_y = factors[1], p.scale_rx = factors[3], p.scale_ry = factors[4];
     }
-    *refusal = plan.dense ? dense(p, batch, data, y, facts, counts, flags, threads) : lanes(p, batch, data, y, s, f_x, f_y, facts, counts, flags, threads);
+    watch.end(0);
+    *refusal = plan.dense ? dense(p, batch, data, y, facts, counts, flags, threads, watch)
+                          : lanes(p, batch, data, y, s, f_x, f_y, facts, counts, flags, threads, watch);
     if (*refusal) return;
     const int64_t* outputs = addresses + 2 * count;
     by_instances(batch, 2 * (full_n + full_m), threads, [&](int64_t first, int64_t last) {
@@ -411,6 +433,7 @@ LC_API void* lc_express_forward(void* express, int64_t batch, const int64_t* add
         for (size_t k = 0; k < e.picks->parts.size(); k++) e.picks->apply(k, 0, reinterpret_cast<double*>(outputs[k]) + e.picks->parts[k].size * i, point, none);
       }
     });
+    watch.end(3);
     made = passage.release();
   });
   return made;

@@ -81,8 +81,9 @@ struct Substitution {
   std::vector<Group> groups;
   int64_t widest = 0;
 
+  int64_t room() const { return (widest + 4) * (widest + 7); }
   void weights(const double* diagonal, double* w) const;
-  // `block`: memory for widest^2 numbers.
+  // `block`: memory for `room` numbers.
   void matrix(const double* P, const double* entries, const double* w, double* block, double* out) const;
   // The new q; returns the new constant. `pull`: memory for k numbers, here and below.
   double vectors(const double* q, const double* d, const double* entries, const double* beta, const double* linear, const double* w, double* pull,

@@ -11,20 +11,37 @@ LC_WIDE void axpy(double* out, const double* from, int64_t length, double factor
   for (int64_t k = 0; k < length; k++) out[k] += factor * from[k];
 }
 
-// Four outer products factor a a' at once: the block is read and written once for all of them.
-LC_WIDE void add_squares(double* block, int64_t width, const double* const* a, const double* factor) {
-  const double *a0 = a[0], *a1 = a[1], *a2 = a[2], *a3 = a[3];
+constexpr int64_t group = 8;  // numbers that are added up at once
+
+// The upper triangle of sum factor a a', four rows a at once: the block is read and written once for all of them. Rows are padded with zeros to whole groups.
+LC_WIDE void add_squares(double* block, int64_t padded, int64_t width, const double* rows, const double* factor) {
+  const double *a0 = rows, *a1 = rows + padded, *a2 = rows + 2 * padded, *a3 = rows + 3 * padded;
   for (int64_t i = 0; i < width; i++) {
-    double* out = block + i * width;
     double f0 = factor[0] * a0[i], f1 = factor[1] * a1[i], f2 = factor[2] * a2[i], f3 = factor[3] * a3[i];
-    for (int64_t j = i; j < width; j++) out[j] += (f0 * a0[j] + f1 * a1[j]) + (f2 * a2[j] + f3 * a3[j]);
+    double* out = block + i * padded;
+    for (int64_t j = i / group * group; j < padded; j += group)
+      for (int64_t k = j; k < j + group; k++) out[k] += (f0 * a0[k] + f1 * a1[k]) + (f2 * a2[k] + f3 * a3[k]);
   }
+}
+
+LC_WIDE double dot_run(const double* a, const double* x, int64_t length) {
+  double sum[group] = {};
+  int64_t e = 0;
+  for (; e + group <= length; e += group)
+    for (int64_t j = 0; j < group; j++) sum[j] += a[e + j] * x[e + j];
+  for (; e < length; e++) sum[e % group] += a[e] * x[e];
+  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+bool runs_on(const Substitution& s, int64_t first, int64_t last) {  // columns ascend
+  return last > first && s.column[static_cast<size_t>(last) - 1] - s.column[static_cast<size_t>(first)] == last - first - 1;
 }
 
 // a_k'x in four sums, which do not wait for each other.
 double dot(const Substitution& s, int64_t k, const double* entries, const double* x) {
   int64_t e = s.start[static_cast<size_t>(k)], last = s.start[static_cast<size_t>(k) + 1];
   const int64_t* column = s.column.data();
+  if (last - e >= group && runs_on(s, e, last)) return dot_run(entries + e, x + column[e], last - e);
   double sum[4] = {0.0, 0.0, 0.0, 0.0};
   for (; e + 4 <= last; e += 4)
     for (int64_t j = 0; j < 4; j++) sum[j] += entries[e + j] * x[column[e + j]];
@@ -36,7 +53,7 @@ double dot(const Substitution& s, int64_t k, const double* entries, const double
 void subtract_rows(const Substitution& s, const double* entries, const double* pull, double* out) {
   for (int64_t k = 0; k < s.k; k++) {
     int64_t first = s.start[static_cast<size_t>(k)], last = s.start[static_cast<size_t>(k) + 1];
-    if (last > first && s.column[static_cast<size_t>(last) - 1] - s.column[static_cast<size_t>(first)] == last - first - 1) {  // columns ascend
+    if (runs_on(s, first, last)) {
       axpy(out + s.column[static_cast<size_t>(first)], entries + first, last - first, -pull[k]);
       continue;
     }
@@ -45,22 +62,25 @@ void subtract_rows(const Substitution& s, const double* entries, const double* p
 }
 
 void fill(const Substitution::Group& g, const Substitution& s, const double* entries, const double* w, double* block, double* P) {
-  int64_t width = g.width;
-  std::fill(block, block + width * width, 0.0);
-  size_t done = 0;
-  const double* a[4];
-  double factor[4];
-  for (; done + 4 <= g.rows.size(); done += 4) {
-    for (size_t r = 0; r < 4; r++) a[r] = entries + s.start[static_cast<size_t>(g.rows[done + r])], factor[r] = w[g.rows[done + r]];
-    add_squares(block, width, a, factor);
-  }
-  for (; done < g.rows.size(); done++) {
-    const double* row = entries + s.start[static_cast<size_t>(g.rows[done])];
-    for (int64_t i = 0; i < width; i++) axpy(block + i * width + i, row + i, width - i, w[g.rows[done]] * row[i]);
+  const int64_t width = g.width, padded = (width + group - 1) / group * group;
+  double *rows = block + width * padded, factor[4];
+  std::fill(block, rows + 4 * padded, 0.0);
+  for (size_t done = 0; done < g.rows.size(); done += 4) {
+    for (size_t r = 0; r < 4; r++) {
+      double* to = rows + static_cast<int64_t>(r) * padded;
+      if (done + r < g.rows.size()) {
+        int64_t k = g.rows[done + r];
+        std::memcpy(to, entries + s.start[static_cast<size_t>(k)], sizeof(double) * static_cast<size_t>(width));
+        factor[r] = w[k];
+      } else {
+        std::fill(to, to + width, 0.0), factor[r] = 0.0;
+      }
+    }
+    add_squares(block, padded, width, rows, factor);
   }
   const int64_t* target = g.target.data();
   for (int64_t i = 0; i < width; i++)
-    for (int64_t j = i; j < width; j++) P[*target++] += block[i * width + j];
+    for (int64_t j = i; j < width; j++) P[*target++] += block[i * padded + j];
 }
 
 }  // namespace
@@ -155,7 +175,7 @@ LC_API int lc_substitution_bind(const void* substitution, int64_t batch, const d
     const int64_t w_stride = w_count == 1 ? 0 : s.k;
     int64_t work = s.p_size + static_cast<int64_t>(s.column.size()) * (1 + s.widest / 2);
     in_pieces(std::min(p_count, batch), work, threads, [&](int64_t first, int64_t last) {
-      std::vector<double> block(static_cast<size_t>(s.widest * s.widest));
+      std::vector<double> block(static_cast<size_t>(s.room()));
       for (int64_t i = first; i < last; i++) s.matrix(P[i], entries[i], w + w_stride * i, block.data(), new_P + i * s.p_size);
     });
     in_pieces(batch, static_cast<int64_t>(s.column.size()) + s.n, threads, [&](int64_t first, int64_t last) {
