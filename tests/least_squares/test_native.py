@@ -176,6 +176,16 @@ def test_packs_are_singles_bit_for_bit(name, solver):
         np.testing.assert_array_equal(torch.autograd.grad((alone * alone).nansum(), one)[0], g[i])
 
 
+def test_every_instance_is_solved_to_the_last_digits():
+    """Steps with old factors must not end a solve early: the gradient is taken at the returned point."""
+    problem, measured, start = pose_graph("SE2", 60, 256, 0.05)
+    weights = torch.ones(measured.shape[1], problem.parameters["w"][1], dtype=torch.float64)
+    solution = lc.export(problem, "torch", solver="gauss_newton").solve(
+        torch.tensor(measured), weights, torch.tensor(1.0), init={"X": start}
+    )
+    assert solution.residual.max() <= 1e-12
+
+
 def test_closed_over_numbers_that_change_are_seen():
     times, weights = torch.linspace(0, 1, 5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)
     factor = lc.factor(lambda x, y: weights * (x[0] * torch.exp(x[1] * times) - y), on="x", data="y")
