@@ -482,12 +482,17 @@ LC_API int lc_passage_adjoint(const void* passage, const int64_t* addresses, con
     });
     if (plan.dense) {
       check(!lc_dense_adjoint(p.factors, p.values, p.strides, a, b, u, t, residual, nullptr, nullptr, nullptr, threads));
-      // That kernel's refinement keeps what it had where nothing gets better.
-      if (!finite(a, B * n) || !finite(b, B * m)) poor = 1;
     } else {
       check(!lc_linearization_solve(p.linear, a, b, u, t, residual, 8, 1e-14, threads));
     }
-    for (int64_t i = 0; i < B; i++) poor |= !(residual[i] <= e.settings.accurate);
+    for (int64_t i = 0; i < B; i++) {
+      if (finite(a + n * i, n) && finite(b + m * i, m)) {
+        poor |= !(residual[i] <= e.settings.accurate);
+      } else {  // the gradient of this instance is NaN, whatever refinement kept; the others are as they are without it
+        std::fill(u + n * i, u + n * (i + 1), std::numeric_limits<double>::quiet_NaN());
+        std::fill(t + m * i, t + m * (i + 1), std::numeric_limits<double>::quiet_NaN());
+      }
+    }
     if (poor) return;
     int64_t work = full_n + full_m;
     for (size_t k = 0; k < e.pullback->channels.size(); k++)
