@@ -71,3 +71,23 @@ def test_constant_constraints_have_derivatives_in_both_modes(equality):
         tangents = [jax.jvp(lambda q, layer=layer: layer(q)[0], (values,), (weights,))[1] for layer in (native, lanes)]
     close(gradients[:1], gradients[1:])
     close(tangents[:1], tangents[1:])
+
+
+@pytest.mark.slow
+def test_second_order_cones_under_jit_are_those_of_the_lanes():
+    A, b, c, t = (cp.Parameter(s, name=n) for n, s in (("A", (4, N)), ("b", 4), ("c", N), ("t", ())))
+    x = cp.Variable(N)
+    cone = cp.norm2(A @ x + b) <= t
+    problem = cp.Problem(cp.Minimize(c @ x + 0.1 * cp.sum_squares(x)), [cone, cp.norm2(x) <= 3])
+    arguments = {"parameters": [A, b, c, t], "variables": [x, cone.dual_variables[0]]}
+    native, lanes = (lc.export(problem, "jax", solver=solver, **arguments) for solver in ("interior_point", "lanes"))
+    r = np.random.default_rng(1)
+    theta = [r.standard_normal((17, 4, N)), r.standard_normal((17, 4)), r.standard_normal((17, N)), np.array(4.0)]  # t is shared
+    with jax.enable_x64(True):
+        x, dual = native(*theta)
+        held = np.asarray(dual).reshape(17) > 1e-6
+        assert 2 < held.sum() < 17  # the cone binds in some instances, and not in others
+        close(jax.jit(native)(*theta), lanes(*theta))
+        total = lambda layer: lambda *a: sum((o**2).sum() for o in layer(*a))  # noqa: E731
+        order = tuple(range(len(theta)))
+        close(jax.jit(jax.grad(total(native), order))(*theta), jax.grad(total(lanes), order)(*theta))
