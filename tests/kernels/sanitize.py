@@ -50,7 +50,9 @@ def main() -> int:
         check = "from layercompiler.kernels import available; assert available(), 'the sanitized build does not load'"
         subprocess.run([sys.executable, "-c", check], cwd=ROOT, env=environment, check=True)
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *chosen], cwd=ROOT, env=environment
+            [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", "-m", "not slow", *chosen],
+            cwd=ROOT,
+            env=environment,
         ).returncode
 
 

@@ -36,7 +36,8 @@ template <class V> static inline V vexp(V x) {
 
 // Natural logarithm to about one unit in the last place for positive normal numbers; NaN for the rest.
 template <class V> static inline V vlog(V x) {
-  Bits<V> b = bits_of<V>(x);
+  const Mask<V> normal = (x > splat<V>(1e-307)) & (x < splat<V>(1e307));
+  Bits<V> b = bits_of<V>(select<V>(normal, x, splat<V>(1.0)));
   Bits<V> e = (b - 0x3fe6a09e667f3bcdLL) >> 52;  // x = 2^e m with m in [sqrt 1/2, sqrt 2)
   V m = of_bits<V>(b - (e << 52));
   V k = of_bits<V>((e + 2048) | 0x4330000000000000LL) - splat<V>(4503599627370496.0 + 2048.0);
@@ -45,7 +46,7 @@ template <class V> static inline V vlog(V x) {
                                  1.0 / 15, 1.0 / 17, 1.0 / 19, 1.0 / 21, 1.0 / 23, 1.0 / 25};
   V small = fma(polynomial<V>(c, g) * g, f, f);
   V y = fma(k, splat<V>(6.93147180369123816490e-01), fma(k, splat<V>(1.90821492927058770002e-10), small + small));
-  return select<V>((x > splat<V>(1e-307)) & (x < splat<V>(1e307)), y, splat<V>(__builtin_nan("")));
+  return select<V>(normal, y, splat<V>(__builtin_nan("")));
 }
 
 // sin (turn 0) and cos (turn 1) to about one unit in the last place for |x| < 1e5: x minus multiples of pi / 2, and Taylor polynomials on |r| <= pi / 4.
