@@ -38,8 +38,8 @@ template <class V> static inline V vexp(V x) {
 template <class V> static inline V vlog(V x) {
   const Mask<V> normal = (x > splat<V>(1e-307)) & (x < splat<V>(1e307));
   Bits<V> b = bits_of<V>(select<V>(normal, x, splat<V>(1.0)));
-  Bits<V> e = (b - 0x3fe6a09e667f3bcdLL) >> 52;  // x = 2^e m with m in [sqrt 1/2, sqrt 2)
-  V m = of_bits<V>(b - (e << 52));
+  Bits<V> above = b - 0x3fe6a09e667f3bcdLL, e = above >> 52;  // x = 2^e m with m in [sqrt 1/2, sqrt 2)
+  V m = of_bits<V>(b - (above & ~0xfffffffffffffLL));
   V k = of_bits<V>((e + 2048) | 0x4330000000000000LL) - splat<V>(4503599627370496.0 + 2048.0);
   V f = (m - splat<V>(1.0)) / (m + splat<V>(1.0)), g = f * f;
   static constexpr double c[] = {1.0 / 3,  1.0 / 5,  1.0 / 7,  1.0 / 9,  1.0 / 11, 1.0 / 13,
