@@ -86,8 +86,8 @@ class Product:
     def _recorded(self, c: torch.Tensor) -> torch.Tensor:
         """Record; what is recorded counts only if it repeats the first product."""
         program, found = self._record(c)
-        if program is not None and self.first is not None and _same(program(self.first[0]), self.first[1]):
-            self.program = program
+        if program is not None and self.first is not None and bool(self.first[0].any()) and _same(program(self.first[0]), self.first[1]):
+            self.program = program  # of zeros, whatever was recorded would repeat the product
         self.tried, self.first = True, None
         return found
 

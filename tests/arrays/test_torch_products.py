@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from layercompiler.arrays.torch_linear import Product, Push
+from layercompiler.arrays.torch_linear import Product, Program, Push, _Slot
 
 torch.manual_seed(0)
 A, B = torch.randn(2, 7, 5, dtype=torch.float64)
@@ -40,6 +40,21 @@ def test_products_and_rows_are_those_of_autograd(name, kind):
         if rows is not None:
             torch.testing.assert_close(rows, J, rtol=1e-12, atol=1e-13)
     assert name not in ("logistic", "cell") or product.program is not None
+
+
+def test_a_product_of_zeros_vouches_for_no_record(monkeypatch):
+    of = Program.of.__func__
+
+    def wrong(cls, recorded, c, result):
+        program = of(cls, recorded, c, result)
+        program.result = program.add(torch.neg, [_Slot(program.result)], {})
+        return program
+
+    monkeypatch.setattr(Program, "of", classmethod(wrong))
+    y = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    product = Product(S @ y, y)
+    for c in (torch.zeros(5, dtype=torch.float64), *torch.eye(5, dtype=torch.float64)):
+        torch.testing.assert_close(product(c), c @ S)
 
 
 class _Decides(torch.autograd.Function):
