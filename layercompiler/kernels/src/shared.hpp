@@ -109,6 +109,7 @@ struct Program {
 
 struct ConicOptions {
   double gap, feasibility, infeasibility;
+  double linear;  // residual of a Newton direction's linear system, relative to one plus its right-hand side, that needs no refinement
   int32_t iterations, refine;
   double deadline;     // by `clock`; infinite if none
   double (*clock)();
