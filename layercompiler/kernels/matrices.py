@@ -79,7 +79,8 @@ class Solved:
         handle = self._calls._library.lc_solved_point(self._handle, *map(library.address, (x, v, y, facts, iterations)))
         factors = _Borrowed(kernel, handle, Operands((), B, values, strides))
         factors.owner = self
-        return DenseSolution(x, v, y, np.zeros(B, np.int8), iterations, *facts, factors, 0)
+        norm, margin, reach = facts
+        return DenseSolution(x, v, y, np.zeros(B, np.int8), iterations, norm, margin, reach, factors, 0)
 
     def __del__(self) -> None:
         self._calls._free_solved(self._handle)
