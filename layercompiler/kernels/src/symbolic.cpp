@@ -211,6 +211,7 @@ std::vector<Symbolic::Node> Symbolic::group(const Tree& tree, const std::vector<
   std::vector<Node> nodes;
   auto below = [&](int32_t c) { return static_cast<int64_t>(tree.pattern[c].size()); };
   auto bundle = bundles.begin();
+  int32_t closed = 0;  // where the last bundle ends
   for (int32_t j = 0; j < n_; j++) {
     if (bundle != bundles.end() && bundle->first == j) {
       int32_t until = j + bundle->width * bundle->size;
@@ -219,14 +220,14 @@ std::vector<Symbolic::Node> Symbolic::group(const Tree& tree, const std::vector<
         auto common = std::lower_bound(pattern.begin(), pattern.end(), until);
         nodes.push_back({j, j + bundle->width, bundle->width * below(j), true, static_cast<int32_t>(common - pattern.begin())});
       }
-      ++bundle, --j;
+      closed = until, ++bundle, --j;
       continue;
     }
     nodes.push_back({j, j + 1, below(j), false, 0});
     if (nodes.size() >= 2 && tree.children[j].empty() && below(j) > 0) {
       Node& before = nodes[nodes.size() - 2];
       int32_t width = before.last - before.first;
-      if ((before.separable || width == 1) && width < widest_supernode && !before.privates && tree.pattern[before.last - 1] == tree.pattern[j]) {
+      if ((before.separable || width == 1) && width < widest_supernode && before.first >= closed && tree.pattern[before.last - 1] == tree.pattern[j]) {
         before.last = j + 1;
         before.separable = true;
         before.entries += below(j);
