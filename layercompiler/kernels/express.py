@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 
 import numpy as np
 
 from layercompiler.kernels import library
-from layercompiler.kernels.maps import Handle, flags, longs
+from layercompiler.kernels.maps import Handle, longs
 
 NONNEGATIVE, NONPOSITIVE, NOT_ZERO = 1, 2, 4
-SPENT = ("data", "engine", "refinement and factorisation", "recovery")
+SPENT = ("data", "engine", "refinement and factorisation", "recovery", "derivative")
 HARD = 3  # from this refusal on, the batch was tried and something in it is not at its best
 
 
@@ -19,20 +20,21 @@ class Express(Handle):
     """The handles of a program's maps and engine, as one.
 
     Args:
-        plan: Handles and sizes in the order of `Plan` in express.cpp.
+        plan: Handles and sizes in the order of `Plan` in express.hpp.
         settings: Tolerance of the engine, relative residuals at which a point is exact and at which refinement stops, regularisation
             of the linear system, and the relative residual up to which its solutions are taken.
         signs: Per source, what it was declared to be: the sum of `NONNEGATIVE`, `NONPOSITIVE` and `NOT_ZERO`.
         keep: Owners of the handles, kept alive.
 
     Attributes:
-        profile: None, or a float64 array (4,) to which every `forward` adds the seconds of `SPENT`.
+        profile: None, or a float64 array (5,) to which every call adds the seconds of `SPENT`.
     """
 
     profile: np.ndarray | None = None
 
     def __init__(self, plan: Sequence[int], settings: Sequence[float], signs: Sequence[int], keep: object) -> None:
         self._keep = keep
+        self.adjoint = library.require().lc_passage_adjoint
         super().__init__("express", longs(plan), np.array(settings, dtype=np.float64), np.array([*signs, 0], dtype=np.int8))
 
     def forward(self, batch: int, addresses: Sequence[int], threads: int) -> Passage | int:
@@ -67,15 +69,17 @@ class Passage:
         """Write the primal-dual vector to `z`, contiguous, (B, n + m)."""
         self._express._library.lc_passage_point(self._handle, library.address(z))
 
-    def adjoint(self, addresses: Sequence[int], shared: Sequence[bool], threads: int) -> bool:
+    def adjoint(self, addresses: Sequence[int], threads: int) -> bool:
         """Gradients of the sources; False where the linear system of an instance was not solved well.
 
         Args:
-            addresses: Of the cotangents of the outputs (0 for zero), then of the gradients (0 where none is wanted).
-            shared: Which sources the batch shares; their gradients are summed over it.
+            addresses: Of the cotangents of the outputs (0 for zero), then of the gradients (0 where none is wanted; summed over the
+                batch where it shares the source), then of the sources, which hold the same numbers as they did in `forward`.
             threads: Threads that share the batch.
         """
-        failed = self._express._library.lc_passage_adjoint(self._handle, longs(addresses), flags(shared), threads)
+        express = self._express
+        spent = None if express.profile is None else library.address(express.profile) + 8 * SPENT.index("derivative")
+        failed = express.adjoint(self._handle, struct.pack(f"{len(addresses)}q", *addresses), threads, spent)
         if failed < 0:
             raise MemoryError(library.reason())
         return not failed

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from layercompiler import kernels
 from layercompiler.kernels.express import HARD
 from layercompiler.plan.express import express
 from layercompiler.torch import host
-from layercompiler.torch.lease import empty
-from layercompiler.torch.quick import PAUSE, Short, record
+from layercompiler.torch.lease import empty, empty_like
+from layercompiler.torch.quick import PAUSE, Short, lies_plain, record
 
 
 class Express(Short):
@@ -54,15 +55,15 @@ class Express(Short):
             if passage >= HARD:
                 self.pause = PAUSE
             return None
-        return record(_Found(self, bound, passage, batch, wide, outputs), tensors) if recorded else tuple(outputs)
+        return record(_Found(self, bound, passage, batch, addresses, outputs), tensors) if recorded else tuple(outputs)
 
 
 class _Found:
     """A solved batch."""
 
-    def __init__(self, way: Express, bound: Any, passage: kernels.Passage, batch: tuple[int, ...], wide: list[bool], outputs: Any) -> None:
+    def __init__(self, way: Express, bound: Any, passage: kernels.Passage, batch: tuple[int, ...], addresses: list[int], outputs: Any) -> None:
         self.way, self.bound, self.passage, self.batch = way, bound, passage, batch
-        self.shared = [not own for own in wide]
+        self.addresses = addresses  # of the parameters, and more
         self._outputs: list[Tensor] = outputs
         self._z: Tensor | None = None
 
@@ -73,9 +74,14 @@ class _Found:
 
     def adjoint(self, theta: Sequence[Tensor], g: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None] | None:
         """Gradients of the parameters `wanted`; None where the linear system was not solved well."""
-        out = [empty(t.shape) if want else None for t, want in zip(theta, wanted, strict=True)]
+        at = [t.data_ptr() for t in theta]
+        for t, here, there in zip(theta, at, self.addresses, strict=False):
+            if here != there and not (t.is_cpu and t.dtype is torch.float64 and lies_plain(t)):  # a hook for saved tensors has moved them
+                return None
+        out = [empty_like(t) if want else None for t, want in zip(theta, wanted, strict=True)]
         addresses = [0 if p is None else p.data_ptr() for p in (*g, *out)]
-        return out if self.passage.adjoint(addresses, self.shared, self.way.threads) else None
+        addresses += at
+        return out if self.passage.adjoint(addresses, self.way.threads) else None
 
     def z(self, theta: Sequence[Tensor]) -> Tensor:
         """The primal-dual vector of the general way, which finds the evaluation by it."""

@@ -37,3 +37,8 @@ def empty(shape: Sequence[int]) -> Tensor:
     lease = home.view(_Lease)
     lease.home = home
     return torch.from_numpy(lease).view(shape)
+
+
+def empty_like(t: Tensor) -> Tensor:
+    """A tensor of the shape of another, which is contiguous, float64 and on the host."""
+    return torch.empty_like(t) if 8 * t.numel() < _LARGE else empty(t.shape)
