@@ -68,20 +68,33 @@ struct Gather {
   void apply(size_t part, int64_t instance, double* out, const double* const* source, const int64_t* stride) const;
 };
 
+constexpr int64_t substitution_rows = 64;  // rows that are squared at once
+
 // Defined variables x_k = (beta - a'x) / c; see substitution.cpp. All functions are for one instance.
 struct Substitution {
   // Rows of one support: their weighted outer products fill one block of P, by its upper triangle.
   struct Group {
     int64_t width;
     std::vector<int64_t> rows, target;
+    std::vector<char> straight;  // by row of the triangle, whether its targets lie in a row
+  };
+  // Kept numbers [from, from + length) of the full program are [to, ..) of the reduced one.
+  struct Copy {
+    int64_t from, to, length;
+  };
+  // Defining rows [first, last) with variables and rows that go up by one; and with one entry each, in columns that do, or column -1.
+  struct Stretch {
+    int64_t first, last, variable, row, column;
   };
   int64_t full_n, full_m, n, m, k, p_size;
   std::vector<int64_t> keep_x, keep_y, variable, row, start, column, place;
   std::vector<double> c;
   std::vector<Group> groups;
+  std::vector<Copy> copies_x, copies_y;
+  std::vector<Stretch> stretches;
   int64_t widest = 0;
 
-  int64_t room() const { return (widest + 4) * (widest + 7); }
+  int64_t room() const { return 64 + substitution_rows * (widest + 8); }
   void weights(const double* diagonal, double* w) const;
   // `block`: memory for `room` numbers.
   void matrix(const double* P, const double* entries, const double* w, double* block, double* out) const;
@@ -97,8 +110,13 @@ struct Substitution {
 
 // Norms of rows and columns, and the powers of two that even them out; see scaling.cpp. All functions are for one instance.
 struct Equilibration {
+  // `length` entries, whose row (group of rows) and column stay (step 0) or go up by one.
+  struct Run {
+    int64_t row, col, length, row_step, col_step;
+  };
   int64_t n, m, cones;
   std::vector<int64_t> p_row, p_col, a_row, a_col, cone;
+  std::vector<Run> a_runs, p_runs;
 
   int64_t room() const { return 2 * (cones + n); }  // numbers of memory
   bool far_matrices(const double* P, const double* A, double* memory) const;

@@ -12,16 +12,18 @@ LC_WIDE void axpy(double* out, const double* from, int64_t length, double factor
 }
 
 constexpr int64_t group = 8;  // numbers that are added up at once
+typedef double Eight __attribute__((vector_size(64), aligned(8), may_alias));
 
-// The upper triangle of sum factor a a', four rows a at once: the block is read and written once for all of them. Rows are padded with zeros to whole groups.
-LC_WIDE void add_squares(double* block, int64_t padded, int64_t width, const double* rows, const double* factor) {
-  const double *a0 = rows, *a1 = rows + padded, *a2 = rows + 2 * padded, *a3 = rows + 3 * padded;
-  for (int64_t i = 0; i < width; i++) {
-    double f0 = factor[0] * a0[i], f1 = factor[1] * a1[i], f2 = factor[2] * a2[i], f3 = factor[3] * a3[i];
-    double* out = block + i * padded;
-    for (int64_t j = i / group * group; j < padded; j += group)
-      for (int64_t k = j; k < j + group; k++) out[k] += (f0 * a0[k] + f1 * a1[k]) + (f2 * a2[k] + f3 * a3[k]);
+// out (8 x 8) = sum over `count` rows a of factor a[i ..] a[j ..]'
+LC_WIDE void square_tile(double* out, const double* a, const double* factor, int64_t count, int64_t padded, int64_t i, int64_t j) {
+  Eight sum[group] = {};
+  for (int64_t r = 0; r < count; r++) {
+    const double* row = a + r * padded;
+    const Eight v = *reinterpret_cast<const Eight*>(row + j) * factor[r];
+#pragma GCC unroll 8
+    for (int64_t k = 0; k < group; k++) sum[k] += row[i + k] * v;
   }
+  for (int64_t k = 0; k < group; k++) *reinterpret_cast<Eight*>(out + group * k) = sum[k];
 }
 
 LC_WIDE double dot_run(const double* a, const double* x, int64_t length) {
@@ -49,44 +51,118 @@ double dot(const Substitution& s, int64_t k, const double* entries, const double
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
+LC_WIDE void subtract_products(double* out, const double* a, const double* b, int64_t count) {
+  for (int64_t j = 0; j < count; j++) out[j] -= a[j] * b[j];
+}
+
 // out -= sum of pull[k] a_k
 void subtract_rows(const Substitution& s, const double* entries, const double* pull, double* out) {
-  for (int64_t k = 0; k < s.k; k++) {
-    int64_t first = s.start[static_cast<size_t>(k)], last = s.start[static_cast<size_t>(k) + 1];
-    if (runs_on(s, first, last)) {
-      axpy(out + s.column[static_cast<size_t>(first)], entries + first, last - first, -pull[k]);
+  for (const Substitution::Stretch& run : s.stretches) {
+    if (run.column >= 0) {
+      subtract_products(out + run.column, pull + run.first, entries + s.start[static_cast<size_t>(run.first)], run.last - run.first);
       continue;
     }
-    for (int64_t e = first; e < last; e++) out[s.column[static_cast<size_t>(e)]] -= pull[k] * entries[e];
+    for (int64_t k = run.first; k < run.last; k++) {
+      int64_t first = s.start[static_cast<size_t>(k)], last = s.start[static_cast<size_t>(k) + 1];
+      if (runs_on(s, first, last)) {
+        axpy(out + s.column[static_cast<size_t>(first)], entries + first, last - first, -pull[k]);
+        continue;
+      }
+      for (int64_t e = first; e < last; e++) out[s.column[static_cast<size_t>(e)]] -= pull[k] * entries[e];
+    }
   }
 }
 
+// Adds the weighted squares of a group to P, tile by tile; rows are padded with zeros to whole tiles.
 void fill(const Substitution::Group& g, const Substitution& s, const double* entries, const double* w, double* block, double* P) {
-  const int64_t width = g.width, padded = (width + group - 1) / group * group;
-  double *rows = block + width * padded, factor[4];
-  std::fill(block, rows + 4 * padded, 0.0);
-  for (size_t done = 0; done < g.rows.size(); done += 4) {
-    for (size_t r = 0; r < 4; r++) {
-      double* to = rows + static_cast<int64_t>(r) * padded;
-      if (done + r < g.rows.size()) {
-        int64_t k = g.rows[done + r];
-        std::memcpy(to, entries + s.start[static_cast<size_t>(k)], sizeof(double) * static_cast<size_t>(width));
-        factor[r] = w[k];
-      } else {
-        std::fill(to, to + width, 0.0), factor[r] = 0.0;
+  if (g.width == 1) {
+    double& to = P[g.target[0]];
+    for (int64_t k : g.rows) {
+      const double a = entries[s.start[static_cast<size_t>(k)]];
+      to += w[k] * a * a;
+    }
+    return;
+  }
+  const int64_t width = g.width, padded = (width + group - 1) / group * group, total = static_cast<int64_t>(g.rows.size());
+  double *tile = block, *factor = tile + group * group, *rows = factor + substitution_rows;
+  for (int64_t done = 0; done < total; done += substitution_rows) {
+    const int64_t count = std::min(total - done, substitution_rows);
+    for (int64_t r = 0; r < count; r++) {
+      const int64_t k = g.rows[static_cast<size_t>(done + r)];
+      double* to = rows + r * padded;
+      std::memcpy(to, entries + s.start[static_cast<size_t>(k)], sizeof(double) * static_cast<size_t>(width));
+      std::fill(to + width, to + padded, 0.0), factor[r] = w[k];
+    }
+    for (int64_t i = 0; i < width; i += group)
+      for (int64_t j = i; j < width; j += group) {
+        square_tile(tile, rows, factor, count, padded, i, j);
+        for (int64_t k = i; k < std::min(i + group, width); k++) {
+          const int64_t first = std::max(k, j), last = std::min(j + group, width);
+          const int64_t* target = g.target.data() + k * width - k * (k - 1) / 2 - k;
+          const double* from = tile + (k - i) * group - j;
+          if (g.straight[static_cast<size_t>(k)]) {
+            double* to = P + target[first];
+            if (last - first == group)
+              *reinterpret_cast<Eight*>(to) += *reinterpret_cast<const Eight*>(from + first);
+            else
+              for (int64_t c = first; c < last; c++) to[c - first] += from[c];
+          } else {
+            for (int64_t c = first; c < last; c++) P[target[c]] += from[c];
+          }
+        }
+      }
+  }
+}
+
+// pull[j] = x[j] / c[j] - w[j] y[j]
+LC_WIDE void pull_run(double* pull, const double* x, const double* c, const double* w, const double* y, int64_t count) {
+  for (int64_t j = 0; j < count; j++) pull[j] = x[j] / c[j] - w[j] * y[j];
+}
+
+// x_k = (row - a x) / c and y_k = (sign column - d x_k) / c
+LC_WIDE void expand_run(double* to_x, double* to_y, const double* row, const double* a, const double* x, const double* c, const double* column, const double* d,
+                        double sign, int64_t count) {
+  for (int64_t j = 0; j < count; j++) {
+    double x_k = (row[j] - a[j] * x[j]) / c[j];
+    to_x[j] = x_k, to_y[j] = (sign * column[j] - d[j] * x_k) / c[j];
+  }
+}
+
+LC_WIDE void weigh(double* w, const double* diagonal, const double* c, int64_t count) {
+  for (int64_t j = 0; j < count; j++) w[j] = diagonal[j] / (c[j] * c[j]);
+}
+
+std::vector<Substitution::Copy> copies(const std::vector<int64_t>& from) {
+  std::vector<Substitution::Copy> out;
+  for (size_t k = 0; k < from.size(); k++) {
+    if (!out.empty() && from[k] == out.back().from + out.back().length) out.back().length++;
+    else out.push_back({from[k], static_cast<int64_t>(k), 1});
+  }
+  return out;
+}
+
+// Rows in a row: variable, row and, where each has a single entry, column go up by one.
+std::vector<Substitution::Stretch> stretches(const Substitution& s) {
+  std::vector<Substitution::Stretch> out;
+  for (size_t k = 0; k < s.variable.size(); k++) {
+    const int64_t column = s.start[k + 1] - s.start[k] == 1 ? s.column[static_cast<size_t>(s.start[k])] : -1;
+    if (!out.empty()) {
+      Substitution::Stretch& last = out.back();
+      const int64_t length = static_cast<int64_t>(k) - last.first;
+      if (s.variable[k] == last.variable + length && s.row[k] == last.row + length && (last.column < 0 ? column < 0 : column == last.column + length)) {
+        last.last++;
+        continue;
       }
     }
-    add_squares(block, padded, width, rows, factor);
+    out.push_back({static_cast<int64_t>(k), static_cast<int64_t>(k) + 1, s.variable[k], s.row[k], column});
   }
-  const int64_t* target = g.target.data();
-  for (int64_t i = 0; i < width; i++)
-    for (int64_t j = i; j < width; j++) P[*target++] += block[i * padded + j];
+  return out;
 }
 
 }  // namespace
 
 void Substitution::weights(const double* diagonal, double* w) const {
-  for (size_t j = 0; j < c.size(); j++) w[j] = diagonal[j] / (c[j] * c[j]);
+  weigh(w, diagonal, c.data(), k);
 }
 
 void Substitution::matrix(const double* P, const double* entries, const double* w, double* block, double* out) const {
@@ -110,20 +186,28 @@ double Substitution::vectors(const double* q, const double* d, const double* ent
 
 void Substitution::expand(const double* x, const double* y, const double* row_sides, const double* column_sides, double sign, bool picked,
                           const double* entries, const double* diagonal, double* full_x, double* full_y) const {
-  for (size_t j = 0; j < keep_x.size(); j++) full_x[keep_x[j]] = x[j];
-  for (size_t j = 0; j < keep_y.size(); j++) full_y[keep_y[j]] = y[j];
-  for (int64_t j = 0; j < k; j++) {
-    size_t at = static_cast<size_t>(j);
-    double x_k = (row_sides[picked ? row[at] : j] - dot(*this, j, entries, x)) / c[at];
-    full_x[variable[at]] = x_k;
-    full_y[row[at]] = (sign * column_sides[picked ? variable[at] : j] - diagonal[j] * x_k) / c[at];
+  for (const Copy& r : copies_x) std::copy(x + r.to, x + r.to + r.length, full_x + r.from);
+  for (const Copy& r : copies_y) std::copy(y + r.to, y + r.to + r.length, full_y + r.from);
+  for (const Stretch& run : stretches) {
+    const double *sides = row_sides + (picked ? run.row : run.first), *costs = column_sides + (picked ? run.variable : run.first);
+    double *to_x = full_x + run.variable, *to_y = full_y + run.row;
+    const double *by = c.data() + run.first, *d = diagonal + run.first;
+    const int64_t count = run.last - run.first;
+    if (run.column >= 0) {
+      expand_run(to_x, to_y, sides, entries + start[static_cast<size_t>(run.first)], x + run.column, by, costs, d, sign, count);
+      continue;
+    }
+    for (int64_t j = 0; j < count; j++) {
+      double x_k = (sides[j] - dot(*this, run.first + j, entries, x)) / by[j];
+      to_x[j] = x_k, to_y[j] = (sign * costs[j] - d[j] * x_k) / by[j];
+    }
   }
 }
 
 void Substitution::reduce(const double* x, const double* y, const double* entries, const double* w, double* pull, double* a, double* b) const {
-  for (size_t j = 0; j < c.size(); j++) pull[j] = x[variable[j]] / c[j] - w[j] * y[row[j]];
-  for (size_t j = 0; j < keep_x.size(); j++) a[j] = x[keep_x[j]];
-  for (size_t j = 0; j < keep_y.size(); j++) b[j] = y[keep_y[j]];
+  for (const Stretch& r : stretches) pull_run(pull + r.first, x + r.variable, c.data() + r.first, w + r.first, y + r.row, r.last - r.first);
+  for (const Copy& r : copies_x) std::copy(x + r.from, x + r.from + r.length, a + r.to);
+  for (const Copy& r : copies_y) std::copy(y + r.from, y + r.from + r.length, b + r.to);
   subtract_rows(*this, entries, pull, a);
 }
 
@@ -135,7 +219,7 @@ LC_API void* lc_substitution_new(int64_t full_n, int64_t full_m, int64_t n, int6
                                  const int64_t* rows, const int64_t* targets) {
   Substitution* made = nullptr;
   guarded([&] {
-    std::unique_ptr<Substitution> s(new Substitution{full_n, full_m, n, m, k, p_size, {}, {}, {}, {}, {}, {}, {}, {}, {}});
+    std::unique_ptr<Substitution> s(new Substitution{full_n, full_m, n, m, k, p_size, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}});
     require(n >= 0 && m >= 0 && k >= 0 && p_size >= 0 && groups >= 0 && full_n == n + k && full_m == m + k, "wrong sizes");
     s->keep_x = checked_indices(keep_x, n, full_n, "the kept variables"), s->keep_y = checked_indices(keep_y, m, full_m, "the kept rows");
     s->variable = checked_indices(variable, k, full_n, "the variables"), s->row = checked_indices(row, k, full_m, "the rows");
@@ -151,12 +235,18 @@ LC_API void* lc_substitution_new(int64_t full_n, int64_t full_m, int64_t n, int6
     for (int64_t g = 0; g < groups; g++) {
       int64_t width = group_width[g], upper = width * (width + 1) / 2;
       require(width >= 0 && width <= n, "wrong width of a group");
-      Substitution::Group group{width, checked_indices(rows, group_rows[g], k, "a group"), checked_indices(targets, upper, p_size, "the targets")};
+      Substitution::Group group{width, checked_indices(rows, group_rows[g], k, "a group"), checked_indices(targets, upper, p_size, "the targets"), {}};
       for (int64_t j : group.rows) require(start[j + 1] - start[j] == width, "a row does not fit its group");
+      for (int64_t i = 0, at = 0; i < width; at += width - i, i++) {
+        bool straight = true;
+        for (int64_t j = 1; j < width - i; j++) straight = straight && targets[at + j] == targets[at] + j;
+        group.straight.push_back(straight);
+      }
       rows += group_rows[g], targets += upper;
       s->widest = std::max(s->widest, width);
       s->groups.push_back(std::move(group));
     }
+    s->copies_x = copies(s->keep_x), s->copies_y = copies(s->keep_y), s->stretches = stretches(*s);
     made = s.release();
   });
   return made;
