@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from layercompiler.kernels.maps import Handle, longs
 
 NONNEGATIVE, NONPOSITIVE, NOT_ZERO = 1, 2, 4
 SPENT = ("data", "engine", "refinement and factorisation", "recovery", "derivative")
+_DERIVATIVE = SPENT.index("derivative")
 HARD = 3  # from this refusal on, the batch was tried and something in it is not at its best
 
 
@@ -34,31 +34,40 @@ class Express(Handle):
 
     def __init__(self, plan: Sequence[int], settings: Sequence[float], signs: Sequence[int], keep: object) -> None:
         self._keep = keep
-        self.adjoint = library.require().lc_passage_adjoint
         super().__init__("express", longs(plan), np.array(settings, dtype=np.float64), np.array([*signs, 0], dtype=np.int8))
+        lib = self._library
+        self._forward, self._adjoint, self._free_passage = lib.lc_express_forward, lib.lc_passage_adjoint, lib.lc_passage_free
 
-    def forward(self, batch: int, addresses: Sequence[int], threads: int) -> Passage | int:
+    def forward(self, batch: int, addresses: bytes, threads: int) -> int:
         """Solve a batch, or say why the general way has to be gone.
 
         Args:
             batch: B.
-            addresses: Of the sources, then their strides (0 where the batch shares a source), then of the outputs, (B, size) each.
+            addresses: 64-bit integers: addresses of the sources, their strides (0 where the batch shares a source), addresses of the
+                outputs, (B, size) each.
             threads: Threads that share the batch; results do not depend on it.
 
         Returns:
-            The passage; or a refusal: `HARD` or more where the batch was tried, less where its numbers are not what they should be.
+            What a `Passage` is made of, positive; or minus a refusal: `HARD` or more where the batch was tried, less where its numbers
+            are not what they should be.
         """
-        refusal, spent = ctypes.c_int32(), None if self.profile is None else library.address(self.profile)
-        handle = self._library.lc_express_forward(self._handle, batch, longs(addresses), threads, ctypes.byref(refusal), spent)
-        if handle:
-            return Passage(self, handle)
-        if not refusal.value:
+        refusal = ctypes.c_int32()
+        handle = self._forward(self._handle, batch, addresses, threads, ctypes.byref(refusal), self._spent(0))
+        if not handle and not refusal.value:
             raise MemoryError(library.reason())
-        return refusal.value
+        return handle or -refusal.value
+
+    def _spent(self, part: int) -> int | None:
+        return None if self.profile is None else library.address(self.profile) + 8 * part
 
 
 class Passage:
-    """A solved batch, with the factors that differentiate it."""
+    """A solved batch, with the factors that differentiate it.
+
+    Args:
+        express: What solved it.
+        handle: What `Express.forward` returned.
+    """
 
     __slots__ = ("_express", "_handle")
 
@@ -69,20 +78,19 @@ class Passage:
         """Write the primal-dual vector to `z`, contiguous, (B, n + m)."""
         self._express._library.lc_passage_point(self._handle, library.address(z))
 
-    def adjoint(self, addresses: Sequence[int], threads: int) -> bool:
+    def pull(self, addresses: bytes, threads: int) -> bool:
         """Gradients of the sources; False where the linear system of an instance was not solved well.
 
         Args:
-            addresses: Of the cotangents of the outputs (0 for zero), then of the gradients (0 where none is wanted; summed over the
-                batch where it shares the source), then of the sources, which hold the same numbers as they did in `forward`.
+            addresses: 64-bit integers, addresses of the cotangents of the outputs (0 for zero), of the gradients (0 where none is wanted;
+                summed over the batch where it shares the source), and of the sources, which hold the numbers that they held in `forward`.
             threads: Threads that share the batch.
         """
         express = self._express
-        spent = None if express.profile is None else library.address(express.profile) + 8 * SPENT.index("derivative")
-        failed = express.adjoint(self._handle, struct.pack(f"{len(addresses)}q", *addresses), threads, spent)
+        failed = express._adjoint(self._handle, addresses, threads, express._spent(_DERIVATIVE))
         if failed < 0:
             raise MemoryError(library.reason())
         return not failed
 
     def __del__(self) -> None:
-        self._express._library.lc_passage_free(self._handle)
+        self._express._free_passage(self._handle)

@@ -82,9 +82,10 @@ struct Substitution {
   struct Copy {
     int64_t from, to, length;
   };
-  // Defining rows [first, last) with variables and rows that go up by one; and with one entry each, in columns that do, or column -1.
+  // Defining rows [first, last) with variables and rows that go up by one, and entries in columns that do: one each, in `column` on (width 1), or all in the
+  // same columns; width 0: anywhere.
   struct Stretch {
-    int64_t first, last, variable, row, column;
+    int64_t first, last, variable, row, column, width;
   };
   int64_t full_n, full_m, n, m, k, p_size;
   std::vector<int64_t> keep_x, keep_y, variable, row, start, column, place;

@@ -7,10 +7,6 @@ using namespace layercompiler;
 
 namespace {
 
-LC_WIDE void axpy(double* out, const double* from, int64_t length, double factor) {
-  for (int64_t k = 0; k < length; k++) out[k] += factor * from[k];
-}
-
 constexpr int64_t group = 8;  // numbers that are added up at once
 typedef double Eight __attribute__((vector_size(64), aligned(8), may_alias));
 
@@ -43,7 +39,6 @@ bool runs_on(const Substitution& s, int64_t first, int64_t last) {  // columns a
 double dot(const Substitution& s, int64_t k, const double* entries, const double* x) {
   int64_t e = s.start[static_cast<size_t>(k)], last = s.start[static_cast<size_t>(k) + 1];
   const int64_t* column = s.column.data();
-  if (last - e >= group && runs_on(s, e, last)) return dot_run(entries + e, x + column[e], last - e);
   double sum[4] = {0.0, 0.0, 0.0, 0.0};
   for (; e + 4 <= last; e += 4)
     for (int64_t j = 0; j < 4; j++) sum[j] += entries[e + j] * x[column[e + j]];
@@ -55,20 +50,29 @@ LC_WIDE void subtract_products(double* out, const double* a, const double* b, in
   for (int64_t j = 0; j < count; j++) out[j] -= a[j] * b[j];
 }
 
+// out -= A'pull, A (count, width) by rows
+LC_WIDE void subtract_block(double* out, const double* A, const double* pull, int64_t count, int64_t width) {
+  int64_t k = 0;
+  for (; k + 4 <= count; k += 4) {
+    const double *a = A + k * width, *b = a + width, *c = b + width, *d = c + width;
+    const double p = pull[k], q = pull[k + 1], r = pull[k + 2], s = pull[k + 3];
+    for (int64_t j = 0; j < width; j++) out[j] -= (p * a[j] + q * b[j]) + (r * c[j] + s * d[j]);
+  }
+  for (; k < count; k++)
+    for (int64_t j = 0; j < width; j++) out[j] -= pull[k] * A[k * width + j];
+}
+
 // out -= sum of pull[k] a_k
 void subtract_rows(const Substitution& s, const double* entries, const double* pull, double* out) {
   for (const Substitution::Stretch& run : s.stretches) {
-    if (run.column >= 0) {
-      subtract_products(out + run.column, pull + run.first, entries + s.start[static_cast<size_t>(run.first)], run.last - run.first);
-      continue;
-    }
-    for (int64_t k = run.first; k < run.last; k++) {
-      int64_t first = s.start[static_cast<size_t>(k)], last = s.start[static_cast<size_t>(k) + 1];
-      if (runs_on(s, first, last)) {
-        axpy(out + s.column[static_cast<size_t>(first)], entries + first, last - first, -pull[k]);
-        continue;
-      }
-      for (int64_t e = first; e < last; e++) out[s.column[static_cast<size_t>(e)]] -= pull[k] * entries[e];
+    const double* a = entries + s.start[static_cast<size_t>(run.first)];
+    if (run.width == 1) {
+      subtract_products(out + run.column, pull + run.first, a, run.last - run.first);
+    } else if (run.width) {
+      subtract_block(out + run.column, a, pull + run.first, run.last - run.first, run.width);
+    } else {
+      for (int64_t k = run.first; k < run.last; k++)
+        for (int64_t e = s.start[static_cast<size_t>(k)]; e < s.start[static_cast<size_t>(k) + 1]; e++) out[s.column[static_cast<size_t>(e)]] -= pull[k] * entries[e];
     }
   }
 }
@@ -119,13 +123,16 @@ LC_WIDE void pull_run(double* pull, const double* x, const double* c, const doub
   for (int64_t j = 0; j < count; j++) pull[j] = x[j] / c[j] - w[j] * y[j];
 }
 
-// x_k = (row - a x) / c and y_k = (sign column - d x_k) / c
-LC_WIDE void expand_run(double* to_x, double* to_y, const double* row, const double* a, const double* x, const double* c, const double* column, const double* d,
-                        double sign, int64_t count) {
+// x_k = (row - x_k) / c, where x_k was a_k'x, and y_k = (sign column - d x_k) / c
+LC_WIDE void expand_run(double* to_x, double* to_y, const double* row, const double* c, const double* column, const double* d, double sign, int64_t count) {
   for (int64_t j = 0; j < count; j++) {
-    double x_k = (row[j] - a[j] * x[j]) / c[j];
+    double x_k = (row[j] - to_x[j]) / c[j];
     to_x[j] = x_k, to_y[j] = (sign * column[j] - d[j] * x_k) / c[j];
   }
+}
+
+LC_WIDE void products(double* out, const double* a, const double* x, int64_t count) {
+  for (int64_t j = 0; j < count; j++) out[j] = a[j] * x[j];
 }
 
 LC_WIDE void weigh(double* w, const double* diagonal, const double* c, int64_t count) {
@@ -141,20 +148,19 @@ std::vector<Substitution::Copy> copies(const std::vector<int64_t>& from) {
   return out;
 }
 
-// Rows in a row: variable, row and, where each has a single entry, column go up by one.
 std::vector<Substitution::Stretch> stretches(const Substitution& s) {
   std::vector<Substitution::Stretch> out;
   for (size_t k = 0; k < s.variable.size(); k++) {
-    const int64_t column = s.start[k + 1] - s.start[k] == 1 ? s.column[static_cast<size_t>(s.start[k])] : -1;
+    const int64_t first = s.start[k], last = s.start[k + 1], width = runs_on(s, first, last) ? last - first : 0, column = width ? s.column[static_cast<size_t>(first)] : 0;
     if (!out.empty()) {
-      Substitution::Stretch& last = out.back();
-      const int64_t length = static_cast<int64_t>(k) - last.first;
-      if (s.variable[k] == last.variable + length && s.row[k] == last.row + length && (last.column < 0 ? column < 0 : column == last.column + length)) {
-        last.last++;
+      Substitution::Stretch& run = out.back();
+      const int64_t length = static_cast<int64_t>(k) - run.first;
+      if (s.variable[k] == run.variable + length && s.row[k] == run.row + length && width == run.width && column == run.column + (width == 1 ? length : 0)) {
+        run.last++;
         continue;
       }
     }
-    out.push_back({static_cast<int64_t>(k), static_cast<int64_t>(k) + 1, s.variable[k], s.row[k], column});
+    out.push_back({static_cast<int64_t>(k), static_cast<int64_t>(k) + 1, s.variable[k], s.row[k], column, width});
   }
   return out;
 }
@@ -191,16 +197,12 @@ void Substitution::expand(const double* x, const double* y, const double* row_si
   for (const Stretch& run : stretches) {
     const double *sides = row_sides + (picked ? run.row : run.first), *costs = column_sides + (picked ? run.variable : run.first);
     double *to_x = full_x + run.variable, *to_y = full_y + run.row;
-    const double *by = c.data() + run.first, *d = diagonal + run.first;
     const int64_t count = run.last - run.first;
-    if (run.column >= 0) {
-      expand_run(to_x, to_y, sides, entries + start[static_cast<size_t>(run.first)], x + run.column, by, costs, d, sign, count);
-      continue;
-    }
-    for (int64_t j = 0; j < count; j++) {
-      double x_k = (sides[j] - dot(*this, run.first + j, entries, x)) / by[j];
-      to_x[j] = x_k, to_y[j] = (sign * costs[j] - d[j] * x_k) / by[j];
-    }
+    const double* a = entries + start[static_cast<size_t>(run.first)];
+    if (run.width == 1) products(to_x, a, x + run.column, count);
+    else
+      for (int64_t j = 0; j < count; j++) to_x[j] = run.width ? dot_run(a + run.width * j, x + run.column, run.width) : dot(*this, run.first + j, entries, x);
+    expand_run(to_x, to_y, sides, c.data() + run.first, costs, diagonal + run.first, sign, count);
   }
 }
 
