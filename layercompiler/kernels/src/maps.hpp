@@ -128,12 +128,13 @@ struct Equilibration {
 
 // Gradients of the data of a cone program, formed entry by entry and pulled back to the channels at once; see pullback.cpp.
 struct Pullback {
-  // gradient[column + k] (+)= coefficient * dData(i + k * di, j + k * dj)
+  // gradient[column + k] (+)= coefficient * dData(i + k * di, j + k * dj); `rows` of them one after the other, which go on where the step is none.
   struct Run {
     int64_t column, length, i, j, di, dj;
     double coefficient;
     int32_t kind;
     bool fresh;
+    int64_t rows = 1;
   };
   struct Channel {
     int64_t size, entries;

@@ -22,13 +22,15 @@ LC_WIDE void square_tile(double* out, const double* a, const double* factor, int
   for (int64_t k = 0; k < group; k++) *reinterpret_cast<Eight*>(out + group * k) = sum[k];
 }
 
-LC_WIDE double dot_run(const double* a, const double* x, int64_t length) {
-  double sum[group] = {};
-  int64_t e = 0;
-  for (; e + group <= length; e += group)
-    for (int64_t j = 0; j < group; j++) sum[j] += a[e + j] * x[e + j];
-  for (; e < length; e++) sum[e % group] += a[e] * x[e];
-  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+// out = A x, A (count, width) by rows
+LC_WIDE void dot_rows(double* out, const double* A, const double* x, int64_t count, int64_t width) {
+  const int64_t whole = width / group * group;
+  for (int64_t k = 0; k < count; k++, A += width) {
+    Eight sum = {};
+    for (int64_t e = 0; e < whole; e += group) sum += *reinterpret_cast<const Eight*>(A + e) * *reinterpret_cast<const Eight*>(x + e);
+    for (int64_t e = whole; e < width; e++) sum[e - whole] += A[e] * x[e];
+    out[k] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+  }
 }
 
 bool runs_on(const Substitution& s, int64_t first, int64_t last) {  // columns ascend
@@ -200,8 +202,9 @@ void Substitution::expand(const double* x, const double* y, const double* row_si
     const int64_t count = run.last - run.first;
     const double* a = entries + start[static_cast<size_t>(run.first)];
     if (run.width == 1) products(to_x, a, x + run.column, count);
+    else if (run.width) dot_rows(to_x, a, x + run.column, count, run.width);
     else
-      for (int64_t j = 0; j < count; j++) to_x[j] = run.width ? dot_run(a + run.width * j, x + run.column, run.width) : dot(*this, run.first + j, entries, x);
+      for (int64_t j = 0; j < count; j++) to_x[j] = dot(*this, run.first + j, entries, x);
     expand_run(to_x, to_y, sides, c.data() + run.first, costs, diagonal + run.first, sign, count);
   }
 }
