@@ -89,11 +89,12 @@ struct Substitution {
   };
   int64_t full_n, full_m, n, m, k, p_size;
   std::vector<int64_t> keep_x, keep_y, variable, row, start, column, place;
-  std::vector<double> c;
+  std::vector<double> c, inverse;
   std::vector<Group> groups;
   std::vector<Copy> copies_x, copies_y;
   std::vector<Stretch> stretches;
   int64_t widest = 0;
+  bool exact = true;  // every c is a power of two
 
   int64_t room() const { return 64 + substitution_rows * (widest + 8); }
   void weights(const double* diagonal, double* w) const;

@@ -20,7 +20,14 @@ LC_WIDE void pair(double* out, const double* u, const double* x, int64_t length,
     for (int64_t k = 0; k < length; k++) out[k] += a * u[k] + b * x[k];
 }
 
-// The same for many rows of the outer products c (a u' + b x').
+LC_WIDE void take(double* out, const double* t, int64_t length, double a, bool put) {
+  if (put)
+    for (int64_t k = 0; k < length; k++) out[k] = a * t[k];
+  else
+    for (int64_t k = 0; k < length; k++) out[k] += a * t[k];
+}
+
+// Rows of the outer products c (a u' + b x').
 LC_WIDE void outer(double* __restrict out, const double* __restrict a, const double* __restrict b, const double* __restrict u, const double* __restrict x,
                    int64_t rows, int64_t length, double c) {
   for (int64_t i = 0; i < rows; i++, out += length) {
@@ -56,6 +63,8 @@ void Pullback::pull(size_t which, const Point& p, double* out, bool summed) cons
         for (int64_t i = 0; i < r.rows; i++) pair(to + r.length * i, u, x, r.length, -r.coefficient * a[i], -r.coefficient * b[i], false);
     } else if (r.kind == kind_q && r.length >= 4 && r.di == 1) {
       pair(to, p.u + r.i, p.x + r.i, r.length, -r.coefficient, r.coefficient * p.value, put);
+    } else if (r.kind == kind_b && r.length >= 4 && r.di == 1) {
+      take(to, p.t + r.i, r.length, r.coefficient, put);
     } else if (put) {
       for (int64_t k = 0; k < r.length; k++) to[k] = r.coefficient * entry(r, p, k);
     } else {

@@ -1,4 +1,5 @@
 // Defined variables substituted, as layercompiler/programs/presolve.py states it: x_k = (beta - a'x) / c. Part of the C interface (api.cpp).
+#include <cmath>
 #include <memory>
 
 #include "maps.hpp"
@@ -120,14 +121,22 @@ void fill(const Substitution::Group& g, const Substitution& s, const double* ent
   }
 }
 
-// pull[j] = x[j] / c[j] - w[j] y[j]
-LC_WIDE void pull_run(double* pull, const double* x, const double* c, const double* w, const double* y, int64_t count) {
-  for (int64_t j = 0; j < count; j++) pull[j] = x[j] / c[j] - w[j] * y[j];
+// pull[j] = x[j] / c[j] - w[j] y[j]; `exact`: a product with the inverse is the quotient, here and below.
+LC_WIDE void pull_run(double* pull, const double* x, const double* c, const double* inverse, bool exact, const double* w, const double* y, int64_t count) {
+  if (exact)
+    for (int64_t j = 0; j < count; j++) pull[j] = x[j] * inverse[j] - w[j] * y[j];
+  else
+    for (int64_t j = 0; j < count; j++) pull[j] = x[j] / c[j] - w[j] * y[j];
 }
 
 // x_k = (row - x_k) / c, where x_k was a_k'x, and y_k = (sign column - d x_k) / c
-LC_WIDE void expand_run(double* to_x, double* to_y, const double* row, const double* c, const double* column, const double* d, double sign, int64_t count) {
-  for (int64_t j = 0; j < count; j++) {
+LC_WIDE void expand_run(double* to_x, double* to_y, const double* row, const double* c, const double* inverse, bool exact, const double* column,
+                        const double* d, double sign, int64_t count) {
+  for (int64_t j = 0; exact && j < count; j++) {
+    double x_k = (row[j] - to_x[j]) * inverse[j];
+    to_x[j] = x_k, to_y[j] = (sign * column[j] - d[j] * x_k) * inverse[j];
+  }
+  for (int64_t j = 0; !exact && j < count; j++) {
     double x_k = (row[j] - to_x[j]) / c[j];
     to_x[j] = x_k, to_y[j] = (sign * column[j] - d[j] * x_k) / c[j];
   }
@@ -205,12 +214,12 @@ void Substitution::expand(const double* x, const double* y, const double* row_si
     else if (run.width) dot_rows(to_x, a, x + run.column, count, run.width);
     else
       for (int64_t j = 0; j < count; j++) to_x[j] = dot(*this, run.first + j, entries, x);
-    expand_run(to_x, to_y, sides, c.data() + run.first, costs, diagonal + run.first, sign, count);
+    expand_run(to_x, to_y, sides, c.data() + run.first, inverse.data() + run.first, exact, costs, diagonal + run.first, sign, count);
   }
 }
 
 void Substitution::reduce(const double* x, const double* y, const double* entries, const double* w, double* pull, double* a, double* b) const {
-  for (const Stretch& r : stretches) pull_run(pull + r.first, x + r.variable, c.data() + r.first, w + r.first, y + r.row, r.last - r.first);
+  for (const Stretch& r : stretches) pull_run(pull + r.first, x + r.variable, c.data() + r.first, inverse.data() + r.first, exact, w + r.first, y + r.row, r.last - r.first);
   for (const Copy& r : copies_x) std::copy(x + r.from, x + r.from + r.length, a + r.to);
   for (const Copy& r : copies_y) std::copy(y + r.from, y + r.from + r.length, b + r.to);
   subtract_rows(*this, entries, pull, a);
@@ -224,12 +233,17 @@ LC_API void* lc_substitution_new(int64_t full_n, int64_t full_m, int64_t n, int6
                                  const int64_t* rows, const int64_t* targets) {
   Substitution* made = nullptr;
   guarded([&] {
-    std::unique_ptr<Substitution> s(new Substitution{full_n, full_m, n, m, k, p_size, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}});
+    std::unique_ptr<Substitution> s(new Substitution{full_n, full_m, n, m, k, p_size, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}});
     require(n >= 0 && m >= 0 && k >= 0 && p_size >= 0 && groups >= 0 && full_n == n + k && full_m == m + k, "wrong sizes");
     s->keep_x = checked_indices(keep_x, n, full_n, "the kept variables"), s->keep_y = checked_indices(keep_y, m, full_m, "the kept rows");
     s->variable = checked_indices(variable, k, full_n, "the variables"), s->row = checked_indices(row, k, full_m, "the rows");
     s->c.assign(c, c + k);
-    for (double v : s->c) require(v != 0.0, "a coefficient vanishes");
+    for (double v : s->c) {
+      require(v != 0.0, "a coefficient vanishes");
+      int exponent;
+      s->inverse.push_back(1.0 / v);
+      s->exact = s->exact && std::fabs(std::frexp(v, &exponent)) == 0.5 && std::isnormal(v) && std::isnormal(1.0 / v);
+    }
     s->start.assign(start, start + k + 1);
     require(s->start[0] == 0, "the rows do not start at zero");
     for (int64_t j = 0; j < k; j++) require(s->start[static_cast<size_t>(j)] <= s->start[static_cast<size_t>(j) + 1], "the rows are not in order");
