@@ -291,8 +291,9 @@ class DenseProblem(CompiledProblem):
         smooth = ~found.info.degenerate.reshape(-1)[ok]
         answer.margin[at] = np.where(smooth, np.inf, 0.0)
         answer.reach[at] = 0.0
-        answer.many = np.zeros(values.count, bool)
-        answer.many[at] = ~found.info.unique.reshape(-1)[ok]
+        many = np.zeros(values.count, bool)
+        many[at] = ~found.info.unique.reshape(-1)[ok]
+        answer.many = many
         answer.factors = None
 
     def _point(self, bound: Bound, answer: Answer) -> Point:

@@ -474,6 +474,9 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
     this->finish(job, chunk, good, num<V>(1), num<V>(1), steps);
     Mask<V> doubtful = good & (vmin(spread<V>(k.sick), frail) < num<V>(dense_frail));
     if (any<V>(doubtful)) Base::probe(job, chunk, doubtful);
+    // Rows without a multiplier must not be what makes a doubtful matrix regular: the primal form finds the middle of what is optimal.
+    for (int i = 0; i < chunk.count; i++)
+      if (test<V>(doubtful, i) && !(job.margin[this->instance[i]] > dense_tie)) job.status[this->instance[i]] = 7;
     for (int i = 0; tried && i < chunk.count; i++)
       if (job.status[this->instance[i]] == 7) job.status[this->instance[i]] = dense_tried;
     keep();
