@@ -22,24 +22,26 @@ class Instances:
 
     Args:
         F: A function of arrays whose i-th row of the value depends on the i-th row of v only.
-        theta: What it takes besides.
+        theta: What it takes last.
+        between: An example of what it takes between v and theta.
     """
 
-    def __init__(self, F: Callable[..., Any], theta: tuple[Any, ...]) -> None:
-        self.F, self.theta = F, theta
+    def __init__(self, F: Callable[..., Any], theta: tuple[Any, ...], between: tuple[Any, ...] = ()) -> None:
+        self.F, self.theta, self.between = F, theta, between
 
-    def __call__(self, v: Any) -> Any:
+    def __call__(self, *v: Any) -> Any:
         """The value for all instances."""
-        return self.F(v, *self.theta)
+        return self.F(*v, *self.theta)
 
     def only(self, xp: Arrays, y: Any, index: Any) -> Instances | None:
         """Of some instances, by their indices; None where that is not the same function."""
         count = int(y.shape[0])
-        some = Instances(self.F, tuple(t[index] if len(t.shape) and int(t.shape[0]) == count else t for t in self.theta))
+        theta = tuple(t[index] if len(t.shape) and int(t.shape[0]) == count else t for t in self.theta)
+        some = Instances(self.F, theta, self.between)
         beside = y + 1e-3 * (1 + xp.abs(y)) * xp.new(np.random.default_rng(0).standard_normal(tuple(y.shape)), y)
-        want = xp.numpy(self(beside)[index])
+        want = xp.numpy(self(beside, *self.between)[index])
         try:
-            found = xp.numpy(some(beside[index]))
+            found = xp.numpy(some(beside[index], *self.between))
         except Exception:  # arrays of the whole batch that are no arguments, most likely
             return None
         close = 1e3 * float(np.finfo(want.dtype).eps) * float(np.max(np.abs(want), initial=0.0))
@@ -53,7 +55,7 @@ def loop(
 
     Args:
         xp: Array functions.
-        G: The map; an `Instances` to let instances rest.
+        G: The map, or a tuple of maps; `Instances` to let instances rest.
         active: active(k, y, ...): the mask (batch..., 1...).
         step: One step, given the map.
         state: The count, the point, and further arrays with the batch in front.
@@ -63,7 +65,8 @@ def loop(
     Returns:
         The last state of every instance.
     """
-    eager = xp.name in ("torch", "numpy") and not xp.traced(*state) and isinstance(G, Instances)
+    every = G if isinstance(G, tuple) else (G,)
+    eager = xp.name in ("torch", "numpy") and not xp.traced(*state) and all(isinstance(g, Instances) for g in every)
     if not eager or batch != 1 or int(state[1].shape[0]) < 2 * LEAST:
         return xp.while_loop(lambda *s: (s[0] < limit) & xp.any(active(*s)), lambda *s: step(G, *s), state)
     whole: list[Any] | None = None
@@ -76,12 +79,13 @@ def loop(
             break
         if able and 2 * left <= size and size >= 2 * LEAST:
             at = xp.nonzero(xp.reshape(going, (-1,)))[0]
-            some = G.only(xp, state[1], at)
-            able = some is not None
-            if some is not None:
+            some = tuple(g.only(xp, state[1], at) for g in every)
+            able = None not in some
+            if able:
                 whole = _placed(xp, whole, index, state)
                 index = at if index is None else index[at]
-                G, state = some, (state[0], *(a[at] for a in state[1:]))
+                every, G = some, some if isinstance(G, tuple) else some[0]
+                state = (state[0], *(a[at] for a in state[1:]))
         state = step(G, *state)
     return state if whole is None else (state[0], *_placed(xp, whole, index, state)[1:])
 

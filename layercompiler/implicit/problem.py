@@ -155,10 +155,10 @@ class Argmin(_Settings):
         def run(y: Any, *theta: Any) -> Result:
             if solver.kind != "minimum":
                 return solver.run(xp, Instances(F, theta), y, batch)
-            options: dict[str, Any] = {"f": lambda v: f(v, *theta)}
+            options: dict[str, Any] = {"f": Instances(f, theta)}
             if isinstance(solver, (Gradient, BlockCoordinate)) and prox is not None:
-                options["prox"] = lambda v, t, given=prox: given(v, t, *theta)
-            return solver.run(xp, lambda v: slope(v, *theta), y, batch, **options)
+                options["prox"] = Instances(prox, theta, (1.0,))
+            return solver.run(xp, Instances(slope, theta), y, batch, **options)
 
         return Lowered(F, run, None, frozenset({"symmetric"}) if prox is None and self.geometry != "kl" else frozenset())
 

@@ -1,4 +1,4 @@
-"""Matrices in single precision only speed a dense solve up: solutions have the precision of the operator, and hopeless cases are done over."""
+"""Single precision only makes dense solves faster: solutions are as precise as the operator, and hopeless cases are done over."""
 
 import numpy as np
 import pytest
