@@ -98,7 +98,7 @@ class Native:
                 continue
             x, g, t = (
                 np.array([graph.input((kind, j)) for j in range(size)], dtype=object)
-                for kind, size in zip("xgt", (m.ambient, m.ambient, m.dof))
+                for kind, size in zip("xgt", (m.ambient, m.ambient, m.dof), strict=True)
             )
             (velocity,), _, _ = xp.spell(lambda x, t, m=m: (m.tangent(xp, x, t),), [m.identity(), np.ones(m.dof)], [x, t], graph)
             found = graph.forward([int(k) for k in velocity], {int(k): {i: graph.one} for i, k in enumerate(t)})
@@ -316,6 +316,9 @@ class _Spelled:
                 out.append((node, Slot(ENTRIES, self._table(np.where(twice, table, -1)))))
         return out
 
+    def _tape(self, outputs: Sequence[tuple[int, Slot]]) -> Tape:
+        return self.native.tape(self.graph, outputs, self.place, self.factors)
+
     def linear(self) -> tuple[Tape, Tape]:
         """Cost, energy, gradient and Gauss-Newton entries; the same with the diagonal of the entries only."""
         graph, rows = self.graph, self.rows
@@ -349,7 +352,7 @@ class _Spelled:
         column[on] = self.native.structure.rows[on]
         whole = self._entries(entries)
         diagonal = [(k, Slot(ENTRIES, self._table(column[s.table]))) for k, s in whole if (column[s.table] >= 0).any()]
-        return tuple(self.native.tape(graph, outputs + more, self.place, self.factors) for more in (whole, diagonal))
+        return self._tape(outputs + whole), self._tape(outputs + diagonal)
 
     def second(self) -> Tape:
         """Entries of the exact Hessian: derivatives along tangents of the gradient along tangents."""
@@ -367,7 +370,7 @@ class _Spelled:
                 if i <= c and node != graph.zero and (self.columns[:, i] >= 0).any():
                     entries[i, c] = node
         outputs = [(k, Slot(0, s.table)) for k, s in self._entries(entries)]
-        return self.native.tape(graph, outputs, self.place, self.factors)
+        return self._tape(outputs)
 
     def pull(self) -> Tape:
         """Gradients in theta of -<F, u>."""
@@ -389,7 +392,7 @@ class _Spelled:
         for node, gradient in by.items():
             slot = self.place(goals[node])
             outputs.append((gradient, Slot(slot.array - THETA, slot.table)))
-        return self.native.tape(graph, outputs, self.place, self.factors)
+        return self._tape(outputs)
 
 
 def _inputs(graph: Scalars, key: tuple[Any, ...], shape: tuple[int, ...]) -> np.ndarray:
