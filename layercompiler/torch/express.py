@@ -17,7 +17,7 @@ from layercompiler.kernels.express import HARD
 from layercompiler.plan.express import express
 from layercompiler.torch import host
 from layercompiler.torch.lease import empty
-from layercompiler.torch.quick import PAUSE, Short, record
+from layercompiler.torch.quick import PAUSE, Short, record, threads
 
 
 class Express(Short):
@@ -29,7 +29,8 @@ class Express(Short):
     """
 
     def __init__(self, bound: Any, way: kernels.Express) -> None:
-        super().__init__(bound)
+        super().__init__(bound.compiled.parameters, threads(bound))
+        self.compiled = bound.compiled
         self.way = way
         self.shapes = [tuple(o.shape) for o in bound.compiled.outputs]
 

@@ -24,7 +24,7 @@ from layercompiler.torch import host, rules
 from layercompiler.torch.lease import empty
 
 PAUSE = 16  # calls that go the general way after one in which an instance failed
-_KINDS = (Tensor, torch.nn.Parameter)
+KINDS = (Tensor, torch.nn.Parameter)
 _Pointers, _Strides = ctypes.c_void_p * 6, ctypes.c_int64 * 6
 
 
@@ -32,13 +32,13 @@ class Short:
     """What all short ways share: they read the tensors of a call where they lie.
 
     Args:
-        bound: The problem with its options.
+        parameters: What has a `shape`, one for each tensor of a call.
+        threads: Threads that share a batch.
     """
 
-    def __init__(self, bound: Any) -> None:
-        self.compiled = bound.compiled
-        self.threads = (bound.options or bound.compiled.options).workers or bound.compiled.threads
-        self.parameters = [(tuple(p.shape), len(p.shape), math.prod(p.shape)) for p in bound.compiled.parameters]
+    def __init__(self, parameters: Sequence[Any], threads: int) -> None:
+        self.threads = threads
+        self.parameters = [(tuple(p.shape), len(p.shape), math.prod(p.shape)) for p in parameters]
         self.pause = 0
 
     def read(self, tensors: Sequence[Any]) -> tuple[tuple[int, ...], int, list[bool], list[int], bool] | None:
@@ -51,7 +51,7 @@ class Short:
         batch: tuple[int, ...] = ()
         wide, addresses, recorded = [], [], False
         for t, (shape, rank, _) in zip(tensors, self.parameters, strict=True):
-            if type(t) not in _KINDS or t.dtype is not torch.float64 or not t.is_cpu or t.layout is not torch.strided:
+            if type(t) not in KINDS or t.layout is not torch.strided:
                 return None
             size, k = t.shape, t.dim() - rank
             if k < 0 or size[k:] != shape or not lies_plain(t):
@@ -70,8 +70,13 @@ class Short:
 
 
 def lies_plain(t: Tensor) -> bool:
-    """Whether the numbers of a tensor are those in its memory, in order."""
-    return t.is_contiguous() and not t.is_neg() and not t._is_zerotensor()
+    """Whether the numbers of a tensor are those in the host's memory, in order and float64."""
+    return t.is_contiguous() and t.dtype is torch.float64 and t.is_cpu and not t.is_neg() and not t._is_zerotensor()
+
+
+def threads(bound: Any) -> int:
+    """Threads that share the batches of a problem."""
+    return (bound.options or bound.compiled.options).workers or bound.compiled.threads
 
 
 class Quick(Short):
@@ -83,7 +88,8 @@ class Quick(Short):
     """
 
     def __init__(self, bound: Any, matrices: Matrices) -> None:
-        super().__init__(bound)
+        super().__init__(bound.compiled.parameters, threads(bound))
+        self.compiled = bound.compiled
         self.matrices, self.kernel = matrices, matrices.kernel
         self.names = [o.name for o in bound.compiled.outputs]
         self.constants = [None if c is None else np.ascontiguousarray(c, dtype=np.float64) for c in matrices.constants]
@@ -165,7 +171,7 @@ class _Found:
             else:
                 gy = np.zeros((B, m)) if gy is None else gy
                 gy[:, slice(0, p) if name == "y" else slice(p, None)] += part.reshape(B, -1).numpy()
-        gx = torch.zeros(B * n, dtype=torch.float64) if gx is None else gx.contiguous()
+        gx = torch.zeros(B * n, dtype=torch.float64, device="cpu") if gx is None else gx.contiguous()
         pointers, out = list(quick.addresses), []
         own: list[int | None] = [None] * 6
         strides, ends = self.factors.operands.strides, np.empty(B * (n + m + 1))
