@@ -23,7 +23,7 @@ from layercompiler.solvers.least_squares import Result
 from layercompiler.solvers.least_squares.linear import PIVOT
 from layercompiler.torch import rules
 from layercompiler.torch.lease import empty
-from layercompiler.torch.quick import KINDS, PAUSE, Short, lies_plain
+from layercompiler.torch.quick import KINDS, PAUSE, Shapes, Short, lies_plain
 
 REFINE, TARGET = 2, 1e-14  # of the linear solve, those of the general way
 SMALL = 2**15  # bytes up to which numbers are looked at in a copy: a call of torch's dispatcher costs more
@@ -38,7 +38,7 @@ class Direct(Short):
     """
 
     def __init__(self, prepared: Prepared, general: Callable[..., Any]) -> None:
-        super().__init__(prepared.program.parameters, 1)
+        super().__init__([p.shape for p in prepared.program.parameters], [shape for _, _, shape in prepared.slices])
         self.prepared, self.general = prepared, general
         solver, o = prepared.solver, prepared.options
         native = solver.native
@@ -49,8 +49,8 @@ class Direct(Short):
         self.size, self.n = solver.evaluation.size, solver.structure.n
         self.default = np.ascontiguousarray(prepared.default)
         self.finite = bool(np.isfinite(prepared.default).all())
-        self.parts = [(a, b, tuple(shape)) for a, b, shape in prepared.slices]
-        self.whole = len(self.parts) == 1 and self.parts[0][:2] == (0, self.size)
+        self.parts = [(a, b) for a, b, _ in prepared.slices]
+        self.whole = self.parts == [(0, self.size)]
         self.flat = all(v.manifold.name == "euclidean" for v in prepared.program.variables)
         self.free = None if self.n == self.size else solver.structure.free
         self.one = np.ones(1)  # the widening of losses that have none
@@ -72,18 +72,17 @@ class Direct(Short):
         read = self.read(tensors)
         if read is None or (not all([h.same() for h in self.held]) and self.native.changed()):
             return None
-        batch, count, wide, addresses, recorded = read
+        shapes, addresses, recorded = read
         with np.errstate(all="ignore"):
             for t, address in zip(tensors, addresses, strict=True):
                 size = 8 * t.numel()
                 numbers = np.frombuffer(ctypes.string_at(address, size)) if size <= SMALL else t.detach()
                 if not math.isfinite(numbers.sum()):  # a NaN or an infinity shows in the sum; numbers that overflow, too
                     return None
-        values = self._start(batch, count, init)
+        values = self._start(shapes.batch, shapes.count, init)
         if values is None:
             return None
-        steps = [width if own and count > 1 else 0 for own, (_, _, width) in zip(wide, self.parameters, strict=True)]
-        found = _Found(self, batch, values, addresses, steps, init)
+        found = _Found(self, shapes, values, addresses, init)
         if not found.solve() or (recorded and self.prepared.on_error == "flag" and not found.factorise()):
             self.pause = PAUSE
             return None
@@ -120,11 +119,11 @@ class _Held:
 class _Found:
     """A solved batch."""
 
-    def __init__(self, way: Direct, batch: tuple[int, ...], values: np.ndarray, addresses: list[int], steps: list[int], init: Any) -> None:
-        self.way, self.batch, self.values, self.init = way, batch, values, init
-        self.count, self.factor = len(values), None
+    def __init__(self, way: Direct, shapes: Shapes, values: np.ndarray, addresses: list[int], init: Any) -> None:
+        self.way, self.shapes, self.values, self.init = way, shapes, values, init
+        self.batch, self.count, self.factor = shapes.batch, shapes.count, None
         self.pointers = way.pointers(library.address(values), None, library.address(way.one), *addresses, *way.constants)
-        self.strides = way.strides(way.size, way.n, 0, *steps)
+        self.strides = way.strides(way.size, way.n, 0, *shapes.strides)
 
     def solve(self) -> bool:
         """From the values, in place; whether every instance converged."""
@@ -155,8 +154,9 @@ class _Found:
     def outputs(self) -> tuple[Tensor, ...]:
         """What the layer returns, each its own memory."""
         if self.way.whole:
-            return (torch.from_numpy(self.values.reshape(self.batch + self.way.parts[0][2]).copy()),)
-        return tuple([torch.from_numpy(self.values[:, a:b].reshape(self.batch + s).copy()) for a, b, s in self.way.parts])
+            return (torch.from_numpy(self.values.reshape(self.shapes.outputs[0]).copy()),)
+        pairs = zip(self.way.parts, self.shapes.outputs, strict=True)
+        return tuple([torch.from_numpy(self.values[:, a:b].reshape(shape).copy()) for (a, b), shape in pairs])
 
     def adjoint(self, theta: Sequence[Tensor], g: Sequence[Tensor | None]) -> list[Tensor] | None:
         """Gradients of the parameters; None where an instance has no derivative."""
@@ -186,7 +186,7 @@ class _Found:
         if self.way.whole and g[0] is not None:
             return g[0].resolve_neg().reshape(*self.batch, self.way.size)
         whole = torch.zeros(*self.batch, self.way.size, dtype=torch.float64, device="cpu")
-        for part, (a, b, _) in zip(g, self.way.parts, strict=True):
+        for part, (a, b) in zip(g, self.way.parts, strict=True):
             if part is not None:
                 whole = whole + torch.nn.functional.pad(part.reshape(*self.batch, b - a), (a, self.way.size - b))
         return whole
