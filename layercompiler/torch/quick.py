@@ -137,8 +137,8 @@ class Compiled(Short):
 
     def __init__(self, bound: Any) -> None:
         self.compiled = bound.compiled
-        shapes = ([x.shape for x in part] for part in (self.compiled.parameters, self.compiled.outputs))
-        super().__init__(*shapes, (bound.options or self.compiled.options).workers or self.compiled.threads)
+        parameters, outputs = [p.shape for p in self.compiled.parameters], [o.shape for o in self.compiled.outputs]
+        super().__init__(parameters, outputs, (bound.options or self.compiled.options).workers or self.compiled.threads)
 
 
 def lies_plain(t: Tensor) -> bool:
