@@ -181,7 +181,7 @@ LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* va
     for (int64_t i = 0; i < batch; i++) open[static_cast<size_t>(i)] = static_cast<int32_t>(i), iterations[i] = 0, status[i] = 7;
     if (start_x) {
       job.start_x = start_x, job.start_v = start_v;
-      job.round = {primal_form, 1e-4, only_factor ? 0 : 1, 0};
+      job.round = {primal_form, 1e-4, only_factor ? 0 : 1, 0, 0};
       run(dense, *made, job, std::move(open), threads);
       if (only_factor) {
         *troubles = batch;
@@ -192,9 +192,9 @@ LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* va
       job.start_x = job.start_v = nullptr;
     }
     std::vector<DenseRound> rounds;
-    if ((forms & 1) && plan.q.count > 0) rounds = {{dual_form, 1e-4, 24, 16}, {dual_form, 1e-4, 24, 0}, {dual_form, 1e-9, 40, 0}};
-    else if (forms & 2) rounds = {{primal_form, 1e-5, 30, 0}};
-    if (forms & 2) rounds.push_back({primal_form, 1e-9, 80, 0});
+    if ((forms & 1) && plan.q.count > 0) rounds = {{dual_form, 1e-4, 24, 16, 0}, {dual_form, 1e-4, 24, 0, plan.mp > 24 ? 2 : 0}, {dual_form, 1e-9, 40, 0, 0}};
+    else if (forms & 2) rounds = {{primal_form, 1e-5, 30, 0, 0}};
+    if (forms & 2) rounds.push_back({primal_form, 1e-9, 80, 0, 0});
     if ((forms & 4) && rounds.size() > 1) rounds.back().iterations = 40;
     bool dual = !rounds.empty() && rounds[0].form == dual_form;
     if (dual && batch > 1 && !(strides[0] | strides[2] | strides[4])) {

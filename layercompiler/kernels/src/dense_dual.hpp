@@ -274,6 +274,77 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
     expand(f, rc, X_, Y_);
   }
 
+  // The active set by single exchanges from the empty one: a dual method, in which the multipliers z stay nonnegative and the objective falls. The tableau
+  // is that of the sweep operator: lower triangle of [-R_II^-1, R_II^-1 R_IJ; ., R_JJ - R_JI R_II^-1 R_IJ] with its diagonal d, and c = (-z_I, s_J). A row
+  // enters where the objective falls most; one leaves where z meets its bound on the way. A step is one update of rank one.
+  void exchange(Mask<V> open, int limit, V* steps) {
+    const int m = p.m, mp = p.mp;
+    const V one = num<V>(1), none = V{}, bound = num<V>(1e-10), flat = num<V>(1e-9), nowhere = num<V>(-1);
+    V *T = factor, *d = dz, *c = ds, *u = rc;
+    for (int i = 0; i < mp; i++) act[i] = zf[i] = none;
+    for (int i = 0; i < m; i++) {
+      const F* from = k.R + (int64_t)i * mp;
+      for (int j = 0; j < i; j++) T[i * mp + j] = spread<V>(from[j]);
+      d[i] = spread<V>(from[i]), c[i] = q[i];
+    }
+    for (int step = 0; step < limit; step++) {
+      V out = nowhere, out_z = one, out_way = one, in = nowhere, in_c = none, in_d = one;
+      for (int i = 0; i < m; i++) {
+        V ci = c[i], zi = zf[i], way = zi + ci, square = ci * ci, di = vmax(d[i], flat), here = num<V>(i);
+        Mask<V> on = act[i] > none, leaves = on & (ci > bound) & (zi * out_way < out_z * way);
+        Mask<V> enters = negate<V>(on) & (ci < -bound) & (square * in_d > in_c * di);
+        out = select<V>(leaves, here, out), out_z = select<V>(leaves, zi, out_z), out_way = select<V>(leaves, way, out_way);
+        in = select<V>(enters, here, in), in_c = select<V>(enters, square, in_c), in_d = select<V>(enters, di, in_d);
+      }
+      Mask<V> falls = out > nowhere;
+      V which = select<V>(open, select<V>(falls, out, in), nowhere), side = select<V>(falls, -one, one), share = select<V>(falls, out_z / out_way, one);
+      Mask<V> go = which > nowhere;
+      if (!any<V>(go)) break;
+      *steps = select<V>(go, *steps + one, *steps);
+      row_of(T, which, u);
+      V pivot_d = one, pivot_c = none;
+      for (int i = 0; i < m; i++) {
+        Mask<V> here = which == num<V>(i);
+        pivot_d = select<V>(here, select<V>(falls, d[i], vmax(d[i], flat)), pivot_d), pivot_c = select<V>(here, c[i], pivot_c);
+      }
+      V inverse_d = select<V>(go, one / pivot_d, none);
+      for (int i = 0; i < m; i++) {
+        Mask<V> here = which == num<V>(i);
+        V moved = select<V>(act[i] > none, fnma(share, zf[i] + c[i], zf[i]), none);
+        zf[i] = select<V>(here | (moved < none), none, moved);
+        u[i] = select<V>(here, pivot_d - side, u[i]);
+        V w = u[i] * inverse_d;
+        V* o = T + i * mp;
+        for (int j = 0; j < i; j++) o[j] = fnma(w, u[j], o[j]);
+        d[i] = select<V>(here, -inverse_d, fnma(w, u[i], d[i]));
+        c[i] = select<V>(here, side * (pivot_c * inverse_d), fnma(w, pivot_c, c[i]));
+        act[i] = select<V>(here, one - act[i], act[i]);
+      }
+    }
+  }
+  // Off the diagonal, the row `which` of the symmetric matrix whose lower triangle is given; zero where `which` is negative.
+  void row_of(const V* T, V which, V* u) const {
+    const int m = p.m, mp = p.mp;
+    const double* from = reinterpret_cast<const double*>(T);
+#if defined(__AVX512F__)
+    if constexpr (L == 8) {
+      const __m512i at = _mm512_cvtepi32_epi64(_mm512_cvtpd_epi32((__m512d)which)), lane = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
+      const __m512i line = _mm512_add_epi64(_mm512_mullo_epi64(at, _mm512_set1_epi64(8 * mp)), lane), column = _mm512_add_epi64(_mm512_slli_epi64(at, 3), lane);
+      for (int j = 0; j < m; j++) {
+        const __m512i row = _mm512_set1_epi64(j);
+        __mmask8 some = _mm512_cmpneq_epi64_mask(at, row) & _mm512_cmpge_epi64_mask(at, _mm512_setzero_si512()), left = _mm512_cmpgt_epi64_mask(at, row);
+        __m512i place = _mm512_mask_blend_epi64(left, _mm512_add_epi64(column, _mm512_set1_epi64((int64_t)8 * mp * j)), _mm512_add_epi64(line, _mm512_set1_epi64(8 * j)));
+        u[j] = (V)_mm512_mask_i64gather_pd(_mm512_setzero_pd(), some, place, from, 8);
+      }
+      return;
+    }
+#endif
+    for (int l_ = 0; l_ < L; l_++) {
+      int at = static_cast<int>(get(which, l_));
+      for (int j = 0; j < m; j++) put(u[j], l_, at < 0 || at == j ? 0.0 : from[((int64_t)(j < at ? at : j) * mp + (j < at ? j : at)) * L + l_]);
+    }
+  }
+
   // A first active set: symmetric sweeps of the projected Gauss-Seidel iteration from zero.
   void sweep() {
     const int m = p.m, mp = p.mp;
@@ -297,21 +368,17 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
   }
   static V corrected(int, V rest, V diagonal) { return select<V>((diagonal > num<V>(1e-10)) & (rest < V{}), -rest / diagonal, V{}); }
 
-  // zf, sf on the active set; one refinement where it is the last. `shift` is added to the diagonal of R.
-  V evaluate(bool last, V shift) {
-    const int mp = p.mp;
+  // zf, sf on the active set. `shift` is added to the diagonal of R.
+  V evaluate(V shift) {
     V least = factor_active(shift);
-    for (int i = 0; i < mp; i++) zf[i] = -q[i];
+    for (int i = 0; i < p.mp; i++) zf[i] = -q[i];
     solve_factor(zf);
-    times_r(zf, sf);
-    if (last) {
-      for (int i = 0; i < mp; i++) rc[i] = -(sf[i] + q[i]);
-      solve_factor(rc);
-      for (int i = 0; i < mp; i++) zf[i] = zf[i] + rc[i];
-      times_r(zf, sf);
-    }
-    for (int i = 0; i < mp; i++) sf[i] = sf[i] + q[i];
+    slacks();
     return least;
+  }
+  void slacks() {
+    times_r(zf, sf);
+    for (int i = 0; i < p.mp; i++) sf[i] = sf[i] + q[i];
   }
   // Block principal pivoting from `act`: all wrong signs change sides, one alone where their number has stopped falling. Lanes that are good are left alone.
   // Where the first set is nearly dependent, its multipliers say little: a shift of R leads to a set from which R itself goes on.
@@ -321,7 +388,8 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
     const V one = num<V>(1), none = V{}, sign = num<V>(-1e-10), healthy = num<V>(1e-12);
     V fewest = num<V>(m + 1), left = num<V>(tries), shift = none;
     for (int pass = 0; pass < passes; pass++) {
-      V least = evaluate(false, shift), wrong = none, last = none;
+      V least = evaluate(shift), wrong = none, last = none;
+      frail = least;
       for (int i = 0; i < m; i++) {
         Mask<V> off = select<V>(act[i] > none, zf[i], sf[i]) < sign;
         wrong = select<V>(off, wrong + one, wrong), last = select<V>(off, num<V>(i), last);
@@ -344,10 +412,14 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
         shift = select<V>(exact, none, shift), fewest = select<V>(exact, num<V>(m + 1), fewest), left = select<V>(exact, num<V>(tries), left);
       }
     }
-    V least = evaluate(true, none), worst = none;
+    // The factor is that of the good lanes: their rows have not changed since. One refinement.
+    for (int i = 0; i < p.mp; i++) rc[i] = -sf[i];
+    solve_factor(rc);
+    for (int i = 0; i < p.mp; i++) zf[i] = zf[i] + rc[i];
+    slacks();
+    V worst = none;
     for (int i = 0; i < m; i++) worst = vmin(select<V>(act[i] > none, zf[i], sf[i]), worst);
-    frail = least;
-    return good & (worst >= sign) & (least > healthy);
+    return good & (worst >= sign);
   }
 
   void copy_r(int64_t ld) {
@@ -438,8 +510,12 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
   Mask<V> complement(const DenseJob& job, Chunk chunk, Mask<V> healthy, V* steps) {
     Mask<V> good = none_of<V>();
     if (job.round.pivots) {
-      sweep();
+      if (few()) exchange(healthy, 3 * p.m + 8, steps);
+      else sweep();
       good = pivot(job.round.pivots, negate<V>(healthy), steps) & healthy;
+    } else if (job.round.exchanges) {
+      exchange(healthy, job.round.exchanges * p.m, steps);
+      good = pivot(4, negate<V>(healthy), steps) & healthy;
     }
     Mask<V> open = negate<V>(good) & healthy;
     int count = 0;
