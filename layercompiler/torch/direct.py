@@ -51,7 +51,6 @@ class Direct(Short):
         self.finite = bool(np.isfinite(prepared.default).all())
         self.parts = [(a, b) for a, b, _ in prepared.slices]
         self.whole = self.parts == [(0, self.size)]
-        self.lift = getattr(solver, "lift", solver.evaluation.lift)
         self.flat = all(v.manifold.name == "euclidean" for v in prepared.program.variables)
         self.free = None if self.n == self.size else solver.structure.free
         self.one = np.ones(1)  # the widening of losses that have none
@@ -167,7 +166,7 @@ class _Found:
         whole = g[0] if way.whole and g[0] is not None and lies_plain(g[0]) else self.gathered(g)
         right = whole.numpy().reshape(B, way.size)
         if not way.flat:
-            right = way.lift(self.values, right)
+            right = way.prepared.solver.lift(self.values, right)
         elif way.free is not None:
             right = right[:, way.free]
         assert self.factor is not None

@@ -270,7 +270,7 @@ class _Adjoint:
         if not call.count:
             return [torch.zeros_like(t) for t in self.theta]
         g = gradient.detach().to(torch.float64).reshape(call.count, -1).resolve_neg().numpy()
-        g = p.solver.evaluation.lift(self.node.result.values, g)
+        g = p.solver.lift(self.node.result.values, g)
         touched = np.abs(g).max(axis=1, initial=0.0) != 0  # by NaN, too
         self.check(touched)
         g = np.where((self.good & touched)[:, None], g, 0.0)
