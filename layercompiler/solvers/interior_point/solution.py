@@ -89,7 +89,7 @@ def solve(program: Program, settings: Settings) -> Solved:
         fresh = _embed(program, xp.broadcast_to(~finite, (B,)), settings)
         return Solved(Point(*fresh[:4]), _nonfinite(xp, finite, fresh[4]), fresh[5], never, ())
     formed = dual.solve(program, settings.compact, settings.every)
-    found, iterations, factors = formed.point, formed.iterations, (*formed.at.form.arrays, formed.at.Lt)
+    found, iterations, factors = formed.point, formed.iterations, (*formed.at.form.arrays, formed.at.order, formed.at.Lt)
     by_dual = found.residual <= _POOR
     if formed.exact:
         return Solved(found, xp.astype(xp.zeros_like(iterations), xp.int8), iterations, by_dual, factors, True)
@@ -184,7 +184,7 @@ def linear_solve(
     if not factors:
         return _robust(program, v, right, settings)
     form = elimination.Elimination(program, *factors[:5], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more
-    step, off = elimination.Linearized(form, v, factors[-1], by_dual).refined(right, _REFINEMENTS)
+    step, off = elimination.Linearized(form, v, *factors[5:], by_dual).refined(right, _REFINEMENTS)
     poor = ~by_dual | ~(off <= _ACCURATE)
     if settings.compact:
         if bool(xp.any(poor)):
