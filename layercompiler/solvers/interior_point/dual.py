@@ -33,6 +33,7 @@ from layercompiler.solvers.interior_point.program import Point, Program, put, se
 from layercompiler.solvers.interior_point.symmetric import Symmetric
 
 EXACT = 1e-12  # relative residual that needs no further round
+POOR = 1e-10  # above it another form is tried
 _REFINEMENTS = 3
 # Before each try of a Newton step: tolerance where the active rows show, tolerance where they do not, and most iterations.
 _ROUNDS = ((1e-2, 1e-9, 20), (0.0, 1e-11, 30))
@@ -118,24 +119,25 @@ def _by_pivoting(program: Program, every: int) -> Found:
     xp, cone, numbers = program.xp, program.cone, program.arrays
     held = traced(_prepare, xp, cone)(*numbers)
     form, (q, scale) = Elimination(program, *held[:7]), held[9:11]
-    active, sure, count = pivot(xp, form.R, q, q < 0, form.ok)
+    able = xp.broadcast_to(form.ok, (program.batch,))
+    active, sure, count = pivot(xp, form.R, q, q < 0, able)
     here = Linearized.collected(form, _sides(xp, active, q))
     *best, exact = traced(_arrive, xp, cone)(*numbers, *held[:11], here.v, here.order, here.Lt, here.ok)[:5]
     if bool(exact):
         return Found(Point(*best), here, count, True)
 
-    def record(rows: Any, here: Linearized) -> None:
-        found = here.newton(_REFINEMENTS)
+    def record(rows: Any, here: Linearized, turns: int = _REFINEMENTS) -> None:
+        found = here.newton(turns)
         keep = xp.nonzero(found.residual < best[3][rows])[0]
         best[:] = (put(xp, a, rows[keep], b[keep]) for a, b in zip(best, found.arrays, strict=True))
 
-    near = _undone(xp, best[3], form.ok & sure)
+    near = _undone(xp, best[3], able & sure)
     if len(near):
-        record(near, here.take(near))
-    left = _undone(xp, best[3], form.ok)
+        record(near, here.take(near), 2)
+    left = _undone(xp, best[3], able & ~(sure & (best[3] <= POOR)))
     if len(left):
         whole = Complementarity(xp, cone, form.R, q, form.row, scale).take(left)
-        state = State(*traced(_begin, xp, cone)(*whole.arrays, form.ok[left], count[left]))
+        state = State(*traced(_begin, xp, cone)(*whole.arrays, able[left], count[left]))
         for early, tolerance, limit in _ROUNDS:
             part, like = form.take(left, program.take(left)), q[0, 0]
             problem = Complementarity(xp, cone, part.R, q[left], part.row, scale[left])

@@ -17,8 +17,8 @@ import numpy as np
 
 from layercompiler.solvers.interior_point.program import cholesky_solve, times
 
-_PASSES = 30
-_TRIES = 5  # passes without fewer wrong signs, before rows move one at a time
+_PASSES = 20
+_TRIES = 3  # passes without fewer wrong signs, before rows move one at a time
 _SHIFT = 1e-4  # of R, whose diagonal is one, after a pass without a factor
 _SIGN = 1e-11  # where the largest of q is one: smaller numbers have no sign
 _SHARE = 0.7  # of all rows: where fewer are active, a pass collects them

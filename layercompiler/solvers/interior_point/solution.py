@@ -16,7 +16,6 @@ from layercompiler.solvers.interior_point import dual, elimination, primal
 from layercompiler.solvers.interior_point.program import Point, Program, missing, put, select, unsolved
 from layercompiler.status import Status
 
-_POOR = 1e-10  # relative residual above which the primal form is tried too
 _ACCURATE = 1e-9  # of a linear system of the derivative
 _REFINEMENTS = 3
 _STEPS = 3  # Newton steps after the embedding
@@ -90,7 +89,7 @@ def solve(program: Program, settings: Settings) -> Solved:
         return Solved(Point(*fresh[:4]), _nonfinite(xp, finite, fresh[4]), fresh[5], never, ())
     formed = dual.solve(program, settings.compact, settings.every)
     found, iterations, factors = formed.point, formed.iterations, (*formed.at.form.arrays, formed.at.order, formed.at.Lt)
-    by_dual = found.residual <= _POOR
+    by_dual = found.residual <= dual.POOR
     if formed.exact:
         return Solved(found, xp.astype(xp.zeros_like(iterations), xp.int8), iterations, by_dual, factors, True)
     finite = _finite(program)
