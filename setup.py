@@ -11,7 +11,7 @@ from setuptools.command.build_ext import build_ext
 SOURCES = "layercompiler/kernels/src"
 PLAIN = [
     *("ordering.cpp", "symbolic.cpp", "program.cpp", "residual.cpp", "pool.cpp", "targets.cpp"),
-    *("api.cpp", "api_dense_qp.cpp", "api_ffi.cpp", "api_grid.cpp", "simplex.cpp", "least_squares.cpp", "machine.cpp"),
+    *("api.cpp", "api_dense_qp.cpp", "api_matrices.cpp", "api_ffi.cpp", "api_grid.cpp", "simplex.cpp", "least_squares.cpp", "machine.cpp"),
     *("gather.cpp", "pullback.cpp", "scaling.cpp", "substitution.cpp", "routes.cpp", "express.cpp"),
 ]
 PER_TARGET = ["target.cpp", "dense_target.cpp", "grid_target.cpp", "tape_target.cpp"]

@@ -6,10 +6,9 @@
     functions.prox_lasso(x, weight)
 
 Each is written once against array functions, in such a way that the framework's own differentiation of it is the exact derivative: the
-active set,
-or the solution, is found on constants, and tied to the inputs again by a formula that is right to second order. So grad, jvp, jacobians,
-vmap and jit of
-every framework apply as to any other function. Where a function is not differentiable, its docstring says what is returned.
+active set, or the solution, is found on constants, and tied to the inputs again by a formula that is right to second order. So grad, jvp,
+jacobians, vmap and jit of every framework apply as to any other function. Where a function is not differentiable, its docstring says what
+is returned.
 """
 
 from layercompiler.functions.balls import (

@@ -19,11 +19,9 @@ def eigen(X: Any, k: int | None = None) -> tuple[Any, Any]:
     Returns:
         Values (..., k) and vectors (..., n, k), in columns; their signs are arbitrary.
     Differentiability: exact to second order where eigenvalues are distinct. Where some are equal (to 1e-10 of the largest), everything
-    is finite, and first
-        derivatives of the sum of the equal ones and of the projector V V' onto their eigenvectors V are exact; those of single ones, or
-        of their vectors, do
-        not exist, and couplings between equal ones are left out. Second derivatives do not exist there. For the projector at
-        both orders use `eigenspace`.
+        is finite, and first derivatives of the sum of the equal ones and of the projector V V' onto their eigenvectors V are exact;
+        those of single ones, or of their vectors, do not exist, and couplings between equal ones are left out. Second derivatives do not
+        exist there. For the projector at both orders use `eigenspace`.
     Cost: O(n^3).
     Source: Magnus 1985.
     """

@@ -26,8 +26,8 @@ def robust_pool(x: Any, penalty: str = "huber", width: Any = 1.0) -> Any:
     | truncated-quadratic | min(z^2, a^2) / 2 | no |
 
     Reweighting from the best of the x_i, then Newton's method. Where the penalty is not convex, eight such starts (of at most 256
-    candidates)
-    find the global minimum in all but contrived cases. The derivative is that of the stationarity equation, exact to second order.
+    candidates) find the global minimum in all but contrived cases. The derivative is that of the stationarity equation, exact to second
+    order.
 
     Args:
         x: (..., n).
@@ -36,9 +36,9 @@ def robust_pool(x: Any, penalty: str = "huber", width: Any = 1.0) -> Any:
 
     Returns:
         (...).
-    Differentiability: huber and truncated-quadratic not where a residual equals the width; truncated-quadratic and welsch not where the
-    best point
-        changes. Where every residual of huber is an outlier, any point between the middle values is optimal and the derivative is 0.
+    Differentiability: huber and truncated-quadratic not where a residual equals the width; truncated-quadratic and welsch not where
+        the best point changes. Where every residual of huber is an outlier, any point between the middle values is optimal and the
+        derivative is 0.
     Source: Gould, Hartley, Campbell 2021 (deep declarative networks), section 5.
     """
     if penalty not in _PENALTIES:

@@ -8,6 +8,7 @@ from layercompiler.kernels.layout import cone_list
 from layercompiler.kernels.ldl import LDL, Factor
 from layercompiler.kernels.library import address, available, instruction_set, peak_rate
 from layercompiler.kernels.maps import KINDS, Entries, Gather, Pullback, contiguous, flags, longs, pointers, route, running, strides
+from layercompiler.kernels.matrices import DenseCalls, Solved
 from layercompiler.kernels.newton import Linearization, Newton, Refined
 from layercompiler.kernels.scaling import Equilibration
 from layercompiler.kernels.simplex import Simplex
@@ -18,6 +19,7 @@ __all__ = [
     "LDL",
     "Conic",
     "ConicSolution",
+    "DenseCalls",
     "DenseFactors",
     "DenseQP",
     "DenseSolution",
@@ -33,6 +35,7 @@ __all__ = [
     "Pullback",
     "Refined",
     "Simplex",
+    "Solved",
     "Substitution",
     "Weights",
     "address",

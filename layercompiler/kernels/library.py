@@ -11,7 +11,7 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 
-ABI = 17
+ABI = 21
 _POINTER, _LONG, _INT, _REAL, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_char_p
 _PROTOTYPES = {
     "lc_abi": (_INT, []),
@@ -39,6 +39,12 @@ _PROTOTYPES = {
     "lc_dense_solve": (_POINTER, [_POINTER, _LONG] + [_POINTER] * 4 + [_INT] * 2 + [_POINTER] * 9 + [_INT]),
     "lc_dense_factors_free": (None, [_POINTER]),
     "lc_dense_adjoint": (_INT, [_POINTER] * 11 + [_INT]),
+    "lc_matrices_new": (_POINTER, [_POINTER, _REAL]),
+    "lc_matrices_free": (None, [_POINTER]),
+    "lc_matrices_forward": (_LONG, [_POINTER, _LONG, _TEXT, _INT]),
+    "lc_solved_free": (None, [_POINTER]),
+    "lc_solved_point": (_POINTER, [_POINTER] * 6),
+    "lc_solved_adjoint": (_INT, [_POINTER, _TEXT, _INT]),
     "lc_ffi_handler": (_POINTER, [_POINTER]),
     "lc_ffi_fail": (None, [_TEXT]),
     "lc_ffi_call_new": (_LONG, [_POINTER] * 4),

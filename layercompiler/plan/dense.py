@@ -51,6 +51,7 @@ class Answer:
     engine: np.ndarray
     factors: Any
     closest: tuple[np.ndarray, ClosestPoints] | None = None  # instances answered by the closest program
+    many: np.ndarray | None = None  # instances whose solution another engine has found to be one of many
 
 
 _MAYBE = (Status.FAILED, Status.PRIMAL_INFEASIBLE)
@@ -148,7 +149,7 @@ class DenseProblem(CompiledProblem):
             info = replace(
                 info,
                 degenerate=info.degenerate | (singular & ambiguous).reshape(shape),
-                unique=~(singular & many).reshape(shape),
+                unique=info.unique & ~(singular & many).reshape(shape),
             )
         evaluation = Evaluation(self, bound, point, linear, info)
         if answer.closest is not None:
@@ -290,6 +291,9 @@ class DenseProblem(CompiledProblem):
         smooth = ~found.info.degenerate.reshape(-1)[ok]
         answer.margin[at] = np.where(smooth, np.inf, 0.0)
         answer.reach[at] = 0.0
+        many = np.zeros(values.count, bool)
+        many[at] = ~found.info.unique.reshape(-1)[ok]
+        answer.many = many
         answer.factors = None
 
     def _point(self, bound: Bound, answer: Answer) -> Point:
@@ -320,7 +324,7 @@ class DenseProblem(CompiledProblem):
             iterations=answer.iterations.reshape(shape),
             refinements=np.zeros(shape, int),
             degenerate=(solved & (answer.margin <= KINK)).reshape(shape),
-            unique=np.ones(shape, bool),
+            unique=(np.ones(len(solved), bool) if answer.many is None else ~answer.many).reshape(shape),
             engine=answer.engine.reshape(shape),
             time=time.perf_counter() - began,
         )

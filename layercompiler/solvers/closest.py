@@ -94,6 +94,9 @@ class Closest:
     def violation(self, data: Data, threads: int) -> Least:
         """The least violation of every instance."""
         n, m, p = self.structure.n, self.structure.m, self.p
+        if m == 0:
+            B = data.batch
+            return Least(np.zeros((B, 0)), np.zeros((B, 0), bool), np.full(B, np.inf), np.zeros(B, bool), np.ones(B, bool))
         C, c = self.rows(data), data.b
         none = np.zeros((1, n)), np.full((1, m - p), -1.0), np.zeros((1, m - p))
         found = self._projection.solve(np.ones((1, m)), c, np.ascontiguousarray(C.swapaxes(1, 2)), *none, threads=threads)

@@ -17,7 +17,7 @@ from layercompiler.kernels.express import HARD
 from layercompiler.plan.express import express
 from layercompiler.torch import host
 from layercompiler.torch.lease import empty
-from layercompiler.torch.quick import PAUSE, Short, record
+from layercompiler.torch.quick import PAUSE, Shapes, Short, record
 
 
 class Express(Short):
@@ -31,7 +31,6 @@ class Express(Short):
     def __init__(self, bound: Any, way: kernels.Express) -> None:
         super().__init__(bound)
         self.way = way
-        self.shapes = [tuple(o.shape) for o in bound.compiled.outputs]
 
     @classmethod
     def of(cls, bound: Any) -> Express | None:
@@ -44,25 +43,22 @@ class Express(Short):
         read = self.read(tensors)
         if read is None:
             return None
-        batch, count, wide, addresses, recorded = read
-        single = count == 1
-        addresses += [width if own and not single else 0 for own, (_, _, width) in zip(wide, self.parameters, strict=True)]
-        outputs = [empty((*batch, *shape)) for shape in self.shapes]
-        addresses += [o.data_ptr() for o in outputs]
-        passage = self.way.forward(count, addresses, self.threads)
+        shapes, addresses, recorded = read
+        outputs = [empty(shape) for shape in shapes.outputs]
+        passage = self.way.forward(shapes.count, [*addresses, *shapes.strides, *[o.data_ptr() for o in outputs]], self.threads)
         if isinstance(passage, int):
             if passage >= HARD:
                 self.pause = PAUSE
             return None
-        return record(_Found(self, bound, passage, batch, wide, outputs), tensors) if recorded else tuple(outputs)
+        return record(_Found(self, bound, passage, shapes, outputs), tensors) if recorded else tuple(outputs)
 
 
 class _Found:
     """A solved batch."""
 
-    def __init__(self, way: Express, bound: Any, passage: kernels.Passage, batch: tuple[int, ...], wide: list[bool], outputs: Any) -> None:
-        self.way, self.bound, self.passage, self.batch = way, bound, passage, batch
-        self.shared = [not own for own in wide]
+    def __init__(self, way: Express, bound: Any, passage: kernels.Passage, shapes: Shapes, outputs: Any) -> None:
+        self.way, self.bound, self.passage, self.batch = way, bound, passage, shapes.batch
+        self.shared = [not own for own in shapes.own]
         self._outputs: list[Tensor] = outputs
         self._z: Tensor | None = None
 

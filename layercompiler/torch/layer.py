@@ -109,7 +109,13 @@ class Layer(torch.nn.Module):
             InputError: A count, a name, a shape, a dtype or a value of a parameter is wrong.
             SolveError: An instance has no solution or could not be solved, and the layer is not told to flag it.
         """
-        quick = self._bound.quick is not None and options is None and warm_start is None and not torch.compiler.is_compiling()
+        bound, quick = self._bound, False
+        if options is None and warm_start is None and not torch.compiler.is_compiling() and bound.quick is not None:
+            if not named:
+                outputs = bound.quick(bound, tensors)
+                if outputs is not None:
+                    return outputs
+            quick = True
         return run(self._with(options), tensors, named, warm_start, quick)[0]
 
     def solve(self, *tensors: Any, warm_start: Any = None, options: Any = None, **named: Any) -> Solution:
@@ -152,7 +158,7 @@ def run(
     """Outputs and z of a problem, for the arguments of a call; `quick`: by its short way where it has one, and then without z."""
     if named or len(tensors) != len(bound.parameters):
         tensors = _bind(bound, tensors, named)
-    outputs, z = bound.quick(bound, tensors) if quick else None, None
+    outputs, z = bound.quick(bound, tensors) if quick and named else None, None  # without names `Layer` has tried it
     if outputs is not None:
         return outputs, z
     if bound.native is not None and (bound.asked or any([isinstance(t, Tensor) and t.is_cuda for t in tensors])):

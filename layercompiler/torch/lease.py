@@ -29,7 +29,7 @@ def empty(shape: Sequence[int]) -> Tensor:
     """A contiguous float64 tensor on the host."""
     count = math.prod(shape)
     if 8 * count < _LARGE:
-        return torch.empty(shape, dtype=torch.float64)
+        return torch.from_numpy(np.empty(shape))  # in half the time of torch.empty
     try:
         home = _waiting[8 * count].pop()
     except (KeyError, IndexError):

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from typing_extensions import override
 
-from layercompiler.kernels import DenseFactors, DenseSolution
-from layercompiler.kernels.dense_qp import Operands
+from layercompiler.kernels import DenseCalls, Solved
 from layercompiler.plan.evaluation import ACCURATE
 from layercompiler.plan.matrices import ORDER, Call, Matrices, summed
 from layercompiler.torch import host, rules
@@ -25,7 +27,38 @@ from layercompiler.torch.lease import empty
 
 PAUSE = 16  # calls that go the general way after one in which an instance failed
 _KINDS = (Tensor, torch.nn.Parameter)
-_Pointers, _Strides = ctypes.c_void_p * 6, ctypes.c_int64 * 6
+_KNOWN = 64  # shapes of calls that are kept
+# Bound here: a call looks up little, for what it looks up lies far away when others have used the caches in between.
+_F64, _compiling, _recording = torch.float64, torch.compiler.is_compiling, torch.is_grad_enabled
+_transformed, _dispatched, _tracing = (
+    torch._C._are_functorch_transforms_active,
+    torch._C._len_torch_dispatch_stack,
+    torch._C._get_tracing_state,
+)
+
+
+def _eager() -> bool:
+    """See `rules._plain`."""
+    return not (_compiling() or _transformed() or _dispatched() or forward_ad._current_level >= 0) and _tracing() is None
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What follows from the shapes of the arguments of a call.
+
+    Attributes:
+        batch: Shape of the batch.
+        count: Instances.
+        own: Which parameters come for each instance.
+        strides: From one instance to the next, in numbers; 0 where the batch shares a parameter.
+        outputs: Shapes of the outputs.
+    """
+
+    batch: tuple[int, ...]
+    count: int
+    own: tuple[bool, ...]
+    strides: tuple[int, ...]
+    outputs: tuple[tuple[int, ...], ...]
 
 
 class Short:
@@ -39,39 +72,76 @@ class Short:
         self.compiled = bound.compiled
         self.threads = (bound.options or bound.compiled.options).workers or bound.compiled.threads
         self.parameters = [(tuple(p.shape), len(p.shape), math.prod(p.shape)) for p in bound.compiled.parameters]
+        self.results = [tuple(o.shape) for o in bound.compiled.outputs]
+        self.known: dict[Any, Shapes] = {}
         self.pause = 0
 
-    def read(self, tensors: Sequence[Any]) -> tuple[tuple[int, ...], int, list[bool], list[int], bool] | None:
-        """Batch shape, instances, which tensors have it, addresses, and whether autograd records; None where they lie otherwise."""
+    def read(self, tensors: Sequence[Any]) -> tuple[Shapes, list[int], bool] | None:
+        """The shapes of a call, addresses, and whether autograd records; None where the tensors lie otherwise."""
         if self.pause:
             self.pause -= 1
             return None
-        if len(tensors) != len(self.parameters) or not rules._plain():
+        if not _eager():
+            return None
+        key, addresses, recorded = [], [], False
+        try:
+            for t in tensors:
+                if type(t) not in _KINDS or t.dtype is not _F64 or not t.is_cpu or not t.is_contiguous() or t.is_neg():
+                    return None
+                key.append(t.shape)
+                addresses.append(t.data_ptr())
+                if t.requires_grad:
+                    recorded = True
+        except RuntimeError:  # the wrapper of a transform, or sparse: there is no memory
+            return None
+        key = tuple(key)
+        shapes = self.known.get(key)
+        if shapes is None:
+            shapes = self._shapes(key)
+            if shapes is None:
+                return None
+            if len(self.known) < _KNOWN:
+                self.known[key] = shapes
+        if 0 in addresses and any([not a and t.numel() for a, t in zip(addresses, tensors, strict=True)]):
+            return None  # zeros without memory
+        return shapes, addresses, recorded and _recording()
+
+    def _shapes(self, given: Sequence[Any]) -> Shapes | None:
+        if len(given) != len(self.parameters):
             return None
         batch: tuple[int, ...] = ()
-        wide, addresses, recorded = [], [], False
-        for t, (shape, rank, _) in zip(tensors, self.parameters, strict=True):
-            if type(t) not in _KINDS or t.dtype is not torch.float64 or not t.is_cpu or t.layout is not torch.strided:
-                return None
-            size, k = t.shape, t.dim() - rank
-            if k < 0 or size[k:] != shape or not lies_plain(t):
+        own = []
+        for size, (shape, rank, _) in zip(given, self.parameters, strict=True):
+            k = len(size) - rank
+            if k < 0 or tuple(size[k:]) != shape:
                 return None
             if k:
-                if batch and size[:k] != batch:
+                if batch and tuple(size[:k]) != batch:
                     return None
-                batch = size[:k]
-            wide.append(k > 0)
-            addresses.append(t.data_ptr())
-            recorded = recorded or t.requires_grad
+                batch = tuple(size[:k])
+            own.append(k > 0)
         count = math.prod(batch)
-        if count == 0 or not rules._bare(tensors):
+        if count == 0:
             return None
-        return tuple(batch), count, wide, addresses, recorded and torch.is_grad_enabled()
+        strides = [width if o and count > 1 else 0 for o, (_, _, width) in zip(own, self.parameters, strict=True)]
+        return Shapes(batch, count, tuple(own), tuple(strides), tuple((*batch, *shape) for shape in self.results))
 
 
 def lies_plain(t: Tensor) -> bool:
     """Whether the numbers of a tensor are those in its memory, in order."""
     return t.is_contiguous() and not t.is_neg() and not t._is_zerotensor()
+
+
+def _lying(g: Sequence[Any]) -> list[Tensor | None]:
+    """Cotangents whose numbers are those in their memory; zeros without memory stay as they are."""
+    out = []
+    for p in g:
+        if p is not None and (type(p) not in _KINDS or not p.is_contiguous() or p.is_neg()):
+            if type(p) not in _KINDS:
+                raise RuntimeError("a cotangent of another kind")
+            p = p.resolve_neg().contiguous()
+        out.append(p)
+    return out
 
 
 class Quick(Short):
@@ -84,10 +154,11 @@ class Quick(Short):
 
     def __init__(self, bound: Any, matrices: Matrices) -> None:
         super().__init__(bound)
-        self.matrices, self.kernel = matrices, matrices.kernel
-        self.names = [o.name for o in bound.compiled.outputs]
-        self.constants = [None if c is None else np.ascontiguousarray(c, dtype=np.float64) for c in matrices.constants]
-        self.addresses = [None if c is None else c.__array_interface__["data"][0] for c in self.constants]
+        self.matrices = matrices
+        parts = ["xyz".index(o.name) for o in bound.compiled.outputs]
+        self.calls = DenseCalls(matrices.kernel, matrices.constants, matrices.place, parts, ACCURATE)
+        k, o = len(self.parameters), len(parts)
+        self.there, self.back = struct.Struct(f"{2 * k + o}q").pack, struct.Struct(f"{2 * k + o + 2}q").pack
 
     @classmethod
     def of(cls, bound: Any) -> Quick | None:
@@ -103,101 +174,73 @@ class Quick(Short):
         read = self.read(tensors)
         if read is None:
             return None
-        batch, count, wide, given, recorded = read
-        pointers, strides = list(self.addresses), [0] * 6
-        for address, own, place, (_, _, width) in zip(given, wide, self.matrices.place, self.parameters, strict=True):
-            pointers[place], strides[place] = address, width if own else 0
-        found = _Found(self, bound, Call(batch, count, tuple([batch if own else () for own in wide]), []), pointers, strides)
-        if found.troubles:
+        shapes, addresses, recorded = read
+        outputs = [empty(shape) for shape in shapes.outputs]
+        handle = self.calls.solve(shapes.count, self.there(*addresses, *shapes.strides, *[o.data_ptr() for o in outputs]), self.threads)
+        if not handle:
             self.pause = PAUSE
             return None
-        return record(found, tensors) if recorded else found.outputs()
+        found = _Found(self.calls, handle, shapes.count)
+        if not recorded:
+            return tuple(outputs)
+        found.quick, found.bound, found.shapes, found.addresses, found.results = self, bound, shapes, addresses, outputs
+        return record(found, tensors)
 
 
-class _Found:
+class _Found(Solved):
     """A solved batch."""
 
-    def __init__(self, quick: Quick, bound: Any, call: Call, pointers: list[Any], strides: list[int]) -> None:
-        self.quick, self.bound, self.call = quick, bound, call
-        kernel, B = quick.kernel, call.count
-        n, m = kernel.n, kernel.rows
-        self.numbers = np.empty(B * (n + 2 * m + 4) + 1)  # x, v, y, three facts; iterations and statuses in the last B
-        start = self.numbers.__array_interface__["data"][0]
-        at = [start + 8 * B * k for k in (0, n, n + m, n + 2 * m, n + 2 * m + 1, n + 2 * m + 2, n + 2 * m + 3)]
-        self.x, self.y = at[0], at[2]
-        values, steps, troubles = _Pointers(*pointers), _Strides(*strides), ctypes.c_int64()
-        handle = kernel._library.lc_dense_solve(
-            *(kernel._handle, B, values, steps, None, None, 0, kernel.forms, at[0], at[1], at[2], at[6] + 4 * B, at[6]),
-            *(at[3], at[4], at[5], ctypes.byref(troubles), quick.threads),
-        )
-        if not handle:
-            raise MemoryError
-        self.troubles = troubles.value
-        self.factors = DenseFactors(kernel, handle, Operands((), B, values, steps))
-
-    def view(self, first: int, width: int) -> np.ndarray:
-        """Columns of the numbers of all instances, (B, width)."""
-        B = self.call.count
-        return self.numbers[B * first : B * (first + width)].reshape(B, width)
+    __slots__ = ("addresses", "bound", "quick", "results", "shapes")
 
     def outputs(self) -> tuple[Tensor, ...]:
-        """What the layer returns, each its own memory."""
-        n, m, p, batch = self.quick.kernel.n, self.quick.kernel.rows, self.quick.kernel.equalities, self.call.batch
-        out = []
-        for name in self.quick.names:
-            a = self.view(0, n) if name == "x" else self.view(n + m, m)[:, :p] if name == "y" else self.view(n + m, m)[:, p:]
-            out.append(torch.from_numpy(np.array(a, order="C").reshape(*batch, a.shape[1])))
-        return tuple(out)
+        """What the layer returns, once: kept here, they would keep themselves alive."""
+        outputs, self.results = self.results, []
+        return tuple(outputs)
 
     def adjoint(self, theta: Sequence[Tensor], g: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None] | None:
         """Gradients of the parameters `wanted`; None where the linear system was not solved well."""
-        if not all([lies_plain(t) for t in theta]):  # a hook for saved tensors may have moved them
+        shapes, addresses = self.shapes, [t.data_ptr() for t in theta]
+        if addresses != self.addresses and not all([lies_plain(t) for t in theta]):  # a hook for saved tensors may have moved them
             return None
-        quick, B = self.quick, self.call.count
-        kernel = quick.kernel
-        n, m, p = kernel.n, kernel.rows, kernel.equalities
-        gx, gy = None, None
-        for name, part in zip(quick.names, g, strict=True):
-            if part is None:
-                continue
-            if name == "x":
-                gx = part if gx is None else gx + part
+        out, pointers, summing = [], [], False
+        for t, own, want in zip(theta, shapes.own, wanted, strict=True):
+            if want and (own or self.batch == 1):
+                gradient = empty(t.shape)
+                out.append(gradient)
+                pointers.append(gradient.data_ptr())
             else:
-                gy = np.zeros((B, m)) if gy is None else gy
-                gy[:, slice(0, p) if name == "y" else slice(p, None)] += part.reshape(B, -1).numpy()
-        gx = torch.zeros(B * n, dtype=torch.float64) if gx is None else gx.contiguous()
-        pointers, out = list(quick.addresses), []
-        own: list[int | None] = [None] * 6
-        strides, ends = self.factors.operands.strides, np.empty(B * (n + m + 1))
-        for t, lead, want, place in zip(theta, self.call.leads, wanted, quick.matrices.place, strict=True):
-            pointers[place] = t.data_ptr()
-            gradient = empty(t.shape) if want and (lead or B == 1) else None
-            own[place] = None if gradient is None else gradient.data_ptr()
-            out.append(gradient)
-        at = ends.__array_interface__["data"][0]
-        failed = kernel._library.lc_dense_adjoint(
-            *(self.factors._handle, _Pointers(*pointers), strides, gx.data_ptr()),
-            *(None if gy is None else gy.__array_interface__["data"][0], at, at + 8 * B * n, at + 8 * B * (n + m)),
-            *(self.x, self.y, _Pointers(*own), quick.threads),
-        )
-        if failed or not ends[B * (n + m) :].max() <= ACCURATE:
+                out.append(None)
+                pointers.append(0)
+                summing = summing or want
+        ends = np.empty(self.batch * (self._calls.kernel.n + self._calls.kernel.rows)) if summing else None
+        at = (0, 0) if ends is None else (ends.ctypes.data, ends.ctypes.data + 8 * self.batch * self._calls.kernel.n)
+        cotangents = [0 if p is None else p.data_ptr() for p in g]
+        if not self.pull(self.quick.back(*addresses, *cotangents, *pointers, *at), self.quick.threads):
             return None
-        for i, want in enumerate(wanted):
-            if want and out[i] is None:  # shared by the batch
-                u, t = ends[: B * n].reshape(B, n), ends[B * n : B * (n + m)].reshape(B, m)
-                sums = summed(ORDER[quick.matrices.place[i]], u, t, self.view(0, n), self.view(n + m, m), p)
-                out[i] = torch.from_numpy(np.ascontiguousarray(sums).reshape(tuple(theta[i].shape)))
+        if ends is not None:
+            self._sum(out, ends, theta, wanted)
         return out
+
+    def _sum(self, out: list[Tensor | None], ends: np.ndarray, theta: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+        """Gradients of what the batch shares."""
+        kernel, B, solution = self._calls.kernel, self.batch, self.solution(None, None)
+        u, t = ends[: B * kernel.n].reshape(B, kernel.n), ends[B * kernel.n :].reshape(B, kernel.rows)
+        for i, want in enumerate(wanted):
+            if want and out[i] is None:
+                sums = summed(ORDER[self.quick.matrices.place[i]], u, t, solution.x, solution.y, kernel.equalities)
+                out[i] = torch.from_numpy(np.ascontiguousarray(sums).reshape(tuple(theta[i].shape)))
 
     def z(self, theta: Sequence[Tensor]) -> Tensor:
         """The primal-dual vector of the general way, which finds the evaluation by it."""
-        quick, call, B = self.quick, self.call, self.call.count
-        n, m = quick.kernel.n, quick.kernel.rows
+        quick, shapes = self.quick, self.shapes
         arrays = [host._array(t) for t in theta]
-        norm, margin, reach = self.numbers[B * (n + 2 * m) : B * (n + 2 * m + 3)].reshape(3, B)
-        iterations = self.numbers[B * (n + 2 * m + 3) :].view(np.int32)[:B]
-        x, v, y = self.view(0, n), self.view(n, m), self.view(n + m, m)
-        solution = DenseSolution(x, v, y, np.zeros(B, np.int8), iterations, norm, margin, reach, self.factors, 0)
+        leads = tuple([shapes.batch if own else () for own in shapes.own])
+        pointers = [0 if c is None else c.__array_interface__["data"][0] for c in self._calls.constants]
+        strides = [0] * 6
+        for a, stride, place in zip(arrays, shapes.strides, quick.matrices.place, strict=True):
+            pointers[place], strides[place] = a.__array_interface__["data"][0], stride
+        solution = self.solution((ctypes.c_void_p * 6)(*pointers), (ctypes.c_int64 * 6)(*strides))
+        call = Call(shapes.batch, shapes.count, leads, [])
         return host._remember(quick.compiled.matrix_evaluation(arrays, call, solution, quick.threads), arrays)
 
 
@@ -216,11 +259,13 @@ class _Node(torch.autograd.Function):
     @override
     def backward(ctx: Any, *g: Any) -> Any:
         theta, found, wanted = ctx.saved_tensors, ctx.found, ctx.needs_input_grad[1:]
-        given = [p for p in g if p is not None]
-        if not given:
+        if all([p is None for p in g]):
             return None, *(None for _ in theta)
-        if not torch.is_grad_enabled() and rules._plain() and rules._bare(given) and rules._bare(theta):
-            gradients = found.adjoint(theta, [p if p is None or lies_plain(p) else p.resolve_neg().contiguous() for p in g], wanted)
+        if not _recording() and _eager():
+            try:
+                gradients = found.adjoint(theta, _lying(g), wanted)
+            except RuntimeError:  # a wrapper without memory
+                gradients = None
             if gradients is not None:
                 return None, *gradients
         gradients = rules._onto(rules.Vjp.call(theta, found.z(theta), g, found.bound), theta)

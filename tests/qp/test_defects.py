@@ -238,3 +238,45 @@ def test_failures_leave_finite_gradients_and_training_goes_on():
     assert ok.tolist() == [False, True, True, True]
     gradients = torch.autograd.grad(torch.where(ok[:, None], x, 0.0).square().sum(), given)
     assert all(torch.isfinite(g).all() for g in gradients) and gradients[0].abs().max() > 0
+
+
+def families_of_many():
+    """Programs of which the solution is one of many: who solves them, and how, is not the same for all."""
+    rng = np.random.default_rng(3)
+    for n, m, p, rank in ((16, 1, 5, 0), (16, 2, 8, 0), (50, 2, 0, 16), (15, 0, 0, 14), (60, 0, 0, 59), (6, 3, 2, 0)):
+        for _ in range(3):
+            M, point = rng.standard_normal((rank, n)), rng.standard_normal(n)
+            Q, G, A = M.T @ M, rng.standard_normal((m, n)), rng.standard_normal((p, n))
+            q = -Q @ point - G.T @ rng.random(m) - A.T @ rng.standard_normal(p)
+            yield (n, m, p), [Q, q, *([G, G @ point] if m else []), *([A, A @ point] if p else [])]
+
+
+def test_whoever_solves_it_says_that_a_solution_is_one_of_many():
+    """Pivots of a singular matrix are rounding and no proof that it is regular, and what another engine says is passed on."""
+    for sizes, values in families_of_many():
+        info = lc.compile(lc.QP(*sizes), variables=["x"]).evaluate(values).info
+        assert info.ok and info.degenerate and not info.unique, (sizes, info)
+
+
+def test_unlikely_pivots():
+    """Of 200 singular matrices of order 60, about one in twenty has a last pivot above 1e-13 of the diagonal."""
+    rng = np.random.default_rng(0)
+    M, point = rng.standard_normal((200, 59, 60)), rng.standard_normal((200, 60, 1))
+    Q = M.swapaxes(1, 2) @ M
+    info = lc.compile(lc.QP(60, 0), variables=["x"]).evaluate([Q, -(Q @ point)[..., 0]]).info
+    assert info.ok.all() and not info.unique.any()
+
+
+def test_a_free_program_that_falls_without_end():
+    """Without any row there is none to violate."""
+    compiled = lc.compile(lc.QP(3, 0), variables=["x"], on_error="flag")
+    status = compiled.solve(np.stack([np.diag([1.0, 1.0, 0.0]), np.diag([0.0, 2.0, 0.0])]), np.ones((2, 3))).info.status
+    assert (status == Status.DUAL_INFEASIBLE).all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 200.0])
+def test_doubled_rows_are_seen_whatever_the_size_of_others(scale):
+    """Their multipliers are not unique, and rows of another size beside them do not hide it."""
+    rows = np.array([[1.0, 0.5, 0.2], [2.0, 1.0, 0.4], [0.0, 1e-3, 0.0]]) * np.array([[scale], [scale], [1.0]])
+    info = lc.compile(lc.QP(3, 3), variables=["x"]).evaluate([np.eye(3), -np.ones(3), rows, rows @ np.full(3, 0.4) + [0, 0, 1e-3]]).info
+    assert info.ok and info.unique and info.degenerate

@@ -95,6 +95,30 @@ def test_other_tensors_go_the_general_way():
     torch.testing.assert_close(torch.func.vmap(layer)(*given)[0], expected, rtol=0, atol=0)
 
 
+def test_tensors_without_memory_and_moved_ones():
+    _, given = problem()
+    layer = lc.export(lc.QP(6, 5, 2), "torch")
+    plain = [t.detach() for t in given]
+    zeros = torch._efficientzerotensor(given[1].shape, dtype=torch.float64)
+    expected = layer(plain[0], torch.zeros_like(plain[1]), *plain[2:])[0]
+    torch.testing.assert_close(layer(plain[0], zeros, *plain[2:])[0], expected, rtol=0, atol=0)
+    kept = []
+    torch.func.vmap(lambda t: kept.append(t) or t)(plain[1])
+    assert layer._bound.quick.read([plain[0], kept[0], *plain[2:]]) is None  # the transform has ended, its tensor has not
+    assert layer._bound.quick.read([plain[0], plain[1].to_sparse(), *plain[2:]]) is None
+    turned = torch._neg_view(-plain[1])
+    torch.testing.assert_close(layer(plain[0], turned, *plain[2:])[0], layer(*plain)[0], rtol=0, atol=0)
+
+    wanted = torch.autograd.grad(layer(*given)[0].sum(), given)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().mT.contiguous(), lambda t: t.mT):
+        (x,) = layer(*given)
+    for a, b in zip(torch.autograd.grad(x.sum(), given), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    (x,) = layer(*given)
+    zero, *_ = torch.autograd.grad(x, given[1], torch._efficientzerotensor(x.shape, dtype=torch.float64))
+    assert not zero.any()
+
+
 def test_gradients_of_many_steps_share_memory_and_no_numbers():
     """Large gradients come in memory that was used before; those that are still held are left alone."""
     arrays = families.batch("std", 60, 60, 15, 64)

@@ -66,7 +66,7 @@
     substitute<F, R, NR>(g, panels, inverse, kx);
     residual<F, R, NR>(g, entries, kb, kx, kr, norm);
     for (int t = 0; t < NR; t++) {
-      goal[t] = fma(num(1e-12), goal[t], num(1e-12));
+      goal[t] = num(o.linear) * (num(1) + goal[t]);
       more[t] = (norm[t] > goal[t]) & who;
     }
     for (int step = 0; step < o.refine; step++) {
@@ -87,6 +87,6 @@
       }
     }
     R worst = R{};
-    for (int t = 0; t < NR; t++) worst = vmax(worst, norm[t] / (num(1) + goal[t] * num(1e12)));
+    for (int t = 0; t < NR; t++) worst = vmax(worst, norm[t] / (num(1) + goal[t] * num(1 / o.linear)));
     return worst;
   }

@@ -189,15 +189,15 @@
     }
     multiply<V, false, true>(R, R, d, T);
     const int64_t* at = p.slots + k.slot;
-    for (int cj = 0, col = 0; cj < d; cj++)
-      for (int ci = cj; ci < d; ci++, col++) {  // column index (ci, cj) of svec
-        V fc = num(ci == cj ? -0.5 : -0.5 * root_two);
-        for (int rj = 0, row = 0; rj <= cj; rj++)
-          for (int ri = rj; ri < d && row <= col; ri++, row++) {
-            V v = fma(T[ri * d + ci], T[rj * d + cj], T[ri * d + cj] * T[rj * d + ci]);
-            if (ri != rj) v *= num(root_two);
-            entries[*at++] = fc * v;
-          }
+    for (int cj = 0; cj < d; cj++)
+      for (int ci = cj; ci < d; ci++) {  // column (ci, cj) of svec, its rows (ri, rj) up to itself; T is symmetric to the bit
+        const V *Ti = T + ci * d, *Tj = T + cj * d, fc = num(ci == cj ? -0.5 : -0.5 * root_two), fr = fc * num(root_two);
+        for (int rj = 0; rj <= cj; rj++) {
+          const V ij = Ti[rj], jj = Tj[rj];
+          const int until = rj < cj ? d : ci + 1;
+          entries[*at++] = fc * fma(Ti[rj], jj, Tj[rj] * ij);
+          for (int ri = rj + 1; ri < until; ri++) entries[*at++] = fr * fma(Ti[ri], jj, Tj[ri] * ij);
+        }
       }
   }
   // out = W u, or W' u.

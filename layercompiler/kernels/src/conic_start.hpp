@@ -55,7 +55,10 @@
       } else {
         unpack(u + k.row, k.order, matrix(3));
         for (int i = 0; i < k.order; i++) positive += vmax(matrix(3)[i * k.order + i], V{});
-        a = least_eigenvalue(matrix(3), k.order, matrix(4));
+        unpack(u + k.row, k.order, matrix(4));
+        V *both[2] = {matrix(3), matrix(4)}, found[2];
+        least_eigenvalues<V>(both, k.order, matrix(5), found);
+        a = found[0];
       }
       least = vmin(a, least);
       if (k.kind == second_order) positive += vmax(a, V{});

@@ -29,12 +29,13 @@
         V *G = matrix(0), *M = matrix(1), *T = matrix(2);
         unpack(wdy + k.row, d, G);
         multiply<V, false, false>(G, G, d, T);
-        for (int i = 0; i < d; i++)
+        for (int i = 0; i < d; i++) {
           for (int j = 0; j < d; j++) {
-            V v = -T[i * d + j] - num(0.5) * (lam[i] + lam[j]) * G[i * d + j];
-            if (i == j) v += lam[i] * lam[i] - target;
-            M[i * d + j] = num(2) * v / (lam[i] + lam[j]);
+            V sum = lam[i] + lam[j];
+            M[i * d + j] = num(-2) * fma(num(0.5) * sum, G[i * d + j], T[i * d + j]) / sum;
           }
+          M[i * d + i] += (lam[i] * lam[i] - target) / lam[i];
+        }
         congruence<V, false>(memory_of(k), M, d, G, T);
         pack(G, d, out);
       } else {
@@ -77,9 +78,10 @@
       for (int t = 0; t < p.cones; t++) {
         const Cone& k = p.cone[t];
         if (k.kind == second_order) a = step_second_order(u + k.row, du + k.row, k.dim, a);
-        else if (k.kind == positive_semidefinite) a = step_psd(k, du + k.row, half == 1, a);
       }
     }
+    for (int t = 0; t < p.cones; t++)
+      if (p.cone[t].kind == positive_semidefinite) a = step_psd(p.cone[t], a);
     return a;
   }
   static V step_second_order(const V* u, const V* du, int k, V a) {
@@ -102,17 +104,21 @@
     a = select<V>(unbounded, a, vmin(vmin(r1, r2), a));
     return select<V>(du[0] < V{}, vmin(-u[0] / du[0], a), a);
   }
-  V step_psd(const Cone& k, const V* du, bool dual, V a) {
+  V step_psd(const Cone& k, V a) {
     int d = k.order;
     const V *R = memory_of(k), *Ri = R + (int64_t)d * d, *lam = Ri + (int64_t)d * d;
-    V *U = matrix(3), *M = matrix(4), *T = matrix(5);
-    unpack(du, d, U);
-    if (dual) congruence<V, true>(R, U, d, M, T);
-    else congruence<V, false>(Ri, U, d, M, T);
-    for (int i = 0; i < d; i++)
-      for (int j = 0; j < d; j++) M[i * d + j] = M[i * d + j] / root(lam[i] * lam[j]);
-    V least = least_eigenvalue(M, d, T);
-    return select<V>(least < V{}, vmin(num(-1) / least, a), a);
+    V *U = matrix(3), *work = matrix(5), *both[2] = {matrix(2), matrix(4)}, least[2];
+    unpack(ds + k.row, d, U);
+    congruence<V, false>(Ri, U, d, both[0], work);
+    unpack(dy + k.row, d, U);
+    congruence<V, true>(R, U, d, both[1], work);
+    for (int i = 0; i < d; i++) U[i] = num(1) / root(lam[i]);
+    for (V* M : both)
+      for (int i = 0; i < d; i++)
+        for (int j = 0; j < d; j++) M[i * d + j] *= U[i] * U[j];
+    least_eigenvalues<V>(both, d, work, least);
+    for (V l : least) a = select<V>(l < V{}, vmin(num(-1) / l, a), a);
+    return a;
   }
   // Shrinks the step until the exponential and power cones hold it, one after the other: what held a longer step holds the shorter one.
   V step_three(V a, Mask<V> who) {

@@ -6,6 +6,8 @@ constexpr double dense_calm = 64;       // norms within [1/64, 64] are left alon
 constexpr int dense_block = 16;         // rows that meet the same columns before others do: columns stay in the cache
 constexpr int dense_few = 24;           // inequalities that are not worth being sorted into active and other ones
 constexpr double dense_sick = 1e-13;    // a pivot this small beside its diagonal: the matrix is singular for our purposes
+constexpr double dense_tie = 1e-9;      // a multiplier and a slack this small are both zero
+constexpr double dense_frail = 1e-8;    // below it, whether the system is regular is looked at
 
 template <class V> LC_INLINE Mask<V> negate(Mask<V> m) {
   if constexpr (lanes_of<V> == 1) return !m;

@@ -94,6 +94,7 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
   V *factor, *inverse;      // of R on the active rows
   V *f, *q, *z, *s, *r, *dz, *ds, *rc, *zf, *sf, *g, *y, *inverse_z, *inverse_s, *t;
   F* work;
+  V frail = num<V>(1);  // smallest pivot beside its diagonal, of the elimination and of R on the active rows
   bool tried = false;
 
   static int64_t kept(const DensePlan& p, bool shared_matrices) {
@@ -345,6 +346,7 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
     }
     V least = evaluate(true, none), worst = none;
     for (int i = 0; i < m; i++) worst = vmin(select<V>(act[i] > none, zf[i], sf[i]), worst);
+    frail = least;
     return good & (worst >= sign) & (least > healthy);
   }
 
@@ -470,6 +472,11 @@ template <class V, class F> struct DualPack : DensePack<V, F, DualPack<V, F>> {
     for (int i = 0; i < p.mp; i++) zf[i] = select<V>(zf[i] > V{}, zf[i], V{}) * (unit / spread<V>(*k.unit));
     expand(f, zf, X, Y);
     this->finish(job, chunk, good, num<V>(1), num<V>(1), steps);
+    Mask<V> doubtful = good & (vmin(spread<V>(k.sick), frail) < num<V>(dense_frail));
+    if (any<V>(doubtful)) Base::probe(job, chunk, doubtful);
+    // Rows without a multiplier must not be what makes a doubtful matrix regular: the primal form finds the middle of what is optimal.
+    for (int i = 0; i < chunk.count; i++)
+      if (test<V>(doubtful, i) && !(job.margin[this->instance[i]] > dense_tie)) job.status[this->instance[i]] = 7;
     for (int i = 0; tried && i < chunk.count; i++)
       if (job.status[this->instance[i]] == 7) job.status[this->instance[i]] = dense_tried;
     keep();

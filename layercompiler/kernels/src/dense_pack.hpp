@@ -137,6 +137,25 @@ template <class V, class F, class Form> struct DensePack {
     }
   }
 
+  // What a right-hand side without structure reaches, of lanes whose pivots are small: those of singular matrices are rounding, and of any small size.
+  void probe(const DenseJob& job, Chunk chunk, Mask<V> doubtful) {
+    const int m = rows();
+    for (int j = 0; j < p.np; j++) fx[j] = j < p.n ? num<V>(j % 2 ? 0.5 + 0.37 * (j % 7) : -1.5 + 0.11 * (j % 5)) : V{};
+    for (int i = 0; i < m; i++) fc[i] = num<V>(i % 2 ? -0.7 - 0.13 * (i % 3) : 0.6 + 0.17 * (i % 7));
+    static_cast<Form*>(this)->solve_active(fx, fc, dX, dY);
+    for (int j = 0; j < p.n; j++) ox[j] = dX[j] * d(j);
+    for (int i = 0; i < m; i++) oy[i] = dY[i] * e(i);
+    all_products<V>(p, job.data, instance, ox, oy, rQ, rA, rC, spare, chunk_);
+    V worst = V{}, top = num<V>(1);
+    for (int j = 0; j < p.n; j++) {
+      V a = d(j) * rQ[j], b = d(j) * rA[j];
+      worst = vmax(vabs(a + b + fx[j]), worst), top = vmax(vmax(vabs(a), vabs(b)), top);  // null vectors add nothing to these
+    }
+    for (int i = 0; i < m; i++) worst = vmax(vabs(e(i) * rC[i] + fc[i]) * (i < p.p ? num<V>(1) : act[i - p.p]), worst);
+    for (int l = 0; l < chunk.count; l++)
+      if (test<V>(doubtful, l)) job.reach[instance[l]] = get(worst, l) / get(top, l);
+  }
+
   // Linear system at the active set, refined on the data as they were given; `unit` is that of the objective.
   void adjoint(const DenseAdjoint& job, Chunk chunk, V unit) {
     const int m = rows();

@@ -49,7 +49,7 @@ constexpr int tile_width = 2;
 template <class V>
 static void apply_update(const Schedule& s, const Update& u, V* target, int width, const V* panels, const V* pivots, V* scaled) {
   int depth = s.start[u.source + 1] - s.start[u.source], below = s.rowptr[u.source + 1] - s.rowptr[u.source], count = below - u.first;
-  const V* a = panels + s.offset[u.source] + (int64_t)(depth + u.first) * depth;
+  const V* a = panels + s.offset[u.source] + (int64_t)(head_of(s, u.source) + u.first) * depth;
   const V* d = pivots + s.start[u.source];
   for (int j = 0; j < u.count; j++)
     for (int k = 0; k < depth; k++) scaled[(int64_t)j * depth + k] = a[(int64_t)j * depth + k] * d[k];
@@ -63,6 +63,19 @@ static void apply_update(const Schedule& s, const Update& u, V* target, int widt
     else if (left == 2) tile_column<V, 2>(target, rel + j, count - j, rel + j, width, aa, bb, depth);
     else tile_column<V, 1>(target, rel + j, count - j, rel + j, width, aa, bb, depth);
     j += left;
+  }
+}
+
+// The update of a private row: of separable supernodes that stand side by side, column by column.
+template <class V>
+static void apply_private(const Schedule& s, const Update& u, V* __restrict target, int width, const V* __restrict panels, const V* pivots, V* __restrict scaled) {
+  const int count = s.rowptr[u.source + 1] - s.rowptr[u.source] - u.first;
+  const V *a = panels + s.offset[u.source] + (int64_t)(1 + u.first) * width, *d = pivots + s.start[u.source];
+  const int32_t* rel = s.relative + u.relative;
+  for (int c = 0; c < width; c++) scaled[c] = a[c] * d[c];
+  for (int j = 0; j < count; j++, a += width) {
+    V* __restrict row = target + (int64_t)rel[j] * width;
+    for (int c = 0; c < width; c++) row[c] = fnma(a[c], scaled[c], row[c]);
   }
 }
 
@@ -111,7 +124,7 @@ LC_INLINE void tile_alone(double* t, const int32_t* rows, const int32_t* columns
 // `scaled` has room for depth x the number of columns rounded up to full registers.
 static inline void apply_update_alone(const Schedule& s, const Update& u, double* target, int width, const double* panels, const double* pivots, double* scaled) {
   int depth = s.start[u.source + 1] - s.start[u.source], below = s.rowptr[u.source + 1] - s.rowptr[u.source], count = below - u.first;
-  const double *a = panels + s.offset[u.source] + (int64_t)(depth + u.first) * depth, *d = pivots + s.start[u.source];
+  const double *a = panels + s.offset[u.source] + (int64_t)(head_of(s, u.source) + u.first) * depth, *d = pivots + s.start[u.source];
   const int stride = (u.count + wide - 1) / wide * wide;
   for (int k = 0; k < depth; k++) {
     for (int j = 0; j < u.count; j++) scaled[(int64_t)k * stride + j] = a[(int64_t)j * depth + k] * d[k];
@@ -160,9 +173,13 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
   V smallest = splat<V>(1e300), poison = V{};
   const V floor = splat<V>(rule.floor), repair = splat<V>(rule.repair);
   for (int node = 0; node < s.supernodes; node++) {
-    int first = s.start[node], width = s.start[node + 1] - first, height = width + s.rowptr[node + 1] - s.rowptr[node];
+    int first = s.start[node], width = s.start[node + 1] - first, head = head_of(s, node), height = head + s.rowptr[node + 1] - s.rowptr[node];
     V* t = panels + s.offset[node];
     for (int u = s.updptr[node]; u < s.updptr[node + 1]; u++) {
+      if (s.updates[u].first < s.privates[s.updates[u].source]) {
+        apply_private<V>(s, s.updates[u], t, width, panels, pivots, work);
+        continue;
+      }
       if constexpr (alone)
         if (s.updates[u].count >= 4) {
           apply_update_alone(s, s.updates[u], t, width, panels, pivots, work);
@@ -172,7 +189,7 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
     }
     bool separable = s.separable[node];
     for (int c = 0; c < width; c++) {
-      V sign = splat<V>(s.sign[first + c]), value = t[(int64_t)c * width + c], signed_value = value * sign;
+      V sign = splat<V>(s.sign[first + c]), value = t[separable ? c : (int64_t)c * width + c], signed_value = value * sign;
       smallest = vmin(smallest, signed_value);
       poison = fma(value, splat<V>(0.0), poison);
       value = select<V>(signed_value > floor, value, sign * repair);
@@ -191,7 +208,7 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
       }
       for (int i = c + 1; i < width; i++) t[(int64_t)i * width + c] = work[i];
     }
-    int r = width;
+    int r = head;
     if (!separable) {
       if constexpr (alone)
         if (width >= 4) {
@@ -203,7 +220,7 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
       if (r < height) solve_rows<V, 1>(t + (int64_t)r * width, t, width);
     }
     const V* scale = inverse + first;
-    for (r = width; r < height; r++)
+    for (r = head; r < height; r++)
       for (int c = 0; c < width; c++) t[(int64_t)r * width + c] *= scale[c];
   }
   return smallest + poison;

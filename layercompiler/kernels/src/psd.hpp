@@ -16,8 +16,30 @@ template <class V> static void pack(const V* m, int k, V* v) {
   }
 }
 
+// The rotation that makes two columns orthogonal, the identity in lanes that need none; angles above 1e-8 keep the sweeps going: with none of them in a sweep
+// what is left is the product of two small ones.
+template <class V> LC_INLINE void jacobi_angle(V pp, V qq, V pq, Mask<V> rotate, V& cosine, V& sine, Mask<V>& busy) {
+  const V one = splat<V>(1.0), zero = V{};
+  V zeta = (qq - pp) / (pq + pq), size = vabs(zeta) + root(fma(zeta, zeta, one));
+  V t = select<V>(zeta >= zero, one / size, -one / size), c = one / root(fma(t, t, one)), s = t * c;
+  cosine = select<V>(rotate, c, one);
+  sine = select<V>(rotate, s, zero);
+  busy = busy | (rotate & (vabs(t) > splat<V>(1e-8)));
+}
+
+#include "psd_alone.hpp"
+
 // c = a b with a or b transposed on request.
 template <class V, bool TA, bool TB> static void multiply(const V* a, const V* b, int k, V* c) {
+  if constexpr (by_entries<V>) {
+    if (!TB) return multiply_alone<TA>(a, b, k, c);
+    if (k <= 64) {
+      double turned[64 * 64];
+      for (int i = 0; i < k; i++)
+        for (int j = 0; j < k; j++) turned[j * k + i] = b[i * k + j];
+      return multiply_alone<TA>(a, turned, k, c);
+    }
+  }
   for (int i = 0; i < k; i++)
     for (int j = 0; j < k; j += 4) {
       int w = k - j < 4 ? k - j : 4;
@@ -38,6 +60,7 @@ template <class V, bool T> static void congruence(const V* t, const V* u, int k,
 
 // m <- its lower Cholesky factor. Returns the smallest pivot; where it is not positive the factor is meaningless.
 template <class V> static V cholesky(V* m, int k) {
+  if constexpr (by_entries<V>) return cholesky_alone(m, k);
   V least = splat<V>(1e300), poison = V{};
   for (int j = 0; j < k; j++) {
     V d = m[j * k + j];
@@ -56,63 +79,69 @@ template <class V> static V cholesky(V* m, int k) {
   return least + poison;
 }
 
-// One-sided Jacobi: rotates the columns of a (and of `with` alike) until they are orthogonal. A lane that is done is rotated by the identity, bit for bit.
+// One-sided Jacobi: rotates the columns of a (and of `with` alike) until they are orthogonal, in the rounds of a tournament, whose pairs are disjoint. A lane
+// that is done is rotated by the identity, bit for bit.
 template <class V> static void orthogonalise(V* a, V* with, int k) {
-  const V one = splat<V>(1.0), zero = V{};
+  const int half = (k + 1) / 2, even = 2 * half;
+  if constexpr (by_entries<V>) {
+    if (half <= wide) return orthogonalise_alone<1>(a, with, k);
+    if (half <= 2 * wide) return orthogonalise_alone<2>(a, with, k);
+    if (half <= 3 * wide) return orthogonalise_alone<3>(a, with, k);
+    if (half <= 4 * wide) return orthogonalise_alone<4>(a, with, k);
+  }
+  Mask<V> running = all_of<V>();
   for (int sweep = 0; sweep < 30; sweep++) {
     Mask<V> busy = none_of<V>();
-    for (int p = 0; p + 1 < k; p++)
-      for (int q = p + 1; q < k; q++) {
-        V pp = zero, qq = zero, pq = zero;
+    for (int round = 0; round + 1 < even; round++) {
+      auto player = [&](int place) { return place ? 1 + (place - 1 + even - 1 - round) % (even - 1) : 0; };
+      for (int pair = 0; pair < half; pair++) {
+        const int p = player(pair), q = player(even - 1 - pair);
+        if (p >= k || q >= k) continue;
+        V pp = V{}, qq = V{}, pq = V{};
         for (int i = 0; i < k; i++) {
           V x = a[i * k + p], y = a[i * k + q];
           pp = fma(x, x, pp);
           qq = fma(y, y, qq);
           pq = fma(x, y, pq);
         }
-        Mask<V> rotate = vabs(pq) > splat<V>(1e-15) * root(pp * qq);
+        Mask<V> rotate = running & (vabs(pq) > splat<V>(1e-15) * root(pp * qq));
         if (!any<V>(rotate)) continue;
-        busy = busy | rotate;
-        V zeta = (qq - pp) / (pq + pq), size = vabs(zeta) + root(fma(zeta, zeta, one));
-        V t = select<V>(zeta >= zero, one / size, -one / size), c = one / root(fma(t, t, one)), s = t * c;
-        c = select<V>(rotate, c, one);
-        s = select<V>(rotate, s, zero);
-        for (int i = 0; i < k; i++) {
-          V x = a[i * k + p], y = a[i * k + q];
-          a[i * k + p] = select<V>(rotate, fnma(s, y, c * x), x);
-          a[i * k + q] = select<V>(rotate, fma(s, x, c * y), y);
-          x = with[i * k + p];
-          y = with[i * k + q];
-          with[i * k + p] = select<V>(rotate, fnma(s, y, c * x), x);
-          with[i * k + q] = select<V>(rotate, fma(s, x, c * y), y);
-        }
+        V c, s;
+        jacobi_angle<V>(pp, qq, pq, rotate, c, s, busy);
+        V* const both[2] = {a, with};
+        for (V* m : both)
+          for (int i = 0; i < k; i++) {
+            V x = m[i * k + p], y = m[i * k + q];
+            m[i * k + p] = select<V>(rotate, fnma(s, y, c * x), x);
+            m[i * k + q] = select<V>(rotate, fma(s, x, c * y), y);
+          }
       }
-    if (!any<V>(busy)) break;
+    }
+    running = busy;
+    if (!any<V>(running)) break;
   }
 }
 
-// Smallest eigenvalue of the symmetric m (destroyed), from below: Householder to tridiagonal form, then bisection on Sturm counts.
-template <class V> static V least_eigenvalue(V* m, int k, V* work) {
+// m (destroyed) to tridiagonal form by Householder: its diagonal stays in m, the entries beside it go to `off`.
+template <class V> static void tridiagonalise(V* m, int k, V* v, V* p, V* off) {
+  if constexpr (by_entries<V>) return tridiagonalise_alone(m, k, v, p, off);
   const V zero = V{};
-  if (k == 1) return m[0];
-  V *v = work, *p = work + k, *off = work + 2 * k;
   for (int c = 0; c + 2 < k; c++) {
+    const V* line = m + c * k;
     V norm = zero;
-    for (int i = c + 1; i < k; i++) norm = fma(m[i * k + c], m[i * k + c], norm);
+    for (int i = c + 1; i < k; i++) norm = fma(line[i], line[i], norm);
     norm = root(norm);
-    V head = m[(c + 1) * k + c];
-    V alpha = select<V>(head > zero, -norm, norm);
+    V alpha = select<V>(line[c + 1] > zero, -norm, norm);
     off[c] = alpha;
     V scale = zero;
     for (int i = c + 1; i < k; i++) {
-      v[i] = m[i * k + c];
-      if (i == c + 1) v[i] -= alpha;
+      v[i] = i == c + 1 ? line[i] - alpha : line[i];
       scale = fma(v[i], v[i], scale);
     }
     V beta = select<V>(scale > splat<V>(1e-290), splat<V>(2.0) / scale, zero), dot = zero;
     for (int i = c + 1; i < k; i++) {
       V sum = zero;
-      for (int j = c + 1; j < k; j++) sum = fma(m[i * k + j], v[j], sum);
+      for (int j = c + 1; j < k; j++) sum = fma(m[j * k + i], v[j], sum);
       p[i] = beta * sum;
       dot = fma(p[i], v[i], dot);
     }
@@ -122,23 +151,44 @@ template <class V> static V least_eigenvalue(V* m, int k, V* work) {
       for (int j = c + 1; j < k; j++) m[i * k + j] = fnma(v[i], p[j], fnma(p[i], v[j], m[i * k + j]));
   }
   off[k - 2] = m[(k - 1) * k + k - 2];
-  V low = splat<V>(1e300), high = splat<V>(1e300);
-  for (int i = 0; i < k; i++) {
-    V radius = (i > 0 ? vabs(off[i - 1]) : zero) + (i + 1 < k ? vabs(off[i]) : zero);
-    low = vmin(low, m[i * k + i] - radius);
-    high = vmin(high, m[i * k + i]);
+}
+
+// Smallest eigenvalues of two symmetric matrices (destroyed) from below, to 4e-6 of the width of the spectrum: bisection on Sturm counts. `work`: 6 k.
+template <class V> static void least_eigenvalues(V* const* m, int k, V* work, V* least) {
+  if (k == 1) {
+    least[0] = m[0][0], least[1] = m[1][0];
+    return;
   }
-  V width = high - low, floor = splat<V>(1e-300);
-  for (int step = 0; step < 36; step++) {
-    V mid = splat<V>(0.5) * (low + high), d = m[0] - mid;
-    Mask<V> below = d < zero;
-    for (int i = 1; i < k; i++) {
-      d = select<V>(vabs(d) > floor, d, -floor);
-      d = m[i * k + i] - mid - off[i - 1] * off[i - 1] / d;
-      below = below | (d < zero);
+  constexpr int steps = 18;
+  const V zero = V{}, floor = splat<V>(1e-300);
+  V low[2], high[2], width[2], *off[2];
+  for (int w = 0; w < 2; w++) {
+    off[w] = work + (2 + w) * k;
+    const V *a = m[w], *beside = off[w];
+    tridiagonalise(m[w], k, work, work + k, off[w]);
+    low[w] = high[w] = splat<V>(1e300);
+    for (int i = 0; i < k; i++) {
+      V radius = (i > 0 ? vabs(beside[i - 1]) : zero) + (i + 1 < k ? vabs(beside[i]) : zero);
+      low[w] = vmin(low[w], a[i * k + i] - radius);
+      high[w] = vmin(high[w], a[i * k + i]);
     }
-    high = select<V>(below, mid, high);
-    low = select<V>(below, low, mid);
+    width[w] = high[w] - low[w];
   }
-  return low - splat<V>(1e-12) * width;
+  if constexpr (by_entries<V>) {
+    bisect_alone(m, k, off, low, high, steps);
+  } else {
+    for (int w = 0; w < 2; w++)
+      for (int step = 0; step < steps; step++) {
+        V mid = splat<V>(0.5) * (low[w] + high[w]), d = m[w][0] - mid;
+        Mask<V> below = d < zero;
+        for (int i = 1; i < k; i++) {
+          d = select<V>(vabs(d) > floor, d, -floor);
+          d = m[w][i * k + i] - mid - off[w][i - 1] * off[w][i - 1] / d;
+          below = below | (d < zero);
+        }
+        high[w] = select<V>(below, mid, high[w]);
+        low[w] = select<V>(below, low[w], mid);
+      }
+  }
+  for (int w = 0; w < 2; w++) least[w] = low[w] - splat<V>(1e-12) * width[w];
 }

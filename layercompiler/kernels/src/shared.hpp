@@ -19,7 +19,8 @@ struct Schedule {
   int64_t panel;    // numbers in the panels of L
   const int32_t *start, *rowptr, *rows, *updptr, *relative;
   const uint8_t* separable;  // supernode of independent columns with one common pattern (slack rows)
-  const int64_t* offset;     // of each panel; panel rows: own columns first, then `rows`; row-major, width = number of columns
+  const int32_t* privates;   // of a separable one: its first `rows` are those of its first column alone; column c has them c further on
+  const int64_t* offset;     // of each panel; panel rows: own columns (separable: the diagonal), then `rows`; row-major, width = number of columns
   const Update* updates;
   const int64_t* target;  // entry -> place in the panels
   const double* sign;
@@ -27,6 +28,9 @@ struct Schedule {
   const int64_t* slot;             // given entry -> entry
   const int32_t* perm;             // elimination order -> caller's order
 };
+
+// Panel rows above `rows`.
+static inline int32_t head_of(const Schedule& s, int32_t node) { return s.separable[node] ? 1 : s.start[node + 1] - s.start[node]; }
 
 // Instances first .. first + count - 1 sit in one pack of `width` lanes; spare lanes repeat the last instance.
 struct Chunk {
@@ -109,6 +113,7 @@ struct Program {
 
 struct ConicOptions {
   double gap, feasibility, infeasibility;
+  double linear;  // residual of a Newton direction's linear system, relative to one plus its right-hand side, that needs no refinement
   int32_t iterations, refine;
   double deadline;     // by `clock`; infinite if none
   double (*clock)();

@@ -63,16 +63,29 @@ template <class F, class V, int NR, int W> struct Columns {
   }
 };
 
+// A private row of a separable supernode, column by column.
+template <class F, class V, int NR> LC_INLINE void forward_private(const F* __restrict l, int width, const V* __restrict own, V* __restrict y) {
+  for (int c = 0; c < width; c++)
+    for (int r = 0; r < NR; r++) y[c * NR + r] = fnma(spread<V>(l[c]), own[c * NR + r], y[c * NR + r]);
+}
+template <class F, class V, int NR> LC_INLINE void backward_private(const F* __restrict l, int width, V* __restrict own, const V* __restrict y) {
+  for (int c = 0; c < width; c++)
+    for (int r = 0; r < NR; r++) own[c * NR + r] = fnma(spread<V>(l[c]), y[c * NR + r], own[c * NR + r]);
+}
+
 // x <- (L D L')^-1 x for NR interleaved right-hand sides, x[i * NR + r].
 template <class F, class V, int NR>
 static void substitute(const Schedule& s, const F* panels, const F* inverse, V* x) {
   constexpr int W = NR > 2 ? 2 : 4;
   for (int node = 0; node < s.supernodes; node++) {
     int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
-    const F *t = panels + s.offset[node], *low = t + (int64_t)width * width;
-    const int32_t* rows = s.rows + s.rowptr[node];
+    const int privates = s.privates[node];
+    const F *t = panels + s.offset[node], *mine = t + (int64_t)head_of(s, node) * width, *low = mine + (int64_t)privates * width;
+    const int32_t *rows = s.rows + s.rowptr[node] + privates;
     const bool coupled = !s.separable[node];
     V* own = x + (int64_t)first * NR;
+    below -= privates;
+    for (int i = 0; i < privates; i++) forward_private<F, V, NR>(mine + (int64_t)i * width, width, own, x + (int64_t)(rows - privates)[i] * NR);
     for (int k = 0; k < width; k += W) {
       const int here = width - k < W ? width - k : W, later = width - k - here;
       auto go = [&](auto columns) {
@@ -86,10 +99,12 @@ static void substitute(const Schedule& s, const F* panels, const F* inverse, V* 
   }
   for (int node = s.supernodes - 1; node >= 0; node--) {
     int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
-    const F *t = panels + s.offset[node], *low = t + (int64_t)width * width;
-    const int32_t* rows = s.rows + s.rowptr[node];
+    const int privates = s.privates[node];
+    const F *t = panels + s.offset[node], *mine = t + (int64_t)head_of(s, node) * width, *low = mine + (int64_t)privates * width;
+    const int32_t *rows = s.rows + s.rowptr[node] + privates;
     const bool coupled = !s.separable[node];
     V* own = x + (int64_t)first * NR;
+    below -= privates;
     for (int k = (width - 1) / W * W; k >= 0; k -= W) {
       const int here = width - k < W ? width - k : W, later = width - k - here;
       auto go = [&](auto columns) {
@@ -100,6 +115,7 @@ static void substitute(const Schedule& s, const F* panels, const F* inverse, V* 
       else if (W == 4 && here == 3) go(Columns<F, V, NR, W == 4 ? 3 : 2>{});
       else go(Columns<F, V, NR, W>{});
     }
+    for (int i = 0; i < privates; i++) backward_private<F, V, NR>(mine + (int64_t)i * width, width, own, x + (int64_t)(rows - privates)[i] * NR);
   }
 }
 

@@ -1,6 +1,7 @@
 #include "symbolic.hpp"
 
 #include <algorithm>
+#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -11,6 +12,7 @@ namespace {
 
 constexpr int32_t widest_supernode = 16;
 constexpr double padding_limit = 0.1;  // share of explicit zeros that a merged supernode may carry
+constexpr int32_t fewest_alike = 4, largest_alike = 32;  // subtrees, and columns of one, that are worth a bundle
 
 using Lists = std::vector<std::vector<int32_t>>;
 
@@ -88,14 +90,15 @@ Symbolic::Symbolic(int64_t n, int64_t count, const int64_t* rows, const int64_t*
     list.erase(std::unique(list.begin(), list.end()), list.end());
   }
   choose_order(neighbours, signs, late);
-  Lists later = later_neighbours(neighbours, perm_);
-  Tree tree(later);
+  Tree tree(later_neighbours(neighbours, perm_));
   factor_entries_ = tree.entries;
   flops_ = tree.flops;
+  std::vector<Bundle> bundles = bundle(tree);
+  if (!bundles.empty()) tree = Tree(later_neighbours(neighbours, perm_));
   position_ = inverse(perm_);
   sign_.resize(n_);
   for (int32_t i = 0; i < n_; i++) sign_[i] = signs[perm_[i]];
-  group(tree);
+  lay_out(tree, group(tree, bundles));
   plan_updates();
   place_entries(count, rows, columns);
   publish();
@@ -148,16 +151,83 @@ void Symbolic::choose_order(const Lists& neighbours, const int8_t* signs, const 
   perm_ = post;
 }
 
-// Supernodes: neighbouring columns of nested pattern, merged with their parent while the padding stays small; independent leaves of one pattern.
-void Symbolic::group(const Tree& tree) {
+// Subtrees that differ in nothing but where they stand, beneath one parent: their columns are taken by turns, so that like columns stand side by side. Their
+// patterns agree outside of the subtrees, and inside they lie as the columns do. Subtrees that make wide supernodes of their own stay as they are.
+// Renumbers `perm_`, which is a postorder.
+std::vector<Symbolic::Bundle> Symbolic::bundle(const Tree& tree) {
+  std::vector<int32_t> size(n_, 1), natural(n_ + 1, 0);
+  for (int32_t j = 0; j < n_; j++)
+    if (tree.parent[j] >= 0) size[tree.parent[j]] += size[j];
+  for (const Node& node : group(tree, {})) natural[node.first + 1] = 1;
+  for (int32_t j = 0; j < n_; j++) natural[j + 1] += natural[j];  // supernodes that begin before column j
+  auto alike = [&](int32_t a, int32_t b) {
+    if (size[a] != size[b]) return false;
+    for (int32_t i = size[a] - 1; i >= 0; i--) {
+      const auto &p = tree.pattern[a - i], &q = tree.pattern[b - i];
+      if (p.size() != q.size()) return false;
+      for (size_t k = 0; k < p.size(); k++)
+        if (p[k] <= a ? p[k] - a != q[k] - b : p[k] != q[k]) return false;
+    }
+    return true;
+  };
+  std::map<int32_t, std::vector<std::vector<int32_t>>> beneath;  // by parent: classes of its children, those of one child left out
+  for (int32_t j = 0; j < n_; j++) {
+    int32_t columns = size[j], nodes = natural[j + 1] - natural[j - columns + 1];
+    if (columns < 2 || columns > largest_alike || columns > 2 * nodes) continue;
+    auto& classes = beneath[tree.parent[j]];
+    auto found = std::find_if(classes.begin(), classes.end(), [&](const auto& c) { return alike(c[0], j); });
+    if (found == classes.end()) classes.push_back({j});
+    else found->push_back(j);
+  }
+  std::vector<int32_t> before(n_, -1), order;  // of the first column of a subtree in a bundle: the bundle's number
+  std::vector<std::vector<int32_t>> roots;
+  std::vector<uint8_t> taken(n_, 0);
+  for (auto entry = beneath.rbegin(); entry != beneath.rend(); ++entry)  // from above: a parent within a bundle has its children there too
+    for (auto& members : entry->second) {
+      if (static_cast<int32_t>(members.size()) < fewest_alike || taken[members[0]]) continue;
+      for (int32_t root : members) std::fill(taken.begin() + (root - size[root] + 1), taken.begin() + root + 1, 1);
+      before[members[0] - size[members[0]] + 1] = static_cast<int32_t>(roots.size());
+      roots.push_back(members);
+    }
+  std::vector<Bundle> bundles;
+  if (roots.empty()) return bundles;
+  for (int32_t j = 0; j < n_; j++) {
+    if (!taken[j]) order.push_back(perm_[j]);
+    if (before[j] < 0) continue;
+    const auto& members = roots[before[j]];
+    for (size_t from = 0; from < members.size(); from += widest_supernode) {
+      size_t until = std::min(members.size(), from + widest_supernode);
+      bundles.push_back({static_cast<int32_t>(order.size()), static_cast<int32_t>(until - from), size[members[0]]});
+      for (int32_t i = size[members[0]] - 1; i >= 0; i--)
+        for (size_t k = from; k < until; k++) order.push_back(perm_[members[k] - i]);
+    }
+  }
+  perm_ = order;
+  return bundles;
+}
+
+// Supernodes: bundles; neighbouring columns of nested pattern, merged with their parent while the padding stays small; independent leaves of one pattern.
+std::vector<Symbolic::Node> Symbolic::group(const Tree& tree, const std::vector<Bundle>& bundles) const {
   std::vector<Node> nodes;
   auto below = [&](int32_t c) { return static_cast<int64_t>(tree.pattern[c].size()); };
+  auto bundle = bundles.begin();
+  int32_t closed = 0;  // where the last bundle ends
   for (int32_t j = 0; j < n_; j++) {
-    nodes.push_back({j, j + 1, below(j), false});
+    if (bundle != bundles.end() && bundle->first == j) {
+      int32_t until = j + bundle->width * bundle->size;
+      for (; j < until; j += bundle->width) {
+        const auto& pattern = tree.pattern[j];
+        auto common = std::lower_bound(pattern.begin(), pattern.end(), until);
+        nodes.push_back({j, j + bundle->width, bundle->width * below(j), true, static_cast<int32_t>(common - pattern.begin())});
+      }
+      closed = until, ++bundle, --j;
+      continue;
+    }
+    nodes.push_back({j, j + 1, below(j), false, 0});
     if (nodes.size() >= 2 && tree.children[j].empty() && below(j) > 0) {
       Node& before = nodes[nodes.size() - 2];
       int32_t width = before.last - before.first;
-      if ((before.separable || width == 1) && width < widest_supernode && tree.pattern[before.last - 1] == tree.pattern[j]) {
+      if ((before.separable || width == 1) && width < widest_supernode && before.first >= closed && tree.pattern[before.last - 1] == tree.pattern[j]) {
         before.last = j + 1;
         before.separable = true;
         before.entries += below(j);
@@ -179,19 +249,25 @@ void Symbolic::group(const Tree& tree) {
       nodes.pop_back();
     }
   }
+  return nodes;
+}
+
+void Symbolic::lay_out(const Tree& tree, const std::vector<Node>& nodes) {
   start_ = {0};
   rowptr_ = {0};
   offset_ = {0};
   owner_.resize(n_);
   for (size_t s = 0; s < nodes.size(); s++) {
-    const auto& pattern = tree.pattern[nodes[s].last - 1];
+    const Node& node = nodes[s];
+    const auto& pattern = tree.pattern[node.privates ? node.first : node.last - 1];
     rows_.insert(rows_.end(), pattern.begin(), pattern.end());
-    start_.push_back(nodes[s].last);
+    start_.push_back(node.last);
     rowptr_.push_back(static_cast<int32_t>(rows_.size()));
-    separable_.push_back(nodes[s].separable);
-    int64_t width = nodes[s].last - nodes[s].first;
-    offset_.push_back(offset_.back() + width * (width + static_cast<int64_t>(pattern.size())));
-    for (int32_t c = nodes[s].first; c < nodes[s].last; c++) owner_[c] = static_cast<int32_t>(s);
+    separable_.push_back(node.separable);
+    privates_.push_back(node.privates);
+    int64_t width = node.last - node.first;
+    offset_.push_back(offset_.back() + width * ((node.separable ? 1 : width) + static_cast<int64_t>(pattern.size())));
+    for (int32_t c = node.first; c < node.last; c++) owner_[c] = static_cast<int32_t>(s);
   }
 }
 
@@ -208,9 +284,9 @@ void Symbolic::plan_updates() {
   updptr_ = {0};
   std::vector<int32_t> place(n_, 0);
   for (int32_t t = 0; t < count; t++) {
-    int32_t width = start_[t + 1] - start_[t];
+    int32_t head = separable_[t] ? 1 : start_[t + 1] - start_[t];
     for (int32_t c = start_[t]; c < start_[t + 1]; c++) place[c] = c - start_[t];
-    for (int32_t r = rowptr_[t]; r < rowptr_[t + 1]; r++) place[rows_[r]] = width + r - rowptr_[t];
+    for (int32_t r = rowptr_[t]; r < rowptr_[t + 1]; r++) place[rows_[r]] = head + r - rowptr_[t];
     for (Update& u : incoming[t]) {
       u.relative = static_cast<int64_t>(relative_.size());
       for (int32_t r = rowptr_[u.source] + u.first; r < rowptr_[u.source + 1]; r++) relative_.push_back(place[rows_[r]]);
@@ -240,9 +316,13 @@ void Symbolic::place_entries(int64_t count, const int64_t* rows, const int64_t* 
   target_.resize(distinct.size());
   for (size_t k = 0; k < distinct.size(); k++) {
     int32_t column = static_cast<int32_t>(distinct[k] % n_), row = static_cast<int32_t>(distinct[k] / n_);  // of the lower triangle
-    int32_t node = owner_[column], width = start_[node + 1] - start_[node], place;
-    if (row < start_[node + 1]) place = row - start_[node];
-    else place = width + static_cast<int32_t>(std::lower_bound(rows_.begin() + rowptr_[node], rows_.begin() + rowptr_[node + 1], row) - (rows_.begin() + rowptr_[node]));
+    int32_t node = owner_[column], width = start_[node + 1] - start_[node], lane = column - start_[node], place;
+    auto first = rows_.begin() + rowptr_[node], common = first + privates_[node];
+    auto own = std::find(first, common, row - lane);
+    int32_t head = separable_[node] ? 1 : width;
+    if (row < start_[node + 1]) place = separable_[node] ? 0 : row - start_[node];
+    else if (own != common) place = head + static_cast<int32_t>(own - first);
+    else place = head + static_cast<int32_t>(std::lower_bound(common, rows_.begin() + rowptr_[node + 1], row) - first);
     target_[k] = offset_[node] + static_cast<int64_t>(place) * width + (column - start_[node]);
   }
 }
@@ -270,6 +350,7 @@ void Symbolic::publish() {
   view_.updptr = updptr_.data();
   view_.relative = relative_.data();
   view_.separable = separable_.data();
+  view_.privates = privates_.data();
   view_.offset = offset_.data();
   view_.updates = updates_.data();
   view_.target = target_.data();
