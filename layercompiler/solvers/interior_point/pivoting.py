@@ -62,7 +62,7 @@ def pivot_all(xp: Any, R: Any, q: Any, active: Any, going: Any, every: int) -> t
 
 
 def _start(xp: Any, q: Any, active: Any, going: Any) -> tuple[Any, ...]:
-    """(active rows, fewest wrong signs, passes left before rows move one at a time, shift, passes made, whether it goes on, whether sure)."""
+    """(active rows, fewest wrong signs, passes before rows move one at a time, shift, passes made, whether it goes on, whether sure)."""
     one = xp.ones_like(q[:, :1])
     going = xp.broadcast_to(going[:, None], one.shape)
     return xp.astype(active, q.dtype), one * (q.shape[1] + 1.0), one * _TRIES, one * 0.0, one * 0.0, going, going & ~going
@@ -181,7 +181,9 @@ def _pass(xp: Any, R: Any, q: Any, act: Any, *rest: Any) -> tuple[Any, ...]:
     return *_turn(xp, act, *rest, z, q + times(xp, R, z), ok[:, None]), L
 
 
-def _turn(xp: Any, act: Any, fewest: Any, left: Any, shift: Any, age: Any, going: Any, sure: Any, z: Any, s: Any, ok: Any) -> tuple[Any, ...]:
+def _turn(
+    xp: Any, act: Any, fewest: Any, left: Any, shift: Any, age: Any, going: Any, sure: Any, z: Any, s: Any, ok: Any
+) -> tuple[Any, ...]:
     """The state after a pass that found z and s at the active rows, from a factor that exists where it is `ok` (B, 1)."""
     one = xp.ones_like(left)
     off = xp.astype(xp.minimum(z, s) < -_SIGN, act.dtype)  # where z is free s vanishes, and the other way round
