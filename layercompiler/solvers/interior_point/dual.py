@@ -196,7 +196,8 @@ def _by_compaction(program: Program, every: int) -> Found:
         form, problem, state = form.take(left, form.program.take(left)), problem.take(left), state.take(left)
         index = index[left]
         state = problem.at(state.z, state.s, xp.ones_like(state.active), state.count)
-    return Found(Point(*best[:4]), Linearized(whole, *best[4:], whole.ok), iterations)
+    *point, at, order, Lt = best
+    return Found(Point(*point), Linearized(whole, at, order, Lt, whole.ok), iterations)
 
 
 def _in_one_loop(program: Program, every: int) -> Found:

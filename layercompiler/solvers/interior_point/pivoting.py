@@ -136,16 +136,16 @@ def _pass_on(xp: Any, most: int) -> Any:
         else:
             z = act * cholesky_solve(xp, L, -act * q)
             s = q + times(xp, rows, z)
-        state = _turn(xp, *state, z, s, ok[:, None])
-        going = xp.astype(state[5], q.dtype)
-        return *state, xp.stack([xp.sum(going), xp.max(going * xp.sum(state[0], axis=1, keepdims=True))])
+        new = _turn(xp, state, z, s, ok[:, None])
+        going = xp.astype(new[5], q.dtype)
+        return *new, xp.stack([xp.sum(going), xp.max(going * xp.sum(new[0], axis=1, keepdims=True))])
 
     return xp.trace(call) if xp.name == "torch" else call
 
 
-def _collecting(xp: Any, R: Any, q: Any, state: tuple[Any, ...]) -> tuple[Any, ...]:
+def _collecting(xp: Any, R: Any, q: Any, begin: tuple[Any, ...]) -> tuple[Any, ...]:
     """Passes on ever smaller halves of the batch, as instances are done."""
-    m, whole, index = q.shape[1], list(state), xp.arange(len(q))
+    m, whole, index, state = q.shape[1], list(begin), xp.arange(len(q)), list(begin)
     most = int(xp.max(xp.sum(state[0], axis=1)))
     for turn in range(_PASSES):
         *state, facts = _pass_on(xp, _size(m, most, _SHARE))(R, q, index, *state)
@@ -173,18 +173,18 @@ def _passes(xp: Any) -> Any:
     return xp.repeated(lambda *held: _pass(xp, *held), 2, 7)
 
 
-def _pass(xp: Any, R: Any, q: Any, act: Any, *rest: Any) -> tuple[Any, ...]:
-    """A pass on all rows; an instance that is done finds what it has again."""
-    *rest, _ = rest
-    L, ok = xp.cholesky(active_rows(xp, R, act, rest[2]))
+def _pass(xp: Any, R: Any, q: Any, *held: Any) -> tuple[Any, ...]:
+    """A pass on all rows; an instance that is done finds what it has again, its factor (the last of the state) too."""
+    state = held[:-1]
+    act, shift = state[0], state[3]
+    L, ok = xp.cholesky(active_rows(xp, R, act, shift))
     z = act * cholesky_solve(xp, L, -act * q)
-    return *_turn(xp, act, *rest, z, q + times(xp, R, z), ok[:, None]), L
+    return *_turn(xp, state, z, q + times(xp, R, z), ok[:, None]), L
 
 
-def _turn(
-    xp: Any, act: Any, fewest: Any, left: Any, shift: Any, age: Any, going: Any, sure: Any, z: Any, s: Any, ok: Any
-) -> tuple[Any, ...]:
+def _turn(xp: Any, state: Any, z: Any, s: Any, ok: Any) -> tuple[Any, ...]:
     """The state after a pass that found z and s at the active rows, from a factor that exists where it is `ok` (B, 1)."""
+    act, fewest, left, shift, age, going, sure = state
     one = xp.ones_like(left)
     off = xp.astype(xp.minimum(z, s) < -_SIGN, act.dtype)  # where z is free s vanishes, and the other way round
     wrong = xp.sum(off, axis=1, keepdims=True)

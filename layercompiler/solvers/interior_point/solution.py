@@ -183,7 +183,7 @@ def linear_solve(
     if not factors:
         return _robust(program, v, right, settings)
     form = elimination.Elimination(program, *factors[:5], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more
-    step, off = elimination.Linearized(form, v, *factors[5:], by_dual).refined(right, _REFINEMENTS)
+    step, off = elimination.Linearized(form, v, factors[5], factors[6], by_dual).refined(right, _REFINEMENTS)
     poor = ~by_dual | ~(off <= _ACCURATE)
     if settings.compact:
         if bool(xp.any(poor)):
