@@ -242,8 +242,11 @@ class Arrays(ABC):
         """v -> the derivative of f at x along v, for repeated use on numbers: not to be differentiated again."""
         return self.linearize(f, x)[1]
 
-    def rows(self, pull: Function, push: Function, like: Any) -> Any:
-        """The matrix A (n, n) of u -> A'u and v -> A v, for operands of the n entries of `like`; None to leave it to `vmap`."""
+    def rows(self, pull: Function, push: Function, like: Any, single: bool = False) -> Any:
+        """The matrix A (n, n) of u -> A'u and v -> A v, for operands of the n entries of `like`; None to leave it to `vmap`.
+
+        In single precision, at the price of half of the time, if that is asked for; None where it cannot be had so.
+        """
         return None
 
     @abstractmethod

@@ -49,8 +49,10 @@ class Jax(Arrays):
         return jax.scipy.special.logsumexp(x, axis=axis, keepdims=keepdims)
 
     def solve_triangular(self, L: Any, b: Any, *, lower: bool = True, transposed: bool = False) -> Any:
-        if L.shape[:-2] == b.shape[:-2] and L.dtype == b.dtype:  # without copies on the way
-            return jax.lax.linalg.triangular_solve(L, b, left_side=True, lower=lower, transpose_a=transposed)
+        if L.shape[:-2] == b.shape[:-2] and L.dtype == b.dtype:
+            # LAPACK reads columns: the transpose of an array of rows is one of columns, and the solve needs no copy of it
+            U = jnp.swapaxes(L, -1, -2)
+            return jax.lax.linalg.triangular_solve(U, b, left_side=True, lower=not lower, transpose_a=not transposed)
         return jax.scipy.linalg.solve_triangular(L, b, lower=lower, trans=1 if transposed else 0)
 
     def cholesky(self, A: Any) -> tuple[Any, Any]:
@@ -81,8 +83,8 @@ class Jax(Arrays):
     def implicit(self, rule: Any, known: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
         return jax_implicit.implicit(self, rule, known, args)
 
-    def rows(self, pull: Function, push: Function, like: Any) -> Any:
-        return jax_implicit.rows(pull, like)
+    def rows(self, pull: Function, push: Function, like: Any, single: bool = False) -> Any:
+        return jax_implicit.rows(pull, like, single)
 
     def linear_solve(self, matvec: Function, b: Any, solve: Function) -> Any:
         return jax_implicit.linear_solve(matvec, b, solve)

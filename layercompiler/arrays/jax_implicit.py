@@ -59,7 +59,37 @@ def linear_solve(matvec: Callable[[Any], Any], b: Any, solve: Callable[..., Any]
     )
 
 
-def rows(product: Callable[[Any], Any], like: Any) -> Any:
+class _DoubleError(Exception):
+    """An equation that is not known to have a form in single precision."""
+
+
+def _singly(jaxpr: Any, consts: Any, *args: Any) -> list[Any]:
+    """As `jax.core.eval_jaxpr`, in single precision."""
+
+    def single(v: Any) -> Any:
+        return v.astype(jnp.float32) if jnp.result_type(v) == jnp.float64 else v
+
+    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), map(single, (*consts, *args)), strict=True))
+    for equation in jaxpr.eqns:
+        given = [single(np.asarray(v.val)) if isinstance(v, Literal) else values[v] for v in equation.invars]
+        params = dict(equation.params)
+        if "jaxpr" in params and equation.primitive.name in ("pjit", "jit"):
+            found = _singly(params["jaxpr"].jaxpr, params["jaxpr"].consts, *given)
+        elif any(isinstance(p, (jax.extend.core.ClosedJaxpr, jax.extend.core.Jaxpr)) for p in jax.tree_util.tree_leaves(params)):
+            raise _DoubleError
+        else:
+            for name in ("preferred_element_type", "new_dtype", "dtype"):
+                if params.get(name) == jnp.float64:
+                    params[name] = np.dtype(np.float32)
+            if "precision" in params:
+                params["precision"] = (jax.lax.Precision.HIGHEST,) * 2  # a card would take even fewer digits
+            found = equation.primitive.bind(*given, **params)
+            found = found if equation.primitive.multiple_results else [found]
+        values.update(zip(equation.outvars, map(single, found), strict=True))
+    return [single(np.asarray(v.val)) if isinstance(v, Literal) else values[v] for v in jaxpr.outvars]
+
+
+def rows(product: Callable[[Any], Any], like: Any, single: bool = False) -> Any:
     """(n, m): a linear product of every row of the identity of order n.
 
     A matrix times the identity is that matrix: no product is computed where the operand, scaled or not, is all that a matrix meets. And the
@@ -69,7 +99,7 @@ def rows(product: Callable[[Any], Any], like: Any) -> Any:
     shape = jax.ShapeDtypeStruct(jnp.shape(like), jnp.result_type(like))
     eye = jax.lax.optimization_barrier(jnp.eye(n, dtype=shape.dtype)).reshape(n, *shape.shape)
     if len(shape.shape) != 1:
-        return jax.vmap(product)(eye)
+        return None if single else jax.vmap(product)(eye)
     closed = jax.make_jaxpr(product)(shape)
     jaxpr = closed.jaxpr
     values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
@@ -105,7 +135,13 @@ def rows(product: Callable[[Any], Any], like: Any) -> Any:
         eqns=[e for at, e in enumerate(jaxpr.eqns) if at not in skipped],
         debug_info=jaxpr.debug_info._replace(arg_names=None),
     )
-    return jax.vmap(lambda *given: jax.core.eval_jaxpr(rest, closed.consts, *given)[0])(eye, *(f for _, f in known))
+    given = eye, *(f for _, f in known)
+    if not single:
+        return jax.vmap(lambda *given: jax.core.eval_jaxpr(rest, closed.consts, *given)[0])(*given)
+    try:
+        return jax.vmap(lambda *given: _singly(rest, closed.consts, *given)[0])(*given)
+    except (_DoubleError, TypeError):
+        return None
 
 
 def refuse(change: Any, message: str, mend: str) -> Any:

@@ -162,10 +162,10 @@ class Torch(Arrays):
             value = f(x)
         return torch_linear.Push(value, x)
 
-    def rows(self, pull: Function, push: Function, like: torch.Tensor) -> torch.Tensor | None:
+    def rows(self, pull: Function, push: Function, like: torch.Tensor, single: bool = False) -> torch.Tensor | None:
         for product, flipped in sorted(((pull, False), (push, True)), key=lambda pair: isinstance(pair[0], torch_linear.Push)):
             product = getattr(product, "linearized", lambda product=product: product)()
-            found = product.rows() if isinstance(product, torch_linear.Product) else None
+            found = product.rows(single) if isinstance(product, torch_linear.Product) else None
             if found is not None:
                 return found.mT if flipped else found
         return None

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from layercompiler.arrays.torch_linear import Product, Push
+from layercompiler.arrays.torch_linear import Product, Push, pulled
 
 Tensors = tuple[Any, ...]
 
@@ -254,7 +254,7 @@ class Tape:
         """Cotangents of the arguments at some positions."""
         if not self.value.requires_grad:
             return (None,) * len(at)
-        return torch.autograd.grad(self.value, [self.args[i] for i in at], u, retain_graph=True, allow_unused=True)
+        return pulled(self.value, tuple(self.args[i] for i in at), u)
 
 
 def _alone(value: torch.Tensor, leaves: Tensors, began: int) -> bool:

@@ -46,6 +46,14 @@ DIRECT: dict[Any, Any] = {
 REFUSED = {ATEN._local_scalar_dense.default, ATEN.nonzero.default}
 
 
+def pulled(value: torch.Tensor, to: tuple[torch.Tensor, ...], c: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """C, of the shape of the value, pulled back to some tensors; the graph is kept."""
+    if _run_backward is None or c.shape != value.shape:
+        return torch.autograd.grad(value, to, c, retain_graph=True, allow_unused=True)
+    # what `grad` comes down to; its checks take longer than many a residual
+    return _run_backward((value,), (c,), True, False, to, True, accumulate_grad=False)
+
+
 class Product:
     """c -> c pulled back through the graph of a value to x, which is kept; on numbers, whatever the grad mode.
 
@@ -76,11 +84,7 @@ class Product:
         return found
 
     def _engine(self, c: torch.Tensor) -> torch.Tensor:
-        if _run_backward is None:
-            found = torch.autograd.grad(self.value, self.x, c, retain_graph=True, allow_unused=True)[0]
-            return torch.zeros_like(self.x) if found is None else found
-        # what `grad` comes down to; its checks take longer than many a residual
-        found = _run_backward((self.value,), (c,), True, False, (self.x,), True, accumulate_grad=False)[0]
+        found = pulled(self.value, (self.x,), c)[0]
         return torch.zeros_like(self.x) if found is None else found
 
     def _recorded(self, c: torch.Tensor) -> torch.Tensor:
@@ -99,7 +103,7 @@ class Product:
             found = self._engine(c)
         return None if recorder.lines is None else Program.of(recorder.lines, c, found), found
 
-    def rows(self) -> torch.Tensor | None:
+    def rows(self, single: bool = False) -> torch.Tensor | None:
         """(n, m): the product of every row of the identity, for operands of one dimension; None if there is no record."""
         if self.value.dim() != 1 or not self.value.requires_grad or _functorch.is_functorch_wrapped_tensor(self.value):
             return None
@@ -111,10 +115,14 @@ class Product:
         if program is None:
             return None
         try:
-            found = program.rows(self.value.detach())
-        except RuntimeError:  # an operation that does not map
+            found = program.rows(self.value.detach(), single)
+        except RuntimeError:  # an operation that does not map, or of a type that does not change
             return None
-        if not _same(c @ found, self._engine(c)):
+        if single and found.dtype == torch.float32:
+            c, exact = c.float(), self._engine(c).float()
+        else:
+            exact = self._engine(c)
+        if not _same(c @ found, exact):
             return None
         self.program = program
         return found
@@ -257,8 +265,32 @@ class Program:
         result = values[self.result]
         return result.clone() if known is None and result.data_ptr() == c.data_ptr() else result  # callers work in place
 
-    def rows(self, like: torch.Tensor) -> torch.Tensor:
+    def singles(self) -> Program:
+        """The same in single precision."""
+        cast: dict[Any, torch.Tensor] = {}
+
+        def single(a: Any) -> Any:
+            if not isinstance(a, torch.Tensor) or a.dtype != torch.float64:
+                return a
+            flipped = a.dim() == 2 and a.stride(0) < a.stride(1)  # a matrix and its transpose are cast once
+            a = a.detach().mT if flipped else a.detach()
+            key = a.data_ptr(), a.shape, a.stride()
+            if key not in cast:
+                cast[key] = a.float()
+            return cast[key].mT if flipped else cast[key]
+
+        other = Program()
+        other.size, other.result = self.size, self.result
+        other.lines = [
+            (func, [single(a) for a in args], places, {k: single(v) for k, v in kwargs.items()}, to)
+            for func, args, places, kwargs, to in self.lines
+        ]
+        return other
+
+    def rows(self, like: torch.Tensor, single: bool = False) -> torch.Tensor:
         """The product of every row of the identity: a matrix times the identity is that matrix, which saves a product of matrices."""
+        if single:
+            return self.singles().rows(like.float())
         factors: dict[int, torch.Tensor | None] = {0: None}
         known: dict[int, torch.Tensor] = {}
         for func, args, places, _, to in self.lines:

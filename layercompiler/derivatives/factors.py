@@ -27,7 +27,9 @@ class Factor:
     sign: int = 1
 
     def solve(self, xp: Arrays, b: Any, transposed: bool = False) -> Any:
-        """Solve J x = b, or J'x = b, for b (batch..., n)."""
+        """Solve J x = b, or J'x = b, for b (batch..., n), in the precision of the factor."""
+        if xp.name != "numpy" and self.arrays[0].dtype != b.dtype:
+            return xp.astype(self.solve(xp, xp.astype(b, self.arrays[0].dtype), transposed), b.dtype)
         column = b[..., None]
         if self.kind == "lu":
             LU, pivots = self.arrays

@@ -70,6 +70,15 @@ class Operator:
         """(batch..., event...) of (batch..., n)."""
         return self.xp.reshape(a, self.shape)
 
+    @property
+    def rough(self) -> Any:
+        """A as a matrix (n, n) in single precision, where that costs half; None elsewhere."""
+        xp = self.xp
+        if self.batch or self.eps > 1e-12:
+            return None
+        found = xp.rows(self.rmatvec, self.matvec, self.like, single=True)
+        return None if found is None or self.eps > 0.1 * _eps(str(found.dtype)) else xp.reshape(found, (self.size, self.size))
+
     @cached_property
     def blocks(self) -> Any:
         """A as matrices (batch..., n, n): n products for all instances together, never one matrix of the whole batch."""

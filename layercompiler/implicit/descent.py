@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from layercompiler.arrays import Arrays
+from layercompiler.implicit.compaction import Instances, loop
 from layercompiler.implicit.iterations import Map, Result, Solver, norm
 
 
@@ -31,17 +32,19 @@ class Gradient(Solver):
 
     def run(self, xp: Arrays, G: Map, y: Any, batch: int, prox: Callable[[Any, Any], Any] | None = None, f: Map | None = None) -> Result:
         """G is the gradient; f, the value per instance, is needed if step is None."""
-        P = prox or (lambda v, t: v)
+        P, value_of = prox or Instances(lambda v, t: v, (), (1.0,)), f or Instances(lambda v: v, ())
         axes = tuple(range(batch, len(y.shape)))
 
         def dot(a: Any, b: Any) -> Any:
             return xp.sum(a * b, axis=axes, keepdims=True) if axes else a * b
 
-        def value(v: Any) -> Any:
-            return xp.reshape(f(v), (*v.shape[:batch], *(1,) * len(axes)))  # type: ignore[misc]
-
-        def advance(v: Any, t: Any) -> tuple[Any, Any]:
+        def advance(maps: tuple[Any, ...], v: Any, t: Any) -> tuple[Any, Any]:
+            G, P, f = maps
             g = G(v)
+
+            def value(v: Any) -> Any:
+                return xp.reshape(f(v), (*v.shape[:batch], *(1,) * len(axes)))
+
             if self.step is not None:
                 return P(v - t * g, t), t
             at = value(v)
@@ -59,13 +62,13 @@ class Gradient(Solver):
             _, t, _ = xp.while_loop(lambda i, t, high: (i < 60) & xp.any(high), shrink, (xp.new(0), t, test(t)))
             return P(v - t * g, t), t
 
-        def go(k: Any, y: Any, z: Any, a: Any, t: Any, e: Any) -> Any:
-            return (k < self.maxiter) & xp.any(e > self.tol * (1 + norm(xp, y, batch)))
+        def moving(k: Any, y: Any, z: Any, a: Any, t: Any, e: Any) -> Any:
+            return e > self.tol * (1 + norm(xp, y, batch))
 
-        def step(k: Any, y: Any, z: Any, a: Any, t: Any, e: Any) -> tuple[Any, ...]:
-            new, t = advance(z, t)
+        def step(maps: tuple[Any, ...], k: Any, y: Any, z: Any, a: Any, t: Any, e: Any) -> tuple[Any, ...]:
+            new, t = advance(maps, z, t)
             moved = norm(xp, new - z, batch) / t
-            active = e > self.tol * (1 + norm(xp, y, batch))
+            active = moving(k, y, z, a, t, e)
             new = xp.where(active, new, y)
             after = 0.5 * (1 + xp.sqrt(1 + 4 * a * a))
             uphill = dot(z - new, new - y) > 0
@@ -76,7 +79,8 @@ class Gradient(Solver):
 
         first = norm(xp, y, batch) * 0
         t = first + (1.0 if self.step is None else self.step)
-        k, y, _, _, _, e = xp.while_loop(go, step, (xp.new(0), y, y, first + 1.0, t, first + float("inf")))
+        start = (xp.zero, y, y, first + 1.0, t, first + float("inf"))
+        k, y, _, _, _, e = loop(xp, (G, P, value_of), moving, step, start, batch, self.maxiter)
         return Result(y, e, k)
 
 
@@ -97,7 +101,7 @@ class MirrorDescent(Solver):
 
     def run(self, xp: Arrays, G: Map, y: Any, batch: int, **_: Any) -> Result:
         """G is the gradient; y is inside the simplex."""
-        return _repeat(xp, lambda v: kl_step(xp, v, G(v), self.step), y, batch, self.tol * self.step, self.maxiter)
+        return _repeat(xp, (G,), lambda G, v: kl_step(xp, v, G(v), self.step), y, batch, self.tol * self.step, self.maxiter)
 
 
 @dataclass(frozen=True)
@@ -120,14 +124,14 @@ class BlockCoordinate(Solver):
         count = int(y.shape[batch])
         masks = [xp.reshape(xp.eye_like(y, count)[i], (count, *(1,) * (len(y.shape) - batch - 1))) for i in range(count)]
         steps = xp.reshape(xp.zeros_like(xp.eye_like(y, count)[0]) + self.step, (count, *(1,) * (len(y.shape) - batch - 1)))
-        P = prox or (lambda v, t: v)
+        P = prox or Instances(lambda v, t: v, (), (1.0,))
 
-        def sweep(v: Any) -> Any:
+        def sweep(G: Map, P: Any, v: Any) -> Any:
             for mask in masks:
                 v = v + mask * (P(v - steps * G(v), steps) - v)
             return v
 
-        return _repeat(xp, sweep, y, batch, self.tol, self.maxiter)
+        return _repeat(xp, (G, P), sweep, y, batch, self.tol, self.maxiter)
 
 
 @dataclass(frozen=True)
@@ -155,9 +159,6 @@ class LBFGS(Solver):
         def dot(a: Any, b: Any) -> Any:
             return xp.sum(a * b, axis=axes, keepdims=True) if axes else a * b
 
-        def value(v: Any) -> Any:
-            return xp.reshape(f(v), (*v.shape[:batch], *(1,) * len(axes)))  # type: ignore[misc]
-
         def direction(g: Any, S: Any, Y: Any, rho: Any) -> Any:
             q, alphas = g, []
             for i in reversed(range(m)):
@@ -169,15 +170,21 @@ class LBFGS(Solver):
                 q = q + S[i] * (alphas[m - 1 - i] - rho[i] * dot(Y[i], q))
             return -q
 
-        def go(k: Any, y: Any, g: Any, S: Any, Y: Any, rho: Any, e: Any) -> Any:
-            return (k < self.maxiter) & xp.any(e > self.tol * (1 + norm(xp, y, batch)))
+        def moving(k: Any, y: Any, g: Any, e: Any, *memory: Any) -> Any:
+            return e > self.tol * (1 + norm(xp, y, batch))
 
-        def step(k: Any, y: Any, g: Any, S: Any, Y: Any, rho: Any, e: Any) -> tuple[Any, ...]:
+        def step(maps: tuple[Any, ...], k: Any, y: Any, g: Any, e: Any, *memory: Any) -> tuple[Any, ...]:
+            G, f = maps
+            S, Y, rho = memory[:m], memory[m : 2 * m], memory[2 * m :]
+
+            def value(v: Any) -> Any:
+                return xp.reshape(f(v), (*v.shape[:batch], *(1,) * len(axes)))
+
             d = direction(g, S, Y, rho)
             slope = dot(g, d)
             d = xp.where(slope < 0, d, -g)
             slope = dot(g, d)
-            active, at = e > self.tol * (1 + norm(xp, y, batch)), value(y)
+            active, at = moving(k, y, g, e), value(y)
 
             def high(t: Any) -> Any:
                 return active & ~(value(y + t * d) <= at + 1e-4 * t * slope + 1e-14 * (1 + xp.abs(at)))
@@ -194,14 +201,13 @@ class LBFGS(Solver):
             sq = dot(s, q)
             keep = sq > 1e-16 * xp.sqrt(dot(s, s) * dot(q, q))
             inverse = xp.where(keep, 1.0 / xp.where(keep, sq, xp.ones_like(sq)), xp.zeros_like(sq))
-            push = lambda old, one: xp.concat([old[1:], one[None]], axis=0)  # noqa: E731
-            return k + 1, new, grad, push(S, s), push(Y, q), push(rho, inverse), norm(xp, grad, batch)
+            return k + 1, new, grad, norm(xp, grad, batch), *S[1:], s, *Y[1:], q, *rho[1:], inverse
 
         g = G(y)
-        empty = xp.concat([xp.zeros_like(y)[None]] * m, axis=0)
-        none = xp.concat([xp.zeros_like(norm(xp, y, batch))[None]] * m, axis=0)
-        k, y, _, _, _, _, e = xp.while_loop(go, step, (xp.new(0), y, g, empty, empty, none, norm(xp, g, batch)))
-        return Result(y, e, k)
+        e = norm(xp, g, batch)
+        memory = [xp.zeros_like(y)] * (2 * m) + [xp.zeros_like(e)] * m
+        found = loop(xp, (G, f), moving, step, (xp.zero, y, g, e, *memory), batch, self.maxiter)
+        return Result(found[1], found[3], found[0])
 
 
 def kl_step(xp: Arrays, y: Any, g: Any, t: Any) -> Any:
@@ -212,14 +218,15 @@ def kl_step(xp: Arrays, y: Any, g: Any, t: Any) -> Any:
     return w / xp.sum(w, axis=-1, keepdims=True)
 
 
-def _repeat(xp: Arrays, T: Map, y: Any, batch: int, tol: float, limit: int) -> Result:
-    def go(k: Any, y: Any, e: Any) -> Any:
-        return (k < limit) & xp.any(e > tol * (1 + norm(xp, y, batch)))
+def _repeat(xp: Arrays, maps: tuple[Any, ...], T: Callable[..., Any], y: Any, batch: int, tol: float, limit: int) -> Result:
+    """Steps y <- T(*maps, y)."""
 
-    def step(k: Any, y: Any, e: Any) -> tuple[Any, ...]:
-        new = T(y)
-        active = e > tol * (1 + norm(xp, y, batch))
+    def moving(k: Any, y: Any, e: Any) -> Any:
+        return e > tol * (1 + norm(xp, y, batch))
+
+    def step(maps: tuple[Any, ...], k: Any, y: Any, e: Any) -> tuple[Any, ...]:
+        new, active = T(*maps, y), moving(k, y, e)
         return k + 1, xp.where(active, new, y), xp.where(active, norm(xp, new - y, batch), e)
 
-    k, y, e = xp.while_loop(go, step, (xp.new(0), y, norm(xp, y, batch) * 0 + float("inf")))
+    k, y, e = loop(xp, maps, moving, step, (xp.zero, y, norm(xp, y, batch) * 0 + float("inf")), batch, limit)
     return Result(y, e, k)

@@ -1,7 +1,7 @@
 """Solvers of roots and fixed points on flat arrays (batch..., event...): every instance converges on its own.
 
 Each is a value with `run(xp, G, y0, batch) -> Result`, where G is the residual (Newton, Broyden, Bisection) or the map T (Picard,
-Anderson). Instances that have converged stand still.
+Anderson). Instances that have converged stand still, and rest where that saves time (`layercompiler.implicit.compaction`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from layercompiler.derivatives import factors, krylov
 from layercompiler.derivatives.factors import Factor
 from layercompiler.derivatives.operator import jacobian
 from layercompiler.derivatives.solves import LinearSolve, solve
+from layercompiler.implicit.compaction import loop
 
 Map = Callable[[Any], Any]
 
@@ -70,19 +71,19 @@ class Newton(Solver):
         """See `Solver.run`."""
         kept: list[Factor] = []
 
-        def direction(y: Any, F: Any) -> tuple[Any, Factor | None]:
+        def direction(G: Map, y: Any, F: Any) -> tuple[Any, Factor | None]:
             A = jacobian(xp, G, y, batch)
             if self.linear_solve is None:
                 factor = factors.lu(xp, A.blocks)
                 return A.shaped(factor.solve(xp, A.flat(F))), factor
             return solve(self.linear_solve, A, F, on_error="warn"), None
 
-        def go(k: Any, y: Any, F: Any, e: Any, *factor: Any) -> Any:
-            return (k < self.maxiter) & xp.any(e > self.tol * (1 + norm(xp, y, batch)))
+        def moving(k: Any, y: Any, F: Any, e: Any, *factor: Any) -> Any:
+            return e > self.tol * (1 + norm(xp, y, batch))
 
-        def step(k: Any, y: Any, F: Any, e: Any, *_: Any) -> tuple[Any, ...]:
-            d, factor = direction(y, F)
-            active = e > self.tol * (1 + norm(xp, y, batch))
+        def step(G: Map, k: Any, y: Any, F: Any, e: Any, *_: Any) -> tuple[Any, ...]:
+            d, factor = direction(G, y, F)
+            active = moving(k, y, F, e)
 
             def worse(i: Any, t: Any, new: Any, F: Any, fresh: Any) -> Any:
                 return (i < 30) & xp.any(active & ~(fresh < e))
@@ -112,8 +113,8 @@ class Newton(Solver):
         F = G(y)
         start = (xp.zero, y, F, norm(xp, F, batch))
         if self.linear_solve is None:
-            kept.append(direction(y, F)[1])  # type: ignore[arg-type]
-        found = xp.while_loop(go, step, (*start, *_arrays(kept[0] if kept else None)))
+            kept.append(direction(G, y, F)[1])  # type: ignore[arg-type]
+        found = loop(xp, G, moving, step, (*start, *_arrays(kept[0] if kept else None)), batch, self.maxiter)
         return Result(found[1], found[3], found[0], Factor("lu", tuple(found[4:])) if kept else None)
 
 
@@ -139,19 +140,19 @@ class Picard(Solver):
     def run(self, xp: Arrays, G: Map, y: Any, batch: int) -> Result:
         """See `Solver.run`."""
 
-        def go(k: Any, y: Any, g: Any, e: Any, active: Any) -> Any:
-            return (k < self.maxiter) & xp.any(active)
+        def moving(k: Any, y: Any, g: Any, e: Any, active: Any) -> Any:
+            return active
 
-        def state(k: Any, y: Any) -> tuple[Any, ...]:
+        def state(G: Map, k: Any, y: Any) -> tuple[Any, ...]:
             g = G(y)
             e = norm(xp, g - y, batch)
             return k, y, g, e, e > self.tol * (1 + norm(xp, y, batch))
 
-        def step(k: Any, y: Any, g: Any, e: Any, active: Any) -> tuple[Any, ...]:
+        def step(G: Map, k: Any, y: Any, g: Any, e: Any, active: Any) -> tuple[Any, ...]:
             new = g if self.damping == 1.0 else xp.axpy(self.damping, g - y, y)
-            return state(k + 1, xp.held(active, new, y) if batch else new)
+            return state(G, k + 1, xp.held(active, new, y) if batch else new)
 
-        k, y, _, e, _ = xp.while_loop(go, step, state(xp.zero, y))
+        k, y, _, e, _ = loop(xp, G, moving, step, state(G, xp.zero, y), batch, self.maxiter)
         return Result(y, e, k)
 
 
@@ -179,18 +180,14 @@ class Anderson(Solver):
     def run(self, xp: Arrays, G: Map, y: Any, batch: int) -> Result:
         """See `Solver.run`."""
         m = self.depth
-        lead = tuple(int(s) for s in y.shape[:batch])
 
         def rows(a: Any) -> Any:
-            return xp.reshape(a, (*lead, 1, -1))
+            return xp.reshape(a, (*a.shape[:batch], 1, -1))
 
-        def shaped(a: Any) -> Any:
-            return xp.reshape(a, tuple(y.shape))
+        def moving(k: Any, y: Any, g: Any, dG: Any, dF: Any, e: Any) -> Any:
+            return e > self.tol * (1 + norm(xp, y, batch))
 
-        def go(k: Any, y: Any, g: Any, dG: Any, dF: Any, e: Any) -> Any:
-            return (k < self.maxiter) & xp.any(e > self.tol * (1 + norm(xp, y, batch)))
-
-        def step(k: Any, y: Any, g: Any, dG: Any, dF: Any, e: Any) -> tuple[Any, ...]:
+        def step(G: Map, k: Any, y: Any, g: Any, dG: Any, dF: Any, e: Any) -> tuple[Any, ...]:
             f = rows(g - y)
             gram = xp.matmul(dF, xp.matrix_transpose(dF))
             scale = xp.max(xp.linalg.diagonal(gram), axis=-1)[..., None, None]
@@ -199,7 +196,7 @@ class Anderson(Solver):
             mixed = rows(g) - xp.matmul(xp.matrix_transpose(weights), dG)
             if self.damping != 1.0:
                 mixed = mixed - (1 - self.damping) * (f - xp.matmul(xp.matrix_transpose(weights), dF))
-            new = shaped(mixed)
+            new = xp.reshape(mixed, tuple(y.shape))
             new = xp.where(xp.isfinite(new), new, g)
             new = xp.where(e > self.tol * (1 + norm(xp, y, batch)), new, y)
             value = G(new)
@@ -209,7 +206,7 @@ class Anderson(Solver):
 
         g = G(y)
         empty = xp.concat([xp.zeros_like(rows(y))] * m, axis=batch)
-        k, y, _, _, _, e = xp.while_loop(go, step, (xp.zero, y, g, empty, empty, norm(xp, g - y, batch)))
+        k, y, _, _, _, e = loop(xp, G, moving, step, (xp.zero, y, g, empty, empty, norm(xp, g - y, batch)), batch, self.maxiter)
         return Result(y, e, k)
 
 
@@ -227,15 +224,14 @@ class Broyden(Solver):
 
     def run(self, xp: Arrays, G: Map, y: Any, batch: int) -> Result:
         """See `Solver.run`."""
-        lead = tuple(int(s) for s in y.shape[:batch])
 
         def column(a: Any) -> Any:
-            return xp.reshape(a, (*lead, -1, 1))
+            return xp.reshape(a, (*a.shape[:batch], -1, 1))
 
-        def go(k: Any, y: Any, F: Any, B: Any, e: Any) -> Any:
-            return (k < self.maxiter) & xp.any(e > self.tol * (1 + norm(xp, y, batch)))
+        def moving(k: Any, y: Any, F: Any, B: Any, e: Any) -> Any:
+            return e > self.tol * (1 + norm(xp, y, batch))
 
-        def step(k: Any, y: Any, F: Any, B: Any, e: Any) -> tuple[Any, ...]:
+        def step(G: Map, k: Any, y: Any, F: Any, B: Any, e: Any) -> tuple[Any, ...]:
             d = xp.reshape(-xp.matmul(B, column(F)), tuple(y.shape))
             d = xp.where(e > self.tol * (1 + norm(xp, y, batch)), d, xp.zeros_like(d))
             value = G(y + d)
@@ -249,8 +245,8 @@ class Broyden(Solver):
         n = 1
         for s in y.shape[batch:]:
             n *= int(s)
-        B = xp.eye_like(y, n) + xp.zeros_like(xp.reshape(y, (*lead, n, 1)))
-        k, y, _, _, e = xp.while_loop(go, step, (xp.zero, y, F, B, norm(xp, F, batch)))
+        B = xp.eye_like(y, n) + xp.zeros_like(xp.reshape(y, (*y.shape[:batch], n, 1)))
+        k, y, _, _, e = loop(xp, G, moving, step, (xp.zero, y, F, B, norm(xp, F, batch)), batch, self.maxiter)
         return Result(y, e, k)
 
 

@@ -14,6 +14,7 @@ from layercompiler.derivatives.solves import Auto, LinearSolve
 from layercompiler.errors import BuildError
 from layercompiler.implicit import maps
 from layercompiler.implicit.arguments import Unknown, bound
+from layercompiler.implicit.compaction import Instances
 from layercompiler.implicit.descent import LBFGS, BlockCoordinate, Gradient, MirrorDescent
 from layercompiler.implicit.iterations import Anderson, Newton, Result, Solver
 
@@ -79,7 +80,7 @@ class Root(_Settings):
 
     def lower(self, xp: Arrays, unknown: Unknown, F: Function) -> Lowered:
         """F over flat arrays."""
-        return Lowered(F, lambda y, *theta: self.solver.run(xp, lambda v: F(v, *theta), y, unknown.batch))
+        return Lowered(F, lambda y, *theta: self.solver.run(xp, Instances(F, theta), y, unknown.batch))
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class FixedPoint(_Settings):
         """y - T(y) over flat arrays."""
         F = maps.fixed_point(T)
         G = T if getattr(self.solver, "kind", "") == "fixed" else F
-        run = lambda y, *theta: self.solver.run(xp, lambda v: G(v, *theta), y, unknown.batch)  # noqa: E731
+        run = lambda y, *theta: self.solver.run(xp, Instances(G, theta), y, unknown.batch)  # noqa: E731
         return Lowered(F, run, linear_solve=Auto(probe=False, contraction=True))
 
 
@@ -153,11 +154,11 @@ class Argmin(_Settings):
 
         def run(y: Any, *theta: Any) -> Result:
             if solver.kind != "minimum":
-                return solver.run(xp, lambda v: F(v, *theta), y, batch)
-            options: dict[str, Any] = {"f": lambda v: f(v, *theta)}
+                return solver.run(xp, Instances(F, theta), y, batch)
+            options: dict[str, Any] = {"f": Instances(f, theta)}
             if isinstance(solver, (Gradient, BlockCoordinate)) and prox is not None:
-                options["prox"] = lambda v, t, given=prox: given(v, t, *theta)
-            return solver.run(xp, lambda v: slope(v, *theta), y, batch, **options)
+                options["prox"] = Instances(prox, theta, (1.0,))
+            return solver.run(xp, Instances(slope, theta), y, batch, **options)
 
         return Lowered(F, run, None, frozenset({"symmetric"}) if prox is None and self.geometry != "kl" else frozenset())
 
@@ -185,7 +186,7 @@ class Argmin(_Settings):
             result = None
             for mu in (1e-1, 1e-3, 1e-6, 1e-10, 0.0) if q else (0.0,):
                 G = maps.smoothed_kkt(xp, f, eq, ineq, (n, p, q), mu)
-                result = solver.run(xp, lambda v, G=G: G(v, *theta), z, unknown.batch)
+                result = solver.run(xp, Instances(G, theta), z, unknown.batch)
                 z = result.y
             return Result(z, result.residual, result.iterations) if result else Result(z, 0.0, 0)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 
-ABI = 21
+ABI = 22
 _POINTER, _LONG, _INT, _REAL, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_char_p
 _PROTOTYPES = {
     "lc_abi": (_INT, []),
@@ -89,7 +89,7 @@ _PROTOTYPES = {
     "lc_express_forward": (_POINTER, [_POINTER, _LONG, _POINTER, _INT, _POINTER, _POINTER]),
     "lc_passage_free": (None, [_POINTER]),
     "lc_passage_point": (None, [_POINTER] * 2),
-    "lc_passage_adjoint": (_INT, [_POINTER] * 3 + [_INT]),
+    "lc_passage_adjoint": (_INT, [_POINTER] * 2 + [_INT, _POINTER]),
     "lc_grid_paths": (_INT, [_LONG] * 3 + [_INT] + [_REAL] * 2 + [_POINTER] * 2 + [_TEXT, _INT]),
     "lc_simplex_new": (_POINTER, [_LONG] * 2 + [_POINTER] * 5 + [_LONG, _POINTER, _TEXT, _POINTER]),
     "lc_simplex_free": (None, [_POINTER]),

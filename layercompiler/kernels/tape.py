@@ -107,6 +107,7 @@ class Descent:
 
     Args:
         linear: Tapes that add (cost, energy, gradient, entries) at the values.
+        light: Tapes that add (cost, energy, gradient, diagonal of the entries).
         second: Tapes that add the entries of the exact Hessian.
         move: Tapes that write moved elements of groups.
         ldl: Factorisation of matrices with `entries` places and one more for each diagonal number.
@@ -119,6 +120,7 @@ class Descent:
     def __init__(
         self,
         linear: Sequence[Tape],
+        light: Sequence[Tape],
         second: Sequence[Tape],
         move: Sequence[Tape],
         ldl: LDL,
@@ -129,11 +131,11 @@ class Descent:
     ) -> None:
         self._handle = None
         self._library = library.require()
-        self._kept = (*linear, *second, *move, ldl)
+        self._kept = (*linear, *light, *second, *move, ldl)
         self.ldl = ldl
         self.n, self.ambient, self.entries = sizes
-        counts = np.array([*sizes, len(plain[0]), len(linear), len(second), len(move)], np.int64)
-        tapes = np.array([t.handle for t in (*linear, *second, *move)], np.uint64)
+        counts = np.array([*sizes, len(plain[0]), len(linear), len(light), len(second), len(move)], np.int64)
+        tapes = np.array([t.handle for t in (*linear, *light, *second, *move)], np.uint64)
         arrays = [np.ascontiguousarray(x, np.int32) for x in (diagonal, coordinate, *plain)]
         a = library.address
         self._handle = self._library.lc_nls_new(a(counts), *map(a, arrays), a(tapes), ldl._handle)

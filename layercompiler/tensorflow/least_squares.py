@@ -125,7 +125,7 @@ class LeastSquaresLayer:
         if not tf.executing_eagerly():
             raise UnsupportedTransformError("a solve in eager mode is differentiated in eager mode")
         p, call, values = self.prepared, found.call, found.result.values
-        g = p.solver.evaluation.lift(values, np.asarray(cotangent).reshape(call.count, -1))
+        g = p.solver.lift(values, np.asarray(cotangent).reshape(call.count, -1))
         if on_error == "raise" and (~found.good & (np.abs(g).max(axis=1, initial=0.0) > 0)).any():
             raise DerivativeError("the Hessian is not positive definite at the solution: there is no derivative")
         good = found.good[:, None]

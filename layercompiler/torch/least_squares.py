@@ -239,7 +239,7 @@ class _Adjoint:
     def pull(self, gradient: Tensor) -> list[Tensor]:
         p, call = self.prepared, self.call
         g = gradient.detach().to(torch.float64).reshape(call.count, -1).numpy()
-        g = p.solver.evaluation.lift(self.node.result.values, g)
+        g = p.solver.lift(self.node.result.values, g)
         touched = np.abs(g).max(axis=1, initial=0.0) > 0
         self.check(touched)
         g = np.where((self.good & touched)[:, None], g, 0.0)

@@ -31,7 +31,8 @@ struct DenseRound {
   DenseForm form;
   double tolerance;
   int32_t iterations;
-  int32_t pivots;  // steps of pivoting before the interior point (dual form)
+  int32_t pivots;     // steps of pivoting before the interior point (dual form)
+  int32_t exchanges;  // or single exchanges before it, so many for each inequality
 };
 
 struct DenseData {

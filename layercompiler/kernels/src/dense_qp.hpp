@@ -1,19 +1,22 @@
 // Batched dense quadratic programs, one instance per lane, the whole solver fused. Included INSIDE the namespace of one target.
 //
 // Dual form (Q > 0, m up to about 2n): eliminate x and y once, which leaves the monotone linear complementarity problem s = c + R z in the duals of the
-// inequalities. Projected Gauss-Seidel sweeps guess the active set, block principal pivoting corrects it with factors of the active rows alone; instances
-// where that does not end take Mehrotra's predictor-corrector, one m x m Cholesky per iteration, up to a better guess. Primal form (many rows, semidefinite
+// inequalities. Few inequalities find their active set by single exchanges in a tableau. Of many, projected Gauss-Seidel sweeps guess it and block principal
+// pivoting corrects it with factors of the active rows alone; where that does not end come single exchanges, and last Mehrotra's predictor-corrector, one
+// m x m Cholesky per iteration, up to a better guess. Primal form (many rows, semidefinite
 // or no Q, dependent rows): a proximal interior point on n x n matrices that stops early, guesses the active set {z > s}, solves it exactly and repairs it
 // where signs fail. Both keep the factor of the last solve for derivatives. What an instance does never depends on the lanes beside it: lanes that are done
 // are not written any more.
 //
-// Sources: Judice, Pires 1994 (block principal pivoting, with a single exchange where it stalls); Mehrotra 1992; Amos, Kolter 2017 (OptNet);
+// Sources: Judice, Pires 1994 (block principal pivoting, with a single exchange where it stalls); Goldfarb, Idnani 1983 (exchanges from the dual side); Mehrotra 1992; Amos, Kolter 2017 (OptNet);
 // Pougkakiotis, Gondzio 2021 (proximal interior point).
 
 #include "dense_algebra.hpp"
 #include "dense_data.hpp"
 #include "dense_pack.hpp"
 
+#include "dense_elimination.hpp"
+#include "dense_complement.hpp"
 #include "dense_dual.hpp"
 #include "dense_primal.hpp"
 

@@ -165,16 +165,17 @@ struct Pivoting {
   double floor, repair;
 };
 
-// Panels hold the matrix (static regularisation included) on entry and L on exit. Returns the smallest expected-sign pivot before repair, NaN if any
-// pivot is NaN.
-template <class V>
-static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work, Pivoting rule) {
+// Panels hold the matrix (static regularisation included) once `fill` was called for their supernode, and L on exit. Returns the smallest expected-sign
+// pivot before repair, NaN if any pivot is NaN.
+template <class V, class Fill>
+static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work, Pivoting rule, Fill&& fill) {
   constexpr bool alone = lanes_of<V> == 1 && wide > 1;
   V smallest = splat<V>(1e300), poison = V{};
   const V floor = splat<V>(rule.floor), repair = splat<V>(rule.repair);
   for (int node = 0; node < s.supernodes; node++) {
     int first = s.start[node], width = s.start[node + 1] - first, head = head_of(s, node), height = head + s.rowptr[node + 1] - s.rowptr[node];
     V* t = panels + s.offset[node];
+    fill(node);
     for (int u = s.updptr[node]; u < s.updptr[node + 1]; u++) {
       if (s.updates[u].first < s.privates[s.updates[u].source]) {
         apply_private<V>(s, s.updates[u], t, width, panels, pivots, work);
@@ -224,4 +225,7 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
       for (int c = 0; c < width; c++) t[(int64_t)r * width + c] *= scale[c];
   }
   return smallest + poison;
+}
+template <class V> static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work, Pivoting rule) {
+  return factorise<V>(s, panels, pivots, inverse, work, rule, [](int) {});
 }

@@ -50,7 +50,7 @@ double* tape_memory(size_t bytes) {
 }
 
 struct Tape {
-  std::vector<int32_t> code, in_array, in_step, out_array, out_step, table, places;
+  std::vector<int32_t> code, in_array, in_step, out_array, out_step, table, places, machine_in, machine_out;
   std::vector<int64_t> in_at, out_at, in_size, out_size;  // sizes: numbers of one instance that are read, or added to, of each array
   std::vector<double> constant;
   int32_t registers;
@@ -62,7 +62,8 @@ struct Tape {
   TapeView view() const {
     return {code.data(), (int64_t)code.size() / 5, registers, (int32_t)constant.size(), constant.data(), {in_array.data(), in_step.data(), in_at.data()},
             {out_array.data(), out_step.data(), out_at.data()}, (int32_t)in_array.size(), (int32_t)out_array.size(), group,
-            machine ? machine->run : nullptr, machine ? machine->vectors : 0, table.data(), places.data(), factors};
+            machine ? machine->run : nullptr, machine ? machine->vectors : 0, machine_in.data(), machine_out.data(), table.data(), places.data(),
+            factors};
   }
   void finish(bool code) {
     if (code && target->helpers) machine = assemble(view(), target->helpers);
@@ -74,6 +75,11 @@ struct Tape {
       }
     };
     if (factors > 0) measure(in_array, in_step, in_at, in_size), measure(out_array, out_step, out_at, out_size);
+    auto spread = [&](const std::vector<int32_t>& step, const std::vector<int64_t>& at, std::vector<int32_t>& by_factor) {
+      for (int64_t e = 0; e < factors; e++)
+        for (size_t k = 0; k < step.size(); k++) by_factor.push_back(table[at[k] + step[k] * e]);
+    };
+    if (machine) spread(in_step, in_at, machine_in), spread(out_step, out_at, machine_out);
     if (factors < tape_few) return;
     for (int64_t first = 0; first < factors; first += group)
       for (size_t k = 0; k < out_array.size(); k++)
@@ -113,11 +119,33 @@ struct Tape {
 
 struct Problem {
   std::vector<int32_t> diagonal, coordinate, plain_at, plain_col;
-  std::vector<TapeView> linear, second, move;
+  std::vector<TapeView> linear, light, second, move;
+  std::vector<int64_t> start, to, diagonal_to;
+  std::vector<int32_t> from, row, column;
   const TapeTarget* target;
   void* ldl;
   DescentPlan plan;
   mutable Recycler recycler;
+
+  // Where the entries go in the panels of the factor.
+  Assembly assemble_panels(const Schedule& s, int64_t entries) {
+    if (s.inputs != entries + s.n) throw std::invalid_argument("the factorisation is of another pattern");
+    std::vector<int32_t> owner(s.n), column_of(s.entries);
+    for (int32_t k = 0; k < s.supernodes; k++) std::fill(owner.begin() + s.start[k], owner.begin() + s.start[k + 1], k);
+    for (int32_t c = 0; c < s.n; c++) std::fill(column_of.begin() + s.colptr[c], column_of.begin() + s.colptr[c + 1], c);
+    std::vector<std::vector<int32_t>> of(s.supernodes);
+    for (int64_t k = 0; k < entries; k++) of[owner[s.rowind[s.slot[k]]]].push_back((int32_t)k);
+    start.push_back(0);
+    for (const auto& list : of) {
+      for (int32_t k : list) {
+        const int64_t e = s.slot[k];
+        from.push_back(k), to.push_back(s.target[e]), row.push_back(s.rowind[e]), column.push_back(column_of[e]);
+      }
+      start.push_back((int64_t)from.size());
+    }
+    for (int32_t c = 0; c < s.n; c++) diagonal_to.push_back(s.target[s.colptr[c + 1] - 1]);
+    return {start.data(), from.data(), row.data(), column.data(), to.data(), diagonal_to.data()};
+  }
 
   // Instances first .. of a batch, in packs where that is worth it: fn(first, count, packed).
   template <class Function> void pieces(int64_t batch, Function&& fn) const {
@@ -163,7 +191,7 @@ LC_API int lc_tape_run(const void* tape, int64_t count, const double* const* in,
   return guarded([&] { static_cast<const Tape*>(tape)->run(count, in, in_stride, out, out_stride); });
 }
 
-// Sizes: n, ambient, entries, Euclidean numbers, and how many tapes linearize, give second derivatives, move elements of groups. The tapes and the
+// Sizes: n, ambient, entries, Euclidean numbers, and how many tapes linearize, do so with the diagonal only, give second derivatives, move elements of groups. The tapes and the
 // factorisation must outlive the problem.
 LC_API void* lc_nls_new(const int64_t* sizes, const int32_t* diagonal, const int32_t* coordinate, const int32_t* plain_at, const int32_t* plain_col,
                         const void* const* tapes, void* ldl) {
@@ -175,18 +203,20 @@ LC_API void* lc_nls_new(const int64_t* sizes, const int32_t* diagonal, const int
     p->coordinate.assign(coordinate, coordinate + sizes[0]);
     p->plain_at.assign(plain_at, plain_at + sizes[3]);
     p->plain_col.assign(plain_col, plain_col + sizes[3]);
-    std::vector<TapeView>* lists[] = {&p->linear, &p->second, &p->move};
+    std::vector<TapeView>* lists[] = {&p->linear, &p->light, &p->second, &p->move};
     bool packs = false;
     p->target = find_tape_target("scalar");
-    for (int k = 0; k < 3; k++)
+    for (int k = 0; k < 4; k++)
       for (int64_t i = 0; i < sizes[4 + k]; i++) {
         const Tape& tape = *static_cast<const Tape*>(*tapes++);
         lists[k]->push_back(tape.view());
         p->target = tape.target;
         packs = packs || tape.factors >= tape_few;
       }
+    const Schedule& schedule = ldl_schedule(ldl);
     p->plan = {sizes[0], sizes[1], sizes[2], p->diagonal.data(), p->coordinate.data(), sizes[3], p->plain_at.data(), p->plain_col.data(), sizes[4], sizes[5],
-               sizes[6], p->linear.data(), p->second.data(), p->move.data(), &ldl_schedule(ldl), packs && p->target->lanes > 1};
+               sizes[6], sizes[7], p->linear.data(), p->light.data(), p->second.data(), p->move.data(), &schedule,
+               p->assemble_panels(schedule, sizes[2]), packs && p->target->lanes > 1};
     made = p.release();
   });
   return made;

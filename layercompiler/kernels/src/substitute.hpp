@@ -330,4 +330,4 @@ template <class V> static void solve_shared(const SolveJob& job, Chunk chunk, vo
   solve_columns<double, V, 1>(job, keep, static_cast<V*>(scratch), row, chunk.count, 1);
 }
 
-static size_t solve_scratch(const Schedule& s) { return sizeof(d8) * (size_t)round_up(5 * (int64_t)s.n * columns_at_once + 8); }
+static inline size_t solve_scratch(const Schedule& s) { return sizeof(d8) * (size_t)round_up(5 * (int64_t)s.n * columns_at_once + 8); }

@@ -224,15 +224,7 @@ static void tape_run_pack(const TapeJob& job, Wide* r) {
     tape_chunk<M, true>(job, r, nullptr, nullptr, first, (int)(t.factors - first < M ? t.factors - first : M), nullptr);
 }
 
-// Inputs of a program in machine code, from the memory's first input on: lanes are instances of a pack, or `row` and `factor` of each.
-LC_INLINE void machine_load_pack(const TapeJob& job, int64_t factor, Wide* to) {
-  const TapeView& t = job.tape;
-  for (int32_t k = 0; k < t.inputs; k++) {
-    const double* from = job.in[t.in.array[k]];
-    const int32_t place = t.table[t.in.at[k] + t.in.step[k] * factor];
-    to[k] = place < 0 ? Wide{} : job.in_stride[t.in.array[k]] == 0 ? splat<Wide>(from[place]) : reinterpret_cast<const Wide*>(from)[place];
-  }
-}
+// Inputs of a program in machine code, from the memory's first input on: lanes are `row` and `factor` of each.
 LC_INLINE void machine_load_rows(const TapeJob& job, const int64_t* row, const int64_t* factor, Wide* to) {
   const TapeView& t = job.tape;
   for (int32_t k = 0; k < t.inputs; k++) {
@@ -247,6 +239,26 @@ LC_INLINE void machine_load_rows(const TapeJob& job, const int64_t* row, const i
   }
 }
 
+// Lanes are instances of a pack. Where inputs and outputs lie is looked up once, not for every factor.
+static void tape_run_machine_pack(const TapeJob& job, Wide* memory, Wide* in, Wide* out) {
+  const TapeView& t = job.tape;
+  const double** from = reinterpret_cast<const double**>(memory + t.machine_vectors);
+  Wide** to = reinterpret_cast<Wide**>(memory + t.machine_vectors) + t.inputs;
+  int64_t* lanes = reinterpret_cast<int64_t*>(to + t.outputs);
+  for (int32_t k = 0; k < t.inputs; k++) from[k] = job.in[t.in.array[k]], lanes[k] = job.in_stride[t.in.array[k]] ? tape_lanes : 1;
+  for (int32_t k = 0; k < t.outputs; k++) to[k] = reinterpret_cast<Wide*>(job.out[t.out.array[k]]);
+  const int32_t *place = t.machine_in, *goal = t.machine_out;
+  for (int64_t e = 0; e < t.factors; e++, place += t.inputs, goal += t.outputs) {
+    for (int32_t k = 0; k < t.inputs; k++) {
+      if (place[k] < 0) in[k] = Wide{};
+      else in[k] = lanes[k] == 1 ? splat<Wide>(from[k][place[k]]) : load_wide(from[k] + place[k] * lanes[k]);
+    }
+    t.machine(memory);
+    for (int32_t k = 0; k < t.outputs; k++)
+      if (goal[k] >= 0) to[k][goal[k]] += out[k];
+  }
+}
+
 static void tape_run_machine(const TapeJob& job, Wide* memory) {
   const TapeView& t = job.tape;
   tape_constants<1>(t, memory);
@@ -254,17 +266,7 @@ static void tape_run_machine(const TapeJob& job, Wide* memory) {
   last[0] = splat<Wide>(1.0), last[1] = splat<Wide>(-0.0);
   const double rest = of_bits<double>(0x7fffffffffffffffLL);
   for (int l = 0; l < tape_lanes; l++) put(last[2], l, rest);
-  if (job.packed) {
-    for (int64_t e = 0; e < t.factors; e++) {
-      machine_load_pack(job, e, in);
-      t.machine(memory);
-      for (int32_t k = 0; k < t.outputs; k++) {
-        const int32_t place = t.table[t.out.at[k] + t.out.step[k] * e];
-        if (place >= 0) reinterpret_cast<Wide*>(job.out[t.out.array[k]])[place] += out[k];
-      }
-    }
-    return;
-  }
+  if (job.packed) return tape_run_machine_pack(job, memory, in, out);
   int64_t row[tape_lanes], factor[tape_lanes];
   const bool many = t.factors >= tape_few;
   for (int64_t b = 0; b < job.count; b += many ? 1 : tape_lanes) {
@@ -308,7 +310,8 @@ constexpr const TapeHelper* tape_helpers = nullptr;
 #endif
 
 static size_t tape_scratch(const TapeView& t) {
-  return t.machine ? sizeof(Wide) * (size_t)t.machine_vectors : sizeof(Wide) * 4 * ((size_t)t.registers + (size_t)t.outputs);
+  if (t.machine) return sizeof(Wide) * (size_t)t.machine_vectors + 8 * (2 * (size_t)t.inputs + (size_t)t.outputs);
+  return sizeof(Wide) * 4 * ((size_t)t.registers + (size_t)t.outputs);
 }
 
 static void tape_run(const TapeJob& job, void* scratch) {

@@ -31,6 +31,7 @@ struct TapeView {
   int32_t inputs, outputs, group;
   void (*machine)(void* memory);  // the program as machine code (machine.hpp), or null
   int64_t machine_vectors;
+  const int32_t *machine_in, *machine_out;  // places by [factor][slot], for machine code
   const int32_t* table;
   const int32_t* places;  // of the outputs, by groups of factors: [group][output][factor]; -1 for factors beyond the last
   int64_t factors;
@@ -54,6 +55,13 @@ static inline int tape_group(int64_t registers, int64_t factors) { return factor
 
 using TapeHelper = void (*)(void* result, const void* a, const void* b);
 
+// Where the entries of a matrix go in the panels of its factor, supernode by supernode; rows and columns in elimination order.
+struct Assembly {
+  const int64_t* start;        // of each supernode's entries
+  const int32_t *from, *row, *column;
+  const int64_t *to, *diagonal;  // places of the entries, and of the diagonal
+};
+
 // A least-squares problem: what descends on it reads nothing else.
 struct DescentPlan {
   int64_t n, ambient, entries;
@@ -61,9 +69,10 @@ struct DescentPlan {
   const int32_t *coordinate;           // place of column i among the values, or -1
   int64_t plain;                       // Euclidean numbers, their places and columns (-1: fixed)
   const int32_t *plain_at, *plain_col;
-  int64_t linears, seconds, moves;
-  const TapeView *linear, *second, *move;
+  int64_t linears, lights, seconds, moves;
+  const TapeView *linear, *light, *second, *move;  // `light`: as `linear`, with the diagonal instead of all entries
   const Schedule* schedule;            // of the entries and one more number for each diagonal
+  Assembly assembly;
   bool packs;                          // whether instances are worth to be packed
 };
 struct DescentOptions {

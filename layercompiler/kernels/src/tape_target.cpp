@@ -23,7 +23,25 @@ namespace LC_JOIN(tape_, LC_TARGET) {
 
 #include "tape.hpp"
 
+#include "descent_data.hpp"
+
 #include "descent.hpp"
+
+template <class V> static size_t descent_bytes(const DescentJob& job) {
+  Arena arena{nullptr};
+  Descent<V> counted(job, job.count, arena);
+  if (lanes_of<V> > 1) Descent<double> one(job, 1, arena);
+  return arena.used;
+}
+template <class V> static void descend_units(const DescentJob& job, void* scratch) {
+  Arena arena{static_cast<char*>(scratch)};
+  Descent<V> descent(job, job.count, arena);
+  descent.run();
+  descent.write();
+}
+
+static size_t descent_scratch(const DescentJob& job) { return job.packed ? descent_bytes<Wide>(job) : descent_bytes<double>(job); }
+static void descend(const DescentJob& job, void* scratch) { job.packed ? descend_units<Wide>(job, scratch) : descend_units<double>(job, scratch); }
 }  // namespace
 extern const TapeTarget LC_JOIN(tape_table_, LC_TARGET);
 const TapeTarget LC_JOIN(tape_table_, LC_TARGET) = {

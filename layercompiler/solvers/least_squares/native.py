@@ -38,9 +38,11 @@ class Native:
 
     Attributes:
         linear: Tapes that add cost, energy, gradient and Gauss-Newton entries, one per block.
+        light: Tapes that add cost, energy, gradient and the diagonal of those entries.
         second: Tapes that add the entries of the exact Hessian.
         pulls: Tapes that add gradients in theta.
         moves: Tapes that move elements of groups, one per variable.
+        lifts: Tapes that turn cotangents of the stored numbers of groups into those of tangents, one per variable.
 
     Raises:
         UnsupportedError: The program has no scalar form.
@@ -57,8 +59,9 @@ class Native:
         self.constants: list[np.ndarray] = []
         try:
             self.blocks = [_Spelled(self, b) for b in self.program.blocks]
-            self.linear, self.second = [b.linear() for b in self.blocks], [b.second() for b in self.blocks]
-            self.pulls, self.moves = [b.pull() for b in self.blocks], self._moves()
+            self.linear, self.light = zip(*(b.linear() for b in self.blocks), strict=True) if self.blocks else ((), ())
+            self.second, self.pulls = [b.second() for b in self.blocks], [b.pull() for b in self.blocks]
+            self.moves, self.lifts = self._moves(), self._lifts()
             for b in self.blocks:
                 del b.graph  # large, and done with
         except (UnspelledError, LayerCompilerError, TypeError, ValueError, IndexError, KeyError) as error:
@@ -86,6 +89,29 @@ class Native:
             out.append(self.tape(graph, outputs, places.__getitem__, v.elements))
         return out
 
+    def _lifts(self) -> list[Tape]:
+        """Tapes that turn cotangents of the values into those of the unknown."""
+        out, xp = [], self.evaluation.xp
+        for v, a, d in zip(self.program.variables, self.program.ambient_offsets, self.program.offsets, strict=False):
+            m, graph, every = v.manifold, Scalars(), np.arange(v.elements)
+            if m.name == "euclidean" or not v.elements:
+                continue
+            x, g, t = (
+                np.array([graph.input((kind, j)) for j in range(size)], dtype=object)
+                for kind, size in zip("xgt", (m.ambient, m.ambient, m.dof), strict=True)
+            )
+            (velocity,), _, _ = xp.spell(lambda x, t, m=m: (m.tangent(xp, x, t),), [m.identity(), np.ones(m.dof)], [x, t], graph)
+            found = graph.forward([int(k) for k in velocity], {int(k): {i: graph.one} for i, k in enumerate(t)})
+            places = {
+                (kind, j): Slot(array, a + every * m.ambient + j) for kind, array in (("x", VALUES), ("g", STEP)) for j in range(m.ambient)
+            }
+            outputs = []
+            for i in range(m.dof):
+                by = [(int(k), f[i]) for k, f in zip(g, found, strict=True) if i in f]
+                outputs.append((graph.dot([k for k, _ in by], [f for _, f in by]), Slot(0, self.position[d + every * m.dof + i])))
+            out.append(self.tape(graph, outputs, places.__getitem__, v.elements))
+        return out
+
     def tape(self, graph: Scalars, outputs: Sequence[tuple[int, Slot]], place: Callable[[Any], Slot], factors: int) -> Tape:
         """The program of some outputs."""
         code, constants, registers, inputs, slots = program(graph, [(k, s) for k, s in outputs if k != graph.zero])
@@ -99,18 +125,22 @@ class Native:
         return kernels.LDL(n, np.concatenate([s.rows, every]), np.concatenate([s.cols, every]), np.ones(n, np.int8))
 
     @cached_property
-    def descent(self) -> Descent:
-        """The whole solve."""
-        s = self.structure
-        diagonal = np.array([self.key.get((i, i), -1) for i in range(s.n)], np.int32)
-        at, col = [], []
+    def plain(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places of Euclidean numbers among the values, and their columns (-1: fixed)."""
+        at, col = [np.zeros(0, int)], [np.zeros(0, int)]
         for v, a, d in zip(self.program.variables, self.program.ambient_offsets, self.program.offsets, strict=False):
             if v.manifold.name == "euclidean":
                 at.append(a + np.arange(v.size))
                 col.append(self.position[d + np.arange(v.size)])
-        plain = tuple(np.concatenate(x) if x else np.zeros(0, int) for x in (at, col))
+        return np.concatenate(at), np.concatenate(col)
+
+    @cached_property
+    def descent(self) -> Descent:
+        """The whole solve."""
+        s = self.structure
+        diagonal = np.array([self.key.get((i, i), -1) for i in range(s.n)], np.int32)
         sizes = (s.n, self.evaluation.size, len(s.rows))
-        return Descent(self.linear, self.second, self.moves, self.ldl, sizes, diagonal, coordinates(s), (plain[0], plain[1]))
+        return Descent(self.linear, self.light, self.second, self.moves, self.ldl, sizes, diagonal, coordinates(s), self.plain)
 
     # Numbers -----------------------------------------------------------------------------------------------------------------
 
@@ -134,6 +164,14 @@ class Native:
         """See `Evaluation.hessian`."""
         found = np.zeros((len(values), len(self.structure.rows)))
         self._run(self.second, values, np.zeros((len(values), 0)), inputs, steps, [found], [found.shape[1]])
+        return found
+
+    def lift(self, values: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
+        """See `Evaluation.lift`."""
+        found = np.zeros((len(values), self.structure.n))
+        at, col = (k[self.plain[1] >= 0] for k in self.plain)
+        found[:, col] = cotangent[:, at]
+        self._run(self.lifts, values, cotangent, [], [], [found], [found.shape[1]])
         return found
 
     def pull(self, values: np.ndarray, u: np.ndarray, inputs: list[np.ndarray], steps: list[int]) -> list[np.ndarray]:
@@ -278,8 +316,11 @@ class _Spelled:
                 out.append((node, Slot(ENTRIES, self._table(np.where(twice, table, -1)))))
         return out
 
-    def linear(self) -> Tape:
-        """Cost, energy, gradient and Gauss-Newton entries."""
+    def _tape(self, outputs: Sequence[tuple[int, Slot]]) -> Tape:
+        return self.native.tape(self.graph, outputs, self.place, self.factors)
+
+    def linear(self) -> tuple[Tape, Tape]:
+        """Cost, energy, gradient and Gauss-Newton entries; the same with the diagonal of the entries only."""
         graph, rows = self.graph, self.rows
         width = self.columns.shape[1]
         if self.block.sparsity is None and width > 2 * len(rows):
@@ -306,7 +347,12 @@ class _Spelled:
                     entries[i, j] = graph.call("add", entries.get((i, j), graph.zero), graph.call("mul", J[i], J[j]))
         outputs = [(self.cost, Slot(COST, np.zeros(1))), (graph.dot(rows, rows), Slot(ENERGY, np.zeros(1)))]
         outputs += [(k, Slot(GRADIENT, self._table(self.columns[:, i]))) for i, k in gradient.items()]
-        return self.native.tape(graph, outputs + self._entries(entries), self.place, self.factors)
+        on = np.flatnonzero(self.native.structure.rows == self.native.structure.cols)
+        column = np.full(len(self.native.structure.rows) + 1, -1)
+        column[on] = self.native.structure.rows[on]
+        whole = self._entries(entries)
+        diagonal = [(k, Slot(ENTRIES, self._table(column[s.table]))) for k, s in whole if (column[s.table] >= 0).any()]
+        return self._tape(outputs + whole), self._tape(outputs + diagonal)
 
     def second(self) -> Tape:
         """Entries of the exact Hessian: derivatives along tangents of the gradient along tangents."""
@@ -324,7 +370,7 @@ class _Spelled:
                 if i <= c and node != graph.zero and (self.columns[:, i] >= 0).any():
                     entries[i, c] = node
         outputs = [(k, Slot(0, s.table)) for k, s in self._entries(entries)]
-        return self.native.tape(graph, outputs, self.place, self.factors)
+        return self._tape(outputs)
 
     def pull(self) -> Tape:
         """Gradients in theta of -<F, u>."""
@@ -346,7 +392,7 @@ class _Spelled:
         for node, gradient in by.items():
             slot = self.place(goals[node])
             outputs.append((gradient, Slot(slot.array - THETA, slot.table)))
-        return self.native.tape(graph, outputs, self.place, self.factors)
+        return self._tape(outputs)
 
 
 def _inputs(graph: Scalars, key: tuple[Any, ...], shape: tuple[int, ...]) -> np.ndarray:

@@ -200,6 +200,10 @@ class Solver:
         )  # fmt: skip
         return Result(*found)
 
+    def lift(self, values: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
+        """Cotangents of the values (B, ambient) as cotangents of the unknown (B, n)."""
+        return (self.evaluation if self.native is None else self.native).lift(values, cotangent)
+
     def pull(self, values: np.ndarray, u: np.ndarray, theta: Sequence[Any], shared: tuple[bool, ...]) -> Sequence[Any]:
         """Gradients in theta, numpy arrays or the framework's; see the function `pull`."""
         if self.native is not None and self.options.backward != "dlm":
