@@ -86,6 +86,18 @@ def test_same_bits_alone_in_a_pack_and_on_threads(kinds):
             np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3, 8, 9, 16, 17, 33])
+def test_semidefinite_cones_alone_have_the_bits_of_a_pack(order):
+    rng = np.random.default_rng(order)
+    cones = [("zero", 2), ("nonnegative", 2), ("psd", order), ("psd", (order + 1) // 2)]
+    P, A, data = programs(rng, 4, cones, 9)
+    conic = Conic(4, P, A, cones)
+    whole = conic.solve(*data)
+    for i in (0, 5):
+        for got, want in zip(fields(conic.solve(*(d[i : i + 1] for d in data))), fields(whole, slice(i, i + 1)), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
 @pytest.mark.parametrize("kinds", ["zlq", "zlqsep"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 def test_bad_instance_touches_no_other(kinds, bad):

@@ -213,3 +213,24 @@ def test_malformed_patterns_are_refused():
         LDL(0, [], [], [])
     with pytest.raises(LayerCompilerError):
         LDL(2, [0.5], [1], [1, 1])
+
+
+@pytest.mark.parametrize("alike", [4, 16, 37])
+def test_subtrees_of_one_shape(alike):
+    """Small trees of one pattern that meet in a dense block, as a portfolio's assets do; their columns are eliminated side by side."""
+    rng, root = np.random.default_rng(alike), 5
+    n = root + 3 * alike
+    pairs = [(i, j) for i in range(root) for j in range(i, root)]
+    for k in range(alike):
+        z, x, w = root + 3 * k + np.arange(3)
+        pairs += [(z, z), (x, x), (w, w), (z, x), (x, w), (0, z), (1, z), *((r, w) for r in range(root))]
+    rows, columns = np.array(pairs).T
+    values = rng.uniform(0.1, 1.0, (11, len(pairs))) + 2.0 * n * (rows == columns)
+    ldl = LDL(n, rows, columns, np.ones(n))
+    rhs = rng.normal(size=(11, n))
+    x, _ = ldl.factor(values, eps=0.0).solve(rhs, refine=0)
+    for i in range(11):
+        K = np.zeros((n, n))
+        K[rows, columns] = K[columns, rows] = values[i]
+        np.testing.assert_allclose(K @ x[i], rhs[i], atol=1e-11)
+        np.testing.assert_array_equal(ldl.factor(values[i : i + 1], eps=0.0).solve(rhs[i : i + 1], refine=0)[0][0], x[i])
