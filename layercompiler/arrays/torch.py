@@ -88,7 +88,7 @@ class Torch(Arrays):
     def numpy(self, value: Any) -> np.ndarray:
         if self.traced(value):
             raise UnsupportedTransformError("a transformed tensor has no numbers", mend="call this outside of torch.func transforms")
-        return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        return value.detach().cpu().resolve_neg().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
     def traced(self, *values: Any) -> bool:
         return torch.compiler.is_compiling() or any(

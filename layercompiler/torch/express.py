@@ -19,10 +19,10 @@ from layercompiler.kernels.express import HARD
 from layercompiler.plan.express import express
 from layercompiler.torch import host
 from layercompiler.torch.lease import empty
-from layercompiler.torch.quick import PAUSE, Shapes, Short, lies_plain, record
+from layercompiler.torch.quick import PAUSE, Compiled, Shapes, lies_plain, record
 
 
-class Express(Short):
+class Express(Compiled):
     """What a compiled problem needs for this way.
 
     Args:

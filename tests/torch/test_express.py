@@ -182,6 +182,21 @@ def test_outputs_may_be_written_to():
     assert second.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["portfolio_qp", "qp"])
+def test_another_default_device(name):
+    """What the kernels write to lies on the host."""
+    case, layer = layer_of(name)
+    arrays = case.sample(3, np.random.default_rng(0))
+    tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+    want = layer(*tensors)
+    with torch.device("meta"):
+        found = layer(*tensors)
+        gradients = torch.autograd.grad(found[0], tensors, torch.ones_like(want[0]), allow_unused=True)
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+    for a, b in zip(gradients, torch.autograd.grad(want[0], tensors, torch.ones_like(want[0]), allow_unused=True), strict=True):
+        assert torch.equal(a, b) if a is not None and b is not None else a is b
+
+
 @pytest.mark.parametrize("name", ["qp", "lp"])
 def test_saved_tensors_that_were_moved(name):
     """What hooks for saved tensors bring back lies elsewhere, or in another order; gradients are the same."""

@@ -192,8 +192,8 @@ LC_API int lc_conic_solve(const void* program, int64_t batch, const double* p, i
     const ConicProgram& c = *static_cast<const ConicProgram*>(program);
     const Target& t = *c.target();
     bool timed = std::isfinite(time_limit);
-    // A tenth of what the points must reach, but no less than what refinement can reach, nor more than the last steps can do with.
-    double linear = std::min(1e-7, std::max(1e-12, 0.1 * gap));
+    // As exact as the points have to be, but no more than refinement can reach, nor less than the last steps can do with.
+    double linear = std::min(1e-7, std::max(1e-12, gap));
     ConicOptions options{gap, feasibility, infeasibility, linear, limit, 6, timed ? seconds() + time_limit : INFINITY, timed || profile ? seconds : nullptr};
     const int64_t packs = chunk_count(t.lanes, batch);
     struct Packs {
