@@ -28,7 +28,8 @@ import torch
 
 import layercompiler as lc
 from benchmarks import results as results_file
-from benchmarks.peers import CLARABEL, DEFAULT, LANES, OURS, PEERS
+from benchmarks.backward import FLOOR, backward_page, way_of
+from benchmarks.peers import CLARABEL, DEFAULT, LANES, OURS, PEERS, Floor
 from benchmarks.problems import BUILDERS, SEVEN
 from layercompiler import kernels
 from layercompiler.kernels.conic import COUNTS, PARTS
@@ -40,7 +41,6 @@ SKIP = {("sdp_30", "cvxpylayers (Clarabel)"), ("sdp_30", DEFAULT)}
 ONLY = {"cvxpylayers (SCS 1e-8)": {"sdp", "sdp_30"}, "sdp_30": (1, 8)}
 TARGETS = dict.fromkeys(("qp", "lp", "portfolio_qp", "logistic", "sparsemax"), 2.5) | dict.fromkeys(("portfolio_socp", "sdp"), 1.5)
 FORWARD = {"sdp": 1.5, "sdp_30": 1.5}  # asked over Clarabel through our layer, forward at the largest batch; 4 elsewhere
-SHARE = 0.15  # asked of backward over forward
 
 
 def clock(function, *arguments):
@@ -50,9 +50,9 @@ def clock(function, *arguments):
 
 
 def measure(layers, case, batch, seconds, rng):
-    """Median forward and backward milliseconds of each layer; None for a layer that fails."""
+    """Median forward and backward milliseconds of each layer, and of our kernels by their own clock; none for a layer that fails."""
     arrays = case.sample(batch, rng)
-    found, state = {}, {}
+    found, state, inner = {}, {}, {}
     for name, layer in layers.items():
         try:
             tensors = layer.prepare(arrays)
@@ -60,7 +60,7 @@ def measure(layers, case, batch, seconds, rng):
             cotangents = [torch.tensor(np.random.default_rng(1).standard_normal(s)) for s in shapes]
             outputs = layer.forward(tensors)
             layer.backward(outputs, tensors, cotangents)
-            state[name], found[name] = (tensors, cotangents), []
+            state[name], found[name] = (tensors, cotangents, way_of(layer)), []
         except Exception as error:
             print(f"    {name}: {type(error).__name__}: {str(error)[:100]}")
     began, rounds = time.perf_counter(), 0
@@ -69,11 +69,15 @@ def measure(layers, case, batch, seconds, rng):
     gc.disable()
     while rounds < 2 or time.perf_counter() - began < seconds * len(state):
         for name in order.permutation(list(state)).tolist():  # who finds the caches cold is drawn anew
-            tensors, cotangents = state[name]
+            tensors, cotangents, way = state[name]
             if rounds >= 2 and spent[name] > 1e3 * seconds:
                 continue
+            if way is not None:
+                way.profile = np.zeros(len(SPENT))
             outputs, forward = clock(layers[name].forward, tensors)
             _, backward = clock(layers[name].backward, outputs, tensors, cotangents)
+            if way is not None:
+                inner.setdefault(name, []).append((1e3 * way.profile[:-1].sum(), 1e3 * way.profile[-1]))
             found[name].append((forward, backward))
             spent[name] += forward + backward
         rounds += 1
@@ -82,7 +86,7 @@ def measure(layers, case, batch, seconds, rng):
         if all(s > 1e3 * seconds for s in spent.values()):
             break
     gc.enable()
-    return {name: tuple(np.median(times, axis=0)) for name, times in found.items()}
+    return tuple({name: tuple(np.median(t, axis=0)) for name, t in times.items()} for times in (found, inner))
 
 
 def accuracy(layers, case):
@@ -136,10 +140,12 @@ def run(name, batches, seconds):
             print(f"    {k}: {type(error).__name__}: {str(error)[:100]}")
     print(f"{name}: {case.size}", flush=True)
     exact, reference, apart = accuracy(layers, case)
-    times = {}
+    times, own = {}, {}
+    if OURS in layers:
+        layers[FLOOR] = Floor(layers[OURS].call)
     for batch in batches:
         if batch in ONLY.get(name, batches):
-            times[batch] = measure(layers, case, batch, seconds, np.random.default_rng(batch))
+            times[batch], own[batch] = measure(layers, case, batch, seconds, np.random.default_rng(batch))
             print(f"    batch {batch}: " + ", ".join(f"{k} {f:.2f}/{b:.2f}" for k, (f, b) in times[batch].items()), flush=True)
     found = {batch: parts(name, batch, seconds / 3) for batch in times}
     inner = {batch: inside(name, batch) for batch in times}
@@ -153,6 +159,7 @@ def run(name, batches, seconds):
         "reference": reference,
         "apart": apart,
         "times": times,
+        "own": own,
         "parts": found,
         "inside": inner,
         "residuals": exactness,
@@ -350,12 +357,11 @@ def engine_page(results, batches, moreaus):
         "### The lanes engine",
         "",
         "Forward over Clarabel is over the same layer with solver='clarabel', as chosen, and in brackets with the engine forced by",
-        "solver='lanes'. Backward over forward: as forced / as chosen. The last columns are of the largest batch: largest residual",
-        "of a solved instance, and how many were not solved (as chosen / as forced).",
+        "solver='lanes'. The last columns are of the largest batch: largest residual of a solved instance, and how many were not solved",
+        "(as chosen / as forced).",
         "",
     ]
     head = ["problem", *(f"forward over Clarabel, batch {b}" for b in batches), "asked at the largest"]
-    head += [*(f"backward / forward, batch {b}" for b in batches), "asked"]
     head += [f"forward over the faster moreau, batch {max(batches)}", "largest residual", "not solved"]
     out += [_row(head), _row(["---"] * len(head))]
     for name, r in results.items():
@@ -365,15 +371,12 @@ def engine_page(results, batches, moreaus):
             over = [t[CLARABEL][0] / t[k][0] for k in (OURS, LANES) if k in t and CLARABEL in t]
             cells.append("" if len(over) < 2 else f"{over[0]:.1f} ({over[1]:.1f})")
         cells.append(f"{FORWARD.get(name, 4)}")
-        for b in batches:
-            t = r["times"].get(b, {})
-            cells.append(" / ".join(f"{t[k][1] / t[k][0]:.2f}" for k in (LANES, OURS) if k in t))
         t = r["times"][max(r["times"])]
         others = [t[k][0] for k in moreaus if k in t]
-        cells += [f"{SHARE}", f"{min(others) / t[OURS][0]:.1f} ({min(others) / t[LANES][0]:.1f})" if others else ""]
+        cells += [f"{min(others) / t[OURS][0]:.1f} ({min(others) / t[LANES][0]:.1f})" if others else ""]
         cells += [f"{max(k[0] for k in r['residuals']):.0e}", " / ".join(str(k[1]) for k in r["residuals"])]
         out.append(_row(cells))
-    return out
+    return out + backward_page(results, batches)
 
 
 def _row(cells):

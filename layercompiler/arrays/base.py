@@ -155,6 +155,15 @@ class Arrays(ABC):
         """A + diag(d) for A (..., n, n) and d (..., n)."""
         return A + d[..., None] * self.eye_like(A, A.shape[-1])
 
+    def gather(self, x: Any, index: Any, axis: int) -> Any:
+        """`take_along_axis` without negative indices."""
+        return self.take_along_axis(x, index, axis=axis)
+
+    def spread(self, values: Any, index: Any, size: int) -> Any:
+        """(b, size): zeros, with values (b, k) at index (b, k), whose rows hold nothing twice."""
+        at = index[:, :, None] == self.new(np.arange(size))
+        return self.sum(self.where(at, values[:, :, None], self.zeros_like(values[:, :, None])), axis=1)
+
     @abstractmethod
     def lu_factor(self, A: Any) -> tuple[Any, Any]:
         """Packed LU of (..., n, n) and its pivots, in the framework's own form, for `lu_solve`."""

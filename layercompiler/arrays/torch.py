@@ -88,7 +88,7 @@ class Torch(Arrays):
     def numpy(self, value: Any) -> np.ndarray:
         if self.traced(value):
             raise UnsupportedTransformError("a transformed tensor has no numbers", mend="call this outside of torch.func transforms")
-        return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        return value.detach().cpu().resolve_neg().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
     def traced(self, *values: Any) -> bool:
         return torch.compiler.is_compiling() or any(
@@ -127,6 +127,12 @@ class Torch(Arrays):
     def add_diagonal(self, A: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
         A = A if A.shape[:-1] == d.shape else A.expand(torch.broadcast_shapes(A.shape[:-2], d.shape[:-1]) + A.shape[-2:])
         return torch.diagonal_scatter(A, A.diagonal(dim1=-2, dim2=-1) + d, 0, -2, -1)
+
+    def spread(self, values: torch.Tensor, index: torch.Tensor, size: int) -> torch.Tensor:
+        return values.new_zeros((len(values), size)).scatter(1, index, values)
+
+    def gather(self, x: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
+        return torch.gather(x, axis, index)
 
     def lu_factor(self, A: torch.Tensor) -> tuple[Any, Any]:
         return tuple(torch.linalg.lu_factor_ex(A)[:2])  # a singular instance shows in its solutions, and must not stop the others

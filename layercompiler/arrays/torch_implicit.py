@@ -307,8 +307,9 @@ def captures(f: Callable[..., Any], args: Tensors) -> tuple[Callable[..., Any], 
     """
     recording = torch.is_grad_enabled()
     taped = recording and forward_ad._current_level < 0 and not _level() and not torch.compiler.is_compiling()
-    plain = tuple(a.detach() for a in args)
-    leaves = tuple(a.detach().requires_grad_() if a.is_floating_point() else a for a in plain) if taped else plain
+    leaves = tuple(a.detach() for a in args)
+    if taped:
+        leaves = tuple(a.requires_grad_() if a.is_floating_point() else a for a in leaves)
     if taped and not _holds(f):
         began = torch.autograd._get_sequence_nr()
         value = f(*leaves)
@@ -320,6 +321,7 @@ def captures(f: Callable[..., Any], args: Tensors) -> tuple[Callable[..., Any], 
             value = f(*leaves)
         found, stand_ins = tuple(t for t, _ in watch.found.values()), tuple(s for _, s in watch.found.values())
     except _TransformationError:
+        plain = tuple(a.detach() for a in leaves)
         watch = _Watch(plain, recording, False)
         with watch, torch.no_grad():
             f(*plain)

@@ -118,10 +118,11 @@ class Product:
             found = program.rows(self.value.detach(), single)
         except RuntimeError:  # an operation that does not map, or of a type that does not change
             return None
-        if single and found.dtype == torch.float32:
-            c, exact = c.float(), self._engine(c).float()
-        else:
-            exact = self._engine(c)
+        exact = self._engine(c)
+        if found.dtype != c.dtype:  # single digits vouch for no program in double ones
+            if not _same(program(c), exact):
+                return None
+            c, exact = c.to(found.dtype), exact.to(found.dtype)
         if not _same(c @ found, exact):
             return None
         self.program = program

@@ -285,8 +285,10 @@ def _alike(s: Spelling, parts: Sequence[Any]) -> list[np.ndarray]:
 
 def spell(
     function: Callable[..., Any], samples: Sequence[np.ndarray], inputs: Sequence[np.ndarray], graph: Any
-) -> tuple[list[np.ndarray], list[np.ndarray], Callable[[], bool]]:
+) -> tuple[list[np.ndarray], list[np.ndarray], partial[bool]]:
     """A function of tensors as nodes: (nodes of its outputs, its outputs at the samples, whether what it closes over has changed since).
+
+    The last holds pairs of these tensors and of copies of what they held as its argument.
 
     Args:
         function: Of tensors, without looking at numbers; a tuple of tensors.

@@ -21,8 +21,15 @@ Held = list[tuple[torch.Tensor, torch.Tensor]]  # tensors that a function closes
 
 
 def changed(held: Held) -> bool:
-    """Whether tensors hold other numbers than their copies."""
-    return not all(torch.equal(now, then) or not bool(((now != then) & ((now == now) | (then == then))).any()) for now, then in held)
+    """Whether tensors hold other numbers than their copies, or require a gradient by now."""
+    for now, then in held:
+        if now.requires_grad or (not torch.equal(now, then) and _differ(now, then)):
+            return True
+    return False
+
+
+def _differ(now: torch.Tensor, then: torch.Tensor) -> bool:
+    return bool(((now != then) & ((now == now) | (then == then))).any())  # NaN is what it was
 
 
 class Traced:
@@ -139,7 +146,7 @@ class _Tape(TorchDispatchMode):
                     mend="make the tensor a parameter of the problem and an argument of the residual",
                 )
             self.bind(value, _attach(self.module, self.graph, value))
-            self.held.append((value.detach(), value.detach().clone()))
+            self.held.append((value, value.detach().clone()))
         return self.nodes[id(value)]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -309,7 +309,8 @@ def _refine_alone(A: Operator, factor: Factor, b: Any, transposed: bool, steps: 
         return factor.solve(xp, r, transposed) if flat else A.shaped(factor.solve(xp, A.flat(r), transposed))
 
     def size(a: Any) -> float:
-        return math.sqrt(float(xp.inner(a, a, A.axes)))
+        a = a if flat else a.reshape(-1)
+        return math.sqrt(a.dot(a).item())
 
     scale = size(b)
     if not 1e-100 < scale < 1e100:
@@ -317,6 +318,8 @@ def _refine_alone(A: Operator, factor: Factor, b: Any, transposed: bool, steps: 
     x = apply(b)
     r = b - A.matvec(x)
     e, before = size(r) / scale, math.inf
+    if e <= A.eps:
+        return x, e
     d = apply(r)
     rate = size(d) / max(size(x), 1e-300) + e
     if rate < 1e-2 * A.eps**0.25:

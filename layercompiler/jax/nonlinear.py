@@ -35,7 +35,7 @@ class NonlinearLayer:
             InputError: An argument is wrong.
             SolveError: An instance did not converge and the layer is told to raise.
         """
-        return self._run(args, named, init, lambda theta, start: self.inner(*theta, init=start))[:-1]
+        return self._run(args, named, init, lambda theta, start: self.inner(*theta, init=start))
 
     def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
         """Solve outside of transforms, and tell what happened to each instance; never raises for those that did not converge."""
@@ -45,15 +45,15 @@ class NonlinearLayer:
             found.append(self.inner.solve(*theta, init=start))
             return found[0].outputs
 
-        return self.compiled.solution(self._run(args, named, init, solve), found[0])
+        return self.compiled.solution(self._run(args, named, init, solve, True), found[0])
 
     def __repr__(self) -> str:
         return f"layercompiler.jax.NonlinearLayer({self.compiled.describe()})"
 
-    def _run(self, args: Any, named: Any, init: Any, solve: Callable[..., Any]) -> tuple[jax.Array, ...]:
+    def _run(self, args: Any, named: Any, init: Any, solve: Callable[..., Any], told: bool = False) -> tuple[jax.Array, ...]:
         given = [jnp.asarray(v) for v in self.compiled.arguments.bind(args, named)]
         kinds = [g.dtype for g in given if jnp.issubdtype(g.dtype, jnp.floating)]
         dtype = jnp.result_type(*kinds) if kinds else jnp.float64
         host = None if init is None else {name: np.asarray(value) for name, value in init.items()}
-        values = self.compiled.call(_XP, [g.astype(jnp.float64) for g in given], host, solve)
+        values = self.compiled.call(_XP, [g.astype(jnp.float64) for g in given], host, solve, told)
         return tuple(v.astype(dtype) for v in values)

@@ -89,7 +89,7 @@ _PROTOTYPES = {
     "lc_express_forward": (_POINTER, [_POINTER, _LONG, _POINTER, _INT, _POINTER, _POINTER]),
     "lc_passage_free": (None, [_POINTER]),
     "lc_passage_point": (None, [_POINTER] * 2),
-    "lc_passage_adjoint": (_INT, [_POINTER] * 3 + [_INT]),
+    "lc_passage_adjoint": (_INT, [_POINTER] * 2 + [_INT, _POINTER]),
     "lc_grid_paths": (_INT, [_LONG] * 3 + [_INT] + [_REAL] * 2 + [_POINTER] * 2 + [_TEXT, _INT]),
     "lc_simplex_new": (_POINTER, [_LONG] * 2 + [_POINTER] * 5 + [_LONG, _POINTER, _TEXT, _POINTER]),
     "lc_simplex_free": (None, [_POINTER]),

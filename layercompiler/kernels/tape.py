@@ -142,6 +142,12 @@ class Descent:
         if not self._handle:
             raise MemoryError(library.reason())
 
+    @property
+    def handle(self) -> int:
+        """For calls that have their own addresses; valid while the object lives."""
+        assert self._handle is not None
+        return self._handle
+
     def solve(
         self,
         values: np.ndarray,

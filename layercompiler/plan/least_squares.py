@@ -165,6 +165,7 @@ class Prepared:
         self.xp = arrays.get(framework)
         self.solver = Solver(program, self.xp, options, method)
         self.arguments = Arguments(cast(Any, SimpleNamespace(parameters=program.parameters, channels=())))
+        self.short: Any = None  # a framework's short way for plain calls, with what it needs
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -297,9 +298,9 @@ class Prepared:
     def solve(self, call: Call, callback: Any = None) -> Result:
         """Solve; instances whose numbers are not finite get their own status."""
         finite = np.isfinite(call.start).all(axis=1)
-        for t, s in zip(call.theta, call.shared, strict=True):
+        for t, s, p in zip(call.theta, call.shared, self.program.parameters, strict=True):
             good = np.isfinite(self.xp.numpy(t))
-            finite &= good.all() if s else good.reshape(call.count, -1).all(axis=1)
+            finite &= good.all() if s else good.reshape(call.count, math.prod(p.shape)).all(axis=1)
         if not finite.all() and self.on_error == "raise":
             raise NonFiniteInputError(
                 "a parameter or a start holds NaN or an infinity",

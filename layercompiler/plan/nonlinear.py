@@ -11,6 +11,7 @@ import numpy as np
 
 from layercompiler import arrays, frameworks
 from layercompiler.errors import ShapeError
+from layercompiler.expressions.graph import Graph
 from layercompiler.plan.arguments import Arguments
 from layercompiler.plan.least_squares import CompiledLeastSquares, HostLayer, LeastSquaresSolution
 from layercompiler.programs.nonlinear import NonlinearProgram
@@ -84,16 +85,25 @@ class CompiledNonlinear:
 
     # The call, in any framework ------------------------------------------------------------------------------------------
 
-    def call(self, xp: Any, theta: Sequence[Any], init: Mapping[str, Any] | None, solve: Callable[..., Any]) -> tuple[Any, ...]:
-        """Outputs and, last, the objective.
+    @cached_property
+    def answer(self) -> Graph:
+        """What comes after the solve, without the objective."""
+        return self.program.after.select(self.program.after.outputs[:-1])
+
+    def call(
+        self, xp: Any, theta: Sequence[Any], init: Mapping[str, Any] | None, solve: Callable[..., Any], told: bool = False
+    ) -> tuple[Any, ...]:
+        """Outputs and, last, the objective where it is to be `told`.
 
         Args:
             xp: Array functions.
             theta: Parameters, (batch..., *shape).
             init: Starts by the user's names of variables, host arrays (batch..., *shape).
             solve: Takes (derived parameters, starts of the inner program or None) and returns the unknowns.
+            told: See above.
         """
         program = self.program
+        after = program.after if told else self.answer
         batch = self.arguments.batch_shape([tuple(t.shape) for t in theta])
         start = None if init is None else self.starts(xp, theta, init)
         unknowns = list(solve(program.before.evaluate(xp, theta), start))
@@ -101,10 +111,10 @@ class CompiledNonlinear:
             lead = len(unknowns[0].shape) - len(program.inner.variables[0].shape)
             batch = np.broadcast_shapes(batch, tuple(unknowns[0].shape)[:lead])
         good = None
-        if self.on_error == "flag" and any(k >= len(unknowns) for k in program.after.inputs()):
+        if self.on_error == "flag" and any(k >= len(unknowns) for k in after.inputs()):
             good, unknowns = _flagged(xp, unknowns, [v.shape for v in program.inner.variables])
         out = []
-        for value, shape in zip(program.after.evaluate(xp, [*unknowns, *theta]), program.after.shapes(), strict=True):
+        for value, shape in zip(after.evaluate(xp, [*unknowns, *theta]), after.shapes(), strict=True):
             full = (*batch, *shape)
             value = value if tuple(value.shape) == full else xp.broadcast_to(value, full)
             if good is not None:

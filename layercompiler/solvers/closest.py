@@ -145,8 +145,9 @@ class Closest:
         """Of the second program, whose equalities are the violated rows, with zero rows for what is not; and the other inequalities."""
         p, C, K = self.p, self.rows(data), least.violated
         free = ~K[:, p:]
-        G, h = C[:, p:] * free[:, :, None], np.where(free, data.b[:, p:], 1.0)
-        return (data.P, data.q, C * K[:, :, None], np.where(K, data.b + least.s, 0.0), G, h), free
+        alike = 1 if len(C) == 1 and (K == K[:1]).all() else len(K)  # one set of violated rows of one matrix is set up once
+        G, h = C[:, p:] * free[:alike, :, None], np.where(free, data.b[:, p:], 1.0)
+        return (data.P, data.q, C * K[:alike, :, None], np.where(K, data.b + least.s, 0.0), G, h), free
 
     def _points(
         self, found: DenseSolution, least: Least, x: np.ndarray, y: np.ndarray, v_in: np.ndarray, operands: Any, free: np.ndarray
@@ -245,9 +246,9 @@ class ClosestPoints:
         K, p = self.least.violated[i], self.equalities
         n, m = len(r), len(K)
         active = K | (self.v[i] > 0)
-        C = self.operands[2][i].copy()
-        C[p:] += self.operands[4][i]
-        s, values = self.structure, self.operands[0][min(i, len(self.operands[0]) - 1)]
+        values, _, violated, _, others, _ = (a[min(i, len(a) - 1)] for a in self.operands)
+        C, s = violated.copy(), self.structure
+        C[p:] += others
         Q = np.zeros((n, n))
         Q[s.P_rows, s.P_cols] = Q[s.P_cols, s.P_rows] = values
         rows, sides = C[active], np.where(K, self.range.project((h * K)[None].repeat(len(self.x), 0))[i], h)[active]
@@ -267,4 +268,4 @@ def _least(s: np.ndarray, c: np.ndarray, p: int, ok: np.ndarray) -> Least:
 
 
 def _times(M: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return np.matmul(M, x[:, :, None])[:, :, 0]
+    return x @ M[0].T if len(M) == 1 else np.matmul(M, x[:, :, None])[:, :, 0]

@@ -34,7 +34,7 @@ class NonlinearLayer:
             InputError: An argument is wrong.
             SolveError: An instance did not converge and the layer is told to raise.
         """
-        return self._run(args, named, init, lambda theta, start: self.inner(*theta, init=start))[:-1]
+        return self._run(args, named, init, lambda theta, start: self.inner(*theta, init=start))
 
     def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
         """Solve in eager mode, and tell what happened to each instance; never raises for those that did not converge."""
@@ -44,14 +44,14 @@ class NonlinearLayer:
             found.append(self.inner.solve(*theta, init=start))
             return found[0].outputs
 
-        return self.compiled.solution(self._run(args, named, init, solve), found[0])
+        return self.compiled.solution(self._run(args, named, init, solve, True), found[0])
 
     def __repr__(self) -> str:
         return f"layercompiler.tensorflow.NonlinearLayer({self.compiled.describe()})"
 
-    def _run(self, args: Any, named: Any, init: Any, solve: Callable[..., Any]) -> tuple[Any, ...]:
+    def _run(self, args: Any, named: Any, init: Any, solve: Callable[..., Any], told: bool = False) -> tuple[Any, ...]:
         given = [tf.convert_to_tensor(v) for v in self.compiled.arguments.bind(args, named)]
         dtype = next((t.dtype for t in given if t.dtype.is_floating), tf.float64)
         host = None if init is None else {name: np.asarray(value) for name, value in init.items()}
-        values = self.compiled.call(_XP, [tf.cast(t, tf.float64) for t in given], host, solve)
+        values = self.compiled.call(_XP, [tf.cast(t, tf.float64) for t in given], host, solve, told)
         return tuple(tf.cast(v, dtype) for v in values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +17,8 @@ from layercompiler.plan.least_squares import CompiledLeastSquares, LeastSquaresS
 from layercompiler.solvers.least_squares.linear import PIVOT
 from layercompiler.solvers.least_squares.traced import unrolled
 from layercompiler.status import Status
+from layercompiler.torch import rules
+from layercompiler.torch.direct import Direct
 from layercompiler.torch.layer import _read
 
 
@@ -61,7 +63,6 @@ class LeastSquaresLayer(torch.nn.Module):
         """The program and its solver."""
         return self.compiled.prepare("torch")
 
-    @torch.compiler.disable
     def forward(self, *tensors: Any, init: Mapping[str, Any] | None = None, **named: Any) -> tuple[Tensor, ...]:
         """Solve at the given parameters.
 
@@ -77,7 +78,11 @@ class LeastSquaresLayer(torch.nn.Module):
             InputError: An argument is wrong.
             SolveError: An instance did not converge and the layer is told to raise.
         """
-        return self._run(tensors, named, init, None)[0]
+        if not named and not torch.compiler.is_compiling():
+            outputs = self._directly(tensors, init)
+            if outputs is not None:
+                return outputs
+        return self._run(tensors, named, init, None)[0]  # type: ignore[reportCallIssue]
 
     def solve(
         self, *tensors: Any, init: Mapping[str, Any] | None = None, callback: Callable[..., Any] | None = None, **named: Any
@@ -91,7 +96,7 @@ class LeastSquaresLayer(torch.nn.Module):
                 it returns True. `info.history` then holds the costs.
             **named: As for a call.
         """
-        outputs, node, dtype, device = self._run(tensors, named, init, callback, "flag")
+        outputs, node, dtype, device = self._run(tensors, named, init, callback, "flag")  # type: ignore[reportCallIssue]
         info = self.prepared.info(node.result, node.batch)
         program = self.prepared.program
         value = torch.from_numpy(node.result.cost * program.scale + program.constant).reshape(node.batch).to(device=device, dtype=dtype)
@@ -101,12 +106,27 @@ class LeastSquaresLayer(torch.nn.Module):
         """One line about the problem."""
         return self.compiled.describe()
 
+    def _directly(self, tensors: Sequence[Any], init: Any) -> tuple[Tensor, ...] | None:
+        """Outputs by the short way, or None where the call has to go the general way."""
+        prepared = self.prepared
+        way: Direct | None = prepared.short
+        if way is None or way.native is not prepared.solver.__dict__.get("native"):
+            if not rules._plain():  # the residuals are spelled out where they see plain tensors
+                return None
+            way = prepared.short = Direct.of(prepared, _general)
+        return None if way is None else way(tensors, init if init is None else {k: _host(v) for k, v in init.items()})
+
+    @torch.compiler.disable
     def _run(self, tensors: Any, named: Any, init: Any, callback: Any, on_error: str | None = None) -> Any:
         prepared = self.prepared
         values = prepared.arguments.bind(tensors, named)
-        theta, _, dtype, device = _read(values, prepared.names)
+        theta, codes, dtype, device = _read(values, prepared.names)
         if device is not None:
             theta = [t.cpu() for t in theta]
+        if (named or codes) and callback is None and on_error is None:
+            outputs = self._directly(theta, init)
+            if outputs is not None:
+                return (tuple([x.to(device=device, dtype=dtype) for x in outputs]),)
         node = _Node(prepared, init, callback, on_error or self.compiled.on_error)
         mode = self.compiled.options.backward
         if prepared.xp.traced(*theta) or forward_ad._current_level >= 0:
@@ -114,7 +134,7 @@ class LeastSquaresLayer(torch.nn.Module):
         else:
             flat = _steps(node, theta) if mode in ("truncated", "unrolled") else _Solve.apply(node, *theta)
         batch = flat.shape[:-1]
-        outputs = [flat[..., a:b].reshape(*batch, *shape) for a, b, shape in prepared.slices]
+        outputs = [flat[..., a:b].reshape((*batch, *shape)) for a, b, shape in prepared.slices]
         if not theta and init is None:
             dtype = torch.get_default_dtype()
         if dtype is not torch.float64 or device is not None:
@@ -158,10 +178,10 @@ class _Solve(torch.autograd.Function):
     def forward(node: _Node, *theta: Tensor) -> Tensor:
         node.run(theta)
         result, p = node.result, node.prepared
-        values = result.values
+        values = np.array(result.values, order="C")  # of their own: who gets them may write to them
         if node.on_error == "flag":
-            values = np.where((result.status == Status.SOLVED)[:, None], values, np.nan)
-        return torch.from_numpy(np.ascontiguousarray(values)).reshape(*node.batch, p.solver.evaluation.size)
+            values[result.status != Status.SOLVED] = np.nan
+        return torch.from_numpy(values.reshape(*node.batch, p.solver.evaluation.size))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -177,7 +197,7 @@ class _Solve(torch.autograd.Function):
         if gradient is None:
             return (None,) * len(ctx.needs_input_grad)
         if torch.is_grad_enabled() and ctx.node.prepared.options.backward == "implicit":
-            return _twice(ctx, gradient)
+            return None, *_twice(ctx.node, _adjoint(ctx), ctx.saved_tensors, ctx.needs_input_grad[1:], gradient)
         return _once(ctx, gradient) if torch.is_grad_enabled() else (None, *_adjoint(ctx).pull(gradient))
 
 
@@ -190,24 +210,33 @@ def _once(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     return None, *_adjoint(ctx).pull(gradient)
 
 
-def _twice(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+def _general(found: Any, theta: Sequence[Tensor], wanted: Sequence[bool], gradient: Tensor) -> Sequence[Any]:
+    """Gradients of a batch that the short way solved."""
+    p = found.way.prepared
+    node = _Node(p, found.init, None, p.on_error)
+    node.batch, node.result = found.batch, found.result
+    node.call = p.regular([t.detach() for t in theta], p.start(node.batch, node.init), node.batch)
+    adjoint = _Adjoint(node, tuple(theta))
+    return _twice(node, adjoint, theta, wanted, gradient) if torch.is_grad_enabled() else adjoint.pull(gradient)
+
+
+def _twice(node: _Node, adjoint: _Adjoint, theta: Sequence[Tensor], wanted: Sequence[bool], gradient: Tensor) -> list[Any]:
     """Gradients that are differentiable themselves."""
-    node, theta, adjoint = ctx.node, ctx.saved_tensors, _adjoint(ctx)
     p = node.prepared
-    adjoint.check(gradient.detach().reshape(adjoint.call.count, -1).abs().amax(1).numpy() > 0)
+    adjoint.check(gradient.detach().reshape(adjoint.call.count, -1).abs().amax(1).numpy() != 0)
     good = torch.from_numpy(adjoint.good).reshape(*node.batch, 1)
     values = torch.from_numpy(np.ascontiguousarray(node.result.values)).reshape(*node.batch, -1)
     aligned: Any = p.aligned(theta, node.batch)
     if not adjoint.good.all():
         values, aligned = p.sound(good[..., 0], values, aligned)
     flat = p.attached(values, aligned, "flag")
-    at = [i for i, wanted in enumerate(ctx.needs_input_grad[1:]) if wanted]
+    at = [i for i, asked in enumerate(wanted) if asked]
     cotangent = torch.where(good, gradient, torch.zeros_like(gradient))
     found = torch.autograd.grad(flat, [theta[i] for i in at], cotangent, create_graph=True, allow_unused=True)
     grads: list[Any] = [None] * len(theta)
     for i, g in zip(at, found, strict=True):
         grads[i] = g
-    return None, *grads
+    return grads
 
 
 def _adjoint(ctx: Any) -> _Adjoint:
@@ -238,9 +267,11 @@ class _Adjoint:
 
     def pull(self, gradient: Tensor) -> list[Tensor]:
         p, call = self.prepared, self.call
-        g = gradient.detach().to(torch.float64).reshape(call.count, -1).numpy()
+        if not call.count:
+            return [torch.zeros_like(t) for t in self.theta]
+        g = gradient.detach().to(torch.float64).reshape(call.count, -1).resolve_neg().numpy()
         g = p.solver.lift(self.node.result.values, g)
-        touched = np.abs(g).max(axis=1, initial=0.0) > 0
+        touched = np.abs(g).max(axis=1, initial=0.0) != 0  # by NaN, too
         self.check(touched)
         g = np.where((self.good & touched)[:, None], g, 0.0)
         if self.held is not None:

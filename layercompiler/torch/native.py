@@ -19,7 +19,7 @@ from layercompiler.plan.failure import failure
 from layercompiler.plan.native import Native
 from layercompiler.status import Info, Status
 
-_CACHE = 800_000  # numbers of a working set on the CPU: what stays near the core
+_CACHE = 2_500_000  # numbers of a working set on the CPU: what stays near the core
 _LEAST = 8  # instances that are worth the calls
 _xp: Any = arrays.get("torch")
 
@@ -139,10 +139,31 @@ def _in_pieces(native: Native, function: Any, data: Sequence[Tensor]) -> tuple[T
     for i in range(0, batch, size):
         part = function(*[a if a.shape[0] == 1 else a[i : i + size] for a in data])
         whole = whole or [a if a.shape[0] == 1 else _room(a, batch) for a in part]  # the first piece has several instances
-        for a, into in zip(part, whole, strict=True):
-            if a is not into and into.shape[0] != 1:
-                into[i : i + size] = a
+        for k, a in enumerate(part):
+            if a is not whole[k] and whole[k].shape[0] != 1:
+                whole[k] = _placed(whole[k], a, i)
     return tuple(whole)
+
+
+def _placed(whole: Tensor, part: Tensor, at: int) -> Tensor:
+    """A tensor with a piece put in; a factor of the active rows is larger in some pieces, and the identity where others have none."""
+    if whole.ndim < 3 or whole.shape[2] == part.shape[2]:
+        whole[at : at + len(part)] = part
+        return whole
+    old, new = whole.shape[2], part.shape[2]
+    if new > old:
+        wider = _identity(whole, new)
+        wider[:at, :old, :old] = whole[:at]
+        whole = wider
+    else:
+        whole[at : at + len(part)] = _identity(part, old)
+    whole[at : at + len(part), :new, :new] = part
+    return whole
+
+
+def _identity(like: Tensor, size: int) -> Tensor:
+    """(count, size, size), laid out as a factor is."""
+    return torch.eye(size, dtype=like.dtype, device=like.device).repeat(len(like), 1, 1).mT
 
 
 def _room(a: Tensor, batch: int) -> Tensor:

@@ -53,7 +53,7 @@ class NonlinearLayer(torch.nn.Module):
             InputError: An argument is wrong.
             SolveError: An instance did not converge and the layer is told to raise.
         """
-        return self._run(tensors, named, init, lambda theta, start: self.inner(*theta, init=start))[:-1]
+        return self._run(tensors, named, init, lambda theta, start: self.inner(*theta, init=start))
 
     def solve(
         self, *tensors: Any, init: Mapping[str, Any] | None = None, callback: Callable[..., Any] | None = None, **named: Any
@@ -72,15 +72,15 @@ class NonlinearLayer(torch.nn.Module):
             found.append(self.inner.solve(*theta, init=start, callback=callback))
             return found[0].outputs
 
-        return self.compiled.solution(self._run(tensors, named, init, solve), found[0])
+        return self.compiled.solution(self._run(tensors, named, init, solve, True), found[0])
 
     def extra_repr(self) -> str:
         """One line about the problem."""
         return self.compiled.describe()
 
-    def _run(self, tensors: Any, named: Any, init: Any, solve: Callable[..., Any]) -> tuple[Tensor, ...]:
+    def _run(self, tensors: Any, named: Any, init: Any, solve: Callable[..., Any], told: bool = False) -> tuple[Tensor, ...]:
         compiled = self.compiled
         theta, _, dtype, device = _read(compiled.arguments.bind(tensors, named), compiled.parameters)
         host = None if init is None else {name: _host(value) for name, value in init.items()}
-        values = compiled.call(_XP, [t.cpu() for t in theta] if device is not None else theta, host, solve)
+        values = compiled.call(_XP, [t.cpu() for t in theta] if device is not None else theta, host, solve, told)
         return tuple(v.to(device=device, dtype=dtype) for v in values)

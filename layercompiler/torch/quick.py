@@ -26,7 +26,7 @@ from layercompiler.torch import host, rules
 from layercompiler.torch.lease import empty
 
 PAUSE = 16  # calls that go the general way after one in which an instance failed
-_KINDS = (Tensor, torch.nn.Parameter)
+KINDS = (Tensor, torch.nn.Parameter)
 _KNOWN = 64  # shapes of calls that are kept
 # Bound here: a call looks up little, for what it looks up lies far away when others have used the caches in between.
 _F64, _compiling, _recording = torch.float64, torch.compiler.is_compiling, torch.is_grad_enabled
@@ -65,14 +65,15 @@ class Short:
     """What all short ways share: they read the tensors of a call where they lie.
 
     Args:
-        bound: The problem with its options.
+        parameters: Shapes of the tensors of a call.
+        results: Shapes of what is returned.
+        threads: Threads that share a batch.
     """
 
-    def __init__(self, bound: Any) -> None:
-        self.compiled = bound.compiled
-        self.threads = (bound.options or bound.compiled.options).workers or bound.compiled.threads
-        self.parameters = [(tuple(p.shape), len(p.shape), math.prod(p.shape)) for p in bound.compiled.parameters]
-        self.results = [tuple(o.shape) for o in bound.compiled.outputs]
+    def __init__(self, parameters: Sequence[Sequence[int]], results: Sequence[Sequence[int]], threads: int = 1) -> None:
+        self.threads = threads
+        self.parameters = [(tuple(shape), len(shape), math.prod(shape)) for shape in parameters]
+        self.results = [tuple(shape) for shape in results]
         self.known: dict[Any, Shapes] = {}
         self.pause = 0
 
@@ -86,7 +87,7 @@ class Short:
         key, addresses, recorded = [], [], False
         try:
             for t in tensors:
-                if type(t) not in _KINDS or t.dtype is not _F64 or not t.is_cpu or not t.is_contiguous() or t.is_neg():
+                if type(t) not in KINDS or t.dtype is not _F64 or not t.is_cpu or not t.is_contiguous() or t.is_neg():
                     return None
                 key.append(t.shape)
                 addresses.append(t.data_ptr())
@@ -127,24 +128,37 @@ class Short:
         return Shapes(batch, count, tuple(own), tuple(strides), tuple((*batch, *shape) for shape in self.results))
 
 
+class Compiled(Short):
+    """Of a compiled problem.
+
+    Args:
+        bound: The problem with its options.
+    """
+
+    def __init__(self, bound: Any) -> None:
+        self.compiled = bound.compiled
+        parameters, outputs = [p.shape for p in self.compiled.parameters], [o.shape for o in self.compiled.outputs]
+        super().__init__(parameters, outputs, (bound.options or self.compiled.options).workers or self.compiled.threads)
+
+
 def lies_plain(t: Tensor) -> bool:
-    """Whether the numbers of a tensor are those in its memory, in order."""
-    return t.is_contiguous() and not t.is_neg() and not t._is_zerotensor()
+    """Whether the numbers of a tensor are those in the host's memory, in order and float64."""
+    return t.is_contiguous() and t.dtype is _F64 and t.is_cpu and not t.is_neg() and not t._is_zerotensor()
 
 
 def _lying(g: Sequence[Any]) -> list[Tensor | None]:
     """Cotangents whose numbers are those in their memory; zeros without memory stay as they are."""
     out = []
     for p in g:
-        if p is not None and (type(p) not in _KINDS or not p.is_contiguous() or p.is_neg()):
-            if type(p) not in _KINDS:
+        if p is not None and (type(p) not in KINDS or not p.is_contiguous() or p.is_neg()):
+            if type(p) not in KINDS:
                 raise RuntimeError("a cotangent of another kind")
             p = p.resolve_neg().contiguous()
         out.append(p)
     return out
 
 
-class Quick(Short):
+class Quick(Compiled):
     """What a compiled problem needs for the short way.
 
     Args:

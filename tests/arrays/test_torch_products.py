@@ -57,6 +57,27 @@ def test_a_product_of_zeros_vouches_for_no_record(monkeypatch):
         torch.testing.assert_close(product(c), c @ S)
 
 
+@pytest.mark.parametrize("off", [0.0, 1e-6])
+def test_rows_in_single_precision_vouch_for_no_product_in_double(monkeypatch, off):
+    of = Program.of.__func__
+
+    def nearly(cls, recorded, c, result):
+        program = of(cls, recorded, c, result)
+        program.result = program.add(torch.mul, [_Slot(program.result), 1 + off], {})
+        return program
+
+    monkeypatch.setattr(Program, "of", classmethod(nearly))
+    y = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    product = Product(S @ y, y)
+    rows = product.rows(single=True)
+    assert (rows is None) == (off > 0)
+    c = torch.randn(5, dtype=torch.float64)
+    torch.testing.assert_close(product(c), c @ S)
+    if rows is not None:
+        assert rows.dtype == torch.float32
+        torch.testing.assert_close(rows, S.float(), rtol=1e-6, atol=1e-7)
+
+
 class _Decides(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y):

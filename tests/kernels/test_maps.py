@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cvxpy as cp
 import numpy as np
 import pytest
 
@@ -93,3 +94,24 @@ def test_equilibration_is_that_of_the_arrays():
         np.testing.assert_array_equal(getattr(mine, part), np.broadcast_to(getattr(theirs, part), getattr(mine, part).shape))
     for part in ("x", "y", "s", "r_x", "r_y"):
         np.testing.assert_array_equal(getattr(scaling, part), getattr(expected, part))
+
+
+@pytest.mark.parametrize("rows, width, factor", [(150, 13, 1.0), (3, 40, 3.0), (64, 8, 1.0), (70, 1, 0.7)])
+def test_squares_of_many_rows(rows, width, factor):
+    """Tiles, blocks of rows, and coefficients that are no powers of two, against the arrays."""
+    x, F, q = cp.Variable(width), cp.Parameter((rows, width)), cp.Parameter(width)
+    y = cp.Variable(rows)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(y) + q @ x + cp.sum_squares(x)), [factor * y == F @ x, x <= 1])
+    make = lambda: lc.compile(problem, parameters=[F, q], variables=[x, y])  # noqa: E731
+    compiled, plain = make(), make()
+    plain.binding = None
+    rng = np.random.default_rng(5)
+    arrays = [rng.standard_normal((5, rows, width)) / np.sqrt(rows), rng.standard_normal((5, width))]
+    mine, theirs = (Bound.of(p, p.reader.read(arrays, False, True)).reduction.data for p in (compiled, plain))
+    for part in ("P", "q", "A", "b"):
+        a, b = getattr(mine, part), getattr(theirs, part)
+        close(np.broadcast_to(a, (5, a.shape[1])), np.broadcast_to(b, (5, b.shape[1])))
+    one, other = compiled.evaluate(arrays), plain.evaluate(arrays)
+    g = [rng.standard_normal(o.shape) for o in one.outputs]
+    for a, b in zip([*one.outputs, *one.vjp(g)], [*other.outputs, *other.vjp(g)], strict=True):
+        close(a, b, 1e-10)

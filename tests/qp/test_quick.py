@@ -56,6 +56,21 @@ def test_an_output_may_be_written_to_and_a_parameter_may_not():
         x.sum().backward()
 
 
+def test_saved_tensors_that_a_hook_rounds_and_another_default_device():
+    _, given = problem()
+    layer = lc.export(lc.QP(6, 5, 2), "torch")
+    want = torch.autograd.grad(layer(*given)[0].sum(), given)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.float(), lambda t: t):
+        total = layer(*given)[0].sum()
+    for a, b in zip(torch.autograd.grad(total, given), want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+    with torch.device("meta"):
+        (x,) = layer(*given)
+        found = torch.autograd.grad(x, given, torch.ones(x.shape, dtype=torch.float64, device="cpu"))
+    for a, b in zip(found, want, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_second_derivatives_and_batched_cotangents_go_the_general_way():
     _, given = problem(count=2)
     layer = lc.export(lc.QP(6, 5, 2), "torch")

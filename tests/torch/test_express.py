@@ -180,3 +180,74 @@ def test_outputs_may_be_written_to():
     np.testing.assert_array_equal(first, kept)
     first.zero_()
     assert second.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["portfolio_qp", "qp"])
+def test_another_default_device(name):
+    """What the kernels write to lies on the host."""
+    case, layer = layer_of(name)
+    arrays = case.sample(3, np.random.default_rng(0))
+    tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+    want = layer(*tensors)
+    with torch.device("meta"):
+        found = layer(*tensors)
+        gradients = torch.autograd.grad(found[0], tensors, torch.ones_like(want[0]), allow_unused=True)
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+    for a, b in zip(gradients, torch.autograd.grad(want[0], tensors, torch.ones_like(want[0]), allow_unused=True), strict=True):
+        assert torch.equal(a, b) if a is not None and b is not None else a is b
+
+
+@pytest.mark.parametrize("name", ["qp", "lp"])
+def test_saved_tensors_that_were_moved(name):
+    """What hooks for saved tensors bring back lies elsewhere, or in another order; gradients are the same."""
+    case, layer = layer_of(name)
+    arrays = case.sample(3, np.random.default_rng(0))
+    expected, cotangent = None, None
+
+    def transposed(t):
+        return t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.dim() > 1 else t.clone()
+
+    for pack in (None, lambda t: t.clone(), transposed):
+        tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+        if pack is None:
+            (x,) = layer(*tensors)
+        else:
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                (x,) = layer(*tensors)
+        cotangent = torch.randn_like(x) if cotangent is None else cotangent
+        found = torch.autograd.grad(x, tensors, cotangent)
+        for a, b in zip(found, expected or found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+        expected = expected or found
+
+
+def test_parameters_written_to_after_the_call():
+    """The way back reads the parameters again: autograd refuses where they were written to."""
+    case, layer = layer_of("qp")
+    tensors = [torch.tensor(a, requires_grad=True) for a in case.sample(3, np.random.default_rng(0))]
+    (x,) = layer(*tensors)
+    with torch.no_grad():
+        tensors[0].mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        x.sum().backward()
+
+
+def test_halves_of_the_data_that_the_batch_shares():
+    """Where equalities are shared and inequalities are not, or the other way round, the batch is its instances."""
+    case, layer = layer_of("qp")
+    arrays = case.sample(4, np.random.default_rng(0))
+    for shared in ([4, 5], [2, 3], [0], [2, 3, 4, 5]):
+        given = [torch.tensor(a[0] if k in shared else a, requires_grad=True) for k, a in enumerate(arrays)]
+        given[3] = torch.tensor(arrays[3] + 10.0 if 3 not in shared else arrays[3][0] + 10.0, requires_grad=True)
+        given[5] = torch.tensor(0.0 * arrays[5] if 5 not in shared else 0.0 * arrays[5][0], requires_grad=True)
+        (x,) = layer(*given)
+        gradients = torch.autograd.grad(x.sum(), given)
+        sums = [torch.zeros_like(t) for t in given]
+        for i in range(4):
+            single = [(t if k in shared else t[i]).detach().requires_grad_() for k, t in enumerate(given)]
+            (y,) = layer(*single)
+            torch.testing.assert_close(y, x[i], rtol=1e-9, atol=1e-10)
+            for k, g in enumerate(torch.autograd.grad(y.sum(), single)):
+                (sums[k] if k in shared else sums[k][i]).add_(g)
+        for a, b in zip(gradients, sums, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)

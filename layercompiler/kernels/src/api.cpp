@@ -192,8 +192,8 @@ LC_API int lc_conic_solve(const void* program, int64_t batch, const double* p, i
     const ConicProgram& c = *static_cast<const ConicProgram*>(program);
     const Target& t = *c.target();
     bool timed = std::isfinite(time_limit);
-    // A tenth of what the points must reach, but no less than what refinement can reach, nor more than the last steps can do with.
-    double linear = std::min(1e-7, std::max(1e-12, 0.1 * gap));
+    // As exact as the points have to be, but no more than refinement can reach, nor less than the last steps can do with.
+    double linear = std::min(1e-7, std::max(1e-12, gap));
     ConicOptions options{gap, feasibility, infeasibility, linear, limit, 6, timed ? seconds() + time_limit : INFINITY, timed || profile ? seconds : nullptr};
     const int64_t packs = chunk_count(t.lanes, batch);
     struct Packs {
@@ -278,14 +278,21 @@ LC_API void lc_linearization_free(void* linear) {
   guarded([&] { l->owner->recycler.give(std::move(l->storage), l->bytes); });
 }
 
+void layercompiler::linearization_solve(const void* linear, const Sides& sides, int32_t refine, double tolerance, int32_t threads) {
+  const Linearization& l = *static_cast<const Linearization*>(linear);
+  const NewtonPlan& plan = l.owner->program.view();
+  const Target& t = *l.owner->program.target();
+  NewtonSolve job{&plan, l.storage.get(), sides.r, sides.h, sides.u, sides.t, sides.residual, refine, tolerance};
+  size_t need = t.newton_solve_scratch(plan);
+  parallel(chunk_count(t.lanes, l.batch), threads, [&](int64_t k) {
+    Chunk chunk = chunk_at(t.lanes, l.batch, k);
+    for (int64_t i = chunk.first; sides.before && i < chunk.first + chunk.count; i++) sides.before(i);
+    t.newton_solve(job, chunk, scratch(need));
+    for (int64_t i = chunk.first; sides.after && i < chunk.first + chunk.count; i++) sides.after(i);
+  });
+}
+
 LC_API int lc_linearization_solve(const void* linear, const double* r_x, const double* h, double* u, double* t_out, double* residual, int32_t refine,
                                   double tolerance, int32_t threads) {
-  return guarded([&] {
-    const Linearization& l = *static_cast<const Linearization*>(linear);
-    const NewtonPlan& plan = l.owner->program.view();
-    const Target& t = *l.owner->program.target();
-    NewtonSolve job{&plan, l.storage.get(), r_x, h, u, t_out, residual, refine, tolerance};
-    size_t need = t.newton_solve_scratch(plan);
-    parallel(chunk_count(t.lanes, l.batch), threads, [&](int64_t i) { t.newton_solve(job, chunk_at(t.lanes, l.batch, i), scratch(need)); });
-  });
+  return guarded([&] { linearization_solve(linear, {r_x, h, u, t_out, residual, {}, {}}, refine, tolerance, threads); });
 }

@@ -4,6 +4,7 @@
 
 #include "dense_plan.hpp"
 #include "interface.hpp"
+#include "pieces.hpp"
 #include "pool.hpp"
 #include "targets.hpp"
 
@@ -276,4 +277,29 @@ LC_API int lc_dense_adjoint(const void* factors, const double* const* values, co
                [&](int64_t i) { dense.target->adjoint(job, chunk_at(dense.target->lanes, count, i), scratch(need)); });
     }
   });
+}
+
+void layercompiler::dense_adjoint(const void* factors, const double* const* values, const int64_t* strides, const Sides& sides, int32_t threads) {
+  const Factors& f = *static_cast<const Factors*>(factors);
+  const DenseTarget& target = *f.owner->target;
+  Operands o;
+  for (int i = 0; i < 6; i++) o.values[i] = values[i], o.stride[i] = strides[i];
+  DenseAdjoint job{};
+  job.plan = &f.owner->plan, job.data = data_of(o), job.r = sides.r, job.h = sides.h, job.u = sides.u, job.t = sides.t, job.residual = sides.residual;
+  for (const Block& block : f.blocks) {
+    job.form = block.form, job.index = block.index.data(), job.storage = block.storage.get(), job.footprint = block.footprint;
+    job.shared = block.shared ? f.shared.get() : nullptr;
+    int64_t count = static_cast<int64_t>(block.index.size());
+    size_t need = target.scratch(*job.plan, block.form);
+    parallel(chunk_count(target.lanes, count), threads, [&](int64_t k) {
+      Chunk chunk = chunk_at(target.lanes, count, k);
+      auto each = [&](const std::function<void(int64_t)>& function) {
+        for (int64_t i = chunk.first; i < chunk.first + chunk.count; i++)
+          if (block.index[static_cast<size_t>(i)] >= 0) function(block.index[static_cast<size_t>(i)]);
+      };
+      each(sides.before);
+      target.adjoint(job, chunk, scratch(need));
+      each(sides.after);
+    });
+  }
 }

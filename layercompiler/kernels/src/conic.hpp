@@ -53,7 +53,7 @@ template <class V> struct Conic {
     const Schedule& g = *p.schedule;
     int64_t k = p.largest_order;
     int64_t start = p.p_entries ? 0 : g.panel + g.n;
-    return start + 2 * p.p_entries + p.a_entries + 16 * (int64_t)p.n + 20 * (int64_t)p.m + g.entries + g.panel + 2 * (int64_t)g.n + (int64_t)g.widest * g.tallest + 64 +
+    return start + 2 * p.p_entries + p.a_entries + 16 * (int64_t)p.n + 20 * (int64_t)p.m + g.entries + g.panel + 2 * (int64_t)g.n + factor_room(g) +
            8 * (int64_t)p.size + p.cone_storage + 6 * k * k + 4 * k + 64 + 8 * 48;
   }
 
@@ -70,7 +70,7 @@ template <class V> struct Conic {
       V** list[] = {&b, &E, &y, &s, &best_y, &best_s, &dy, &ds, &y2, &Ax, &ry, &offset, &wdy, &work_m, &lambda, &w, &inverse_h};
       for (V** v : list) *v = take(m);
     }
-    entries = take(g.entries), panels = take(g.panel), pivots = take(g.n), inverse = take(g.n), factor_work = take((int64_t)g.widest * g.tallest + 64);
+    entries = take(g.entries), panels = take(g.panel), pivots = take(g.n), inverse = take(g.n), factor_work = take(factor_room(g));
     {
       V** list[] = {&kb, &kx, &kr, &kn};
       for (V** v : list) *v = take(2 * (int64_t)p.size);

@@ -146,10 +146,15 @@ static void pass(const DensePattern& p, const DenseOperand& values, const int64_
   for (int64_t e = 0; e < p.count; e += 64) {
     int64_t count = p.count - e < 64 ? p.count - e : 64;
     interleave<V>(from, e, count, chunk);
-    for (int64_t c = 0; c < count; c++) {
-      int i = p.row[e + c], j = p.col[e + c];
-      Mx[i] = fma(chunk[c], x[j], Mx[i]);
-      if (!triangle || i != j) Mty[j] = fma(chunk[c], y[i], Mty[j]);
+    for (int64_t c = 0; c < count;) {
+      const int i = p.row[e + c];
+      V sum = Mx[i], yi = y[i];
+      for (; c < count && p.row[e + c] == i; c++) {
+        const int j = p.col[e + c];
+        sum = fma(chunk[c], x[j], sum);
+        if (!triangle || i != j) Mty[j] = fma(chunk[c], yi, Mty[j]);
+      }
+      Mx[i] = sum;
     }
   }
 }

@@ -15,6 +15,8 @@
 #include "dense_data.hpp"
 #include "dense_pack.hpp"
 
+#include "dense_elimination.hpp"
+#include "dense_complement.hpp"
 #include "dense_dual.hpp"
 #include "dense_primal.hpp"
 

@@ -3,13 +3,7 @@
 // instance is not solved to rounding or a linear system is not solved well, Python goes the general way. Part of the C interface (api.cpp).
 //
 // What an instance needs is done at one go, while its numbers are in the cache, and on all threads; memory goes from one call to the next.
-#include <atomic>
-#include <chrono>
-#include <cmath>
-#include <limits>
-#include <memory>
-
-#include "maps.hpp"
+#include "express.hpp"
 
 using namespace layercompiler;
 
@@ -19,149 +13,15 @@ int lc_conic_solve(const void*, int64_t, const double*, int64_t, const double*, 
                    double*);
 void* lc_newton_refine(void*, int64_t, const double*, int64_t, const double*, int64_t, const double*, int64_t, const double*, int64_t, double*, double*, double*,
                        double*, double*, double*, int32_t*, double*, double*, int8_t*, int32_t, double, double, int32_t);
-void lc_linearization_free(void*);
-int lc_linearization_solve(const void*, const double*, const double*, double*, double*, double*, int32_t, double, int32_t);
 void* lc_dense_solve(void*, int64_t, const double* const*, const int64_t*, const double*, const double*, int32_t, int32_t, double*, double*, double*, int8_t*,
                      int32_t*, double*, double*, double*, int64_t*, int32_t);
-void lc_dense_factors_free(void*);
-int lc_dense_adjoint(const void*, const double* const*, const int64_t*, const double*, const double*, double*, double*, double*, const double*, const double*,
-                     double* const*, int32_t);
 }
 
 namespace {
 
-enum Part { part_p, part_q, part_d, part_a, part_b, part_entries, part_beta, part_linear, part_diagonal };
 enum Refusal : int32_t { fine, not_finite, not_declared, not_solved, not_exact };
 
 constexpr int nonnegative = 1, nonpositive = 2, not_zero = 4;
-
-// As Python lays the fields out; handles are kept alive there.
-struct Plan {
-  int64_t gather, substitution, scaling, conic, newton, dense, picks, spreads, pullback, n, m, full_n, full_m, zero, split, forms, iterations, steps;
-};
-
-struct Settings {
-  double tolerance, exact, target, epsilon, accurate;
-};
-
-struct Express {
-  const Gather *gather, *picks, *spreads;
-  const Substitution* substitution;
-  const Equilibration* scaling;
-  const Pullback* pullback;
-  Plan plan;
-  Settings settings;
-  std::vector<int8_t> signs;
-  std::vector<std::vector<size_t>> reads;  // the sources of each part
-  Recycler recycler;
-};
-
-// Arrays whose places are known once all are counted.
-class Layout {
- public:
-  template <class T> void add(T*& place, int64_t count) {
-    places_.push_back({&place, size_});
-    size_ += (sizeof(T) * static_cast<size_t>(count) + 63) / 64 * 64;
-  }
-  size_t bytes() const { return std::max<size_t>(size_, 64); }
-  void lay(double* memory) const {
-    for (auto& p : places_) {
-      void* at = reinterpret_cast<char*>(memory) + p.second;
-      std::memcpy(p.first, &at, sizeof at);
-    }
-  }
-
- private:
-  std::vector<std::pair<void*, size_t>> places_;
-  size_t size_ = 0;
-};
-
-// Memory that goes back to where it came from.
-class Room {
- public:
-  Room() = default;
-  Room(Room&& other) noexcept : from_(other.from_), bytes_(other.bytes_), memory_(std::move(other.memory_)) {}
-  Room(Recycler& from, const Layout& layout) : from_(&from), bytes_(layout.bytes()), memory_(from.take(bytes_)) { layout.lay(memory_.get()); }
-  Room& operator=(Room&& other) noexcept {
-    std::swap(from_, other.from_), std::swap(bytes_, other.bytes_), std::swap(memory_, other.memory_);
-    return *this;
-  }
-  ~Room() {
-    if (memory_) from_->give(std::move(memory_), bytes_);
-  }
-
- private:
-  Recycler* from_ = nullptr;
-  size_t bytes_ = 0;
-  Memory memory_;
-};
-
-struct Many {  // rows of a batch, or one that it shares
-  double* data = nullptr;
-  int64_t stride = 0;
-  double* operator[](int64_t instance) const { return data + stride * instance; }
-};
-
-// A solved batch and what its derivatives need.
-struct Passage {
-  std::shared_ptr<Express> owner;
-  int64_t batch = 0;
-  Room room, scaled;
-  Many entries, w, diagonal;
-  double *x = nullptr, *v = nullptr, *full_x = nullptr, *full_y = nullptr;
-  double *scale_x = nullptr, *scale_y = nullptr, *scale_rx = nullptr, *scale_ry = nullptr;
-  const double* values[6] = {};
-  int64_t strides[6] = {};
-  void *linear = nullptr, *factors = nullptr;
-
-  explicit Passage(std::shared_ptr<Express> owner) : owner(std::move(owner)) {}
-  ~Passage() {
-    if (linear) lc_linearization_free(linear);
-    if (factors) lc_dense_factors_free(factors);
-  }
-};
-
-// Seconds of each part, where they are asked for.
-struct Watch {
-  double* spent;
-  std::chrono::steady_clock::time_point last = spent ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
-
-  void end(int part) {
-    if (!spent) return;
-    auto now = std::chrono::steady_clock::now();
-    spent[part] += std::chrono::duration<double>(now - last).count();
-    last = now;
-  }
-};
-
-struct Failed {};  // a function of the C interface has failed and said why
-
-void check(bool good) {
-  if (!good) throw Failed();
-}
-
-template <class Function> int guarded_calls(Function&& function) {
-  int failed = 0;
-  int made = guarded([&] {
-    try {
-      function();
-    } catch (const Failed&) {
-      failed = -1;
-    }
-  });
-  return made ? made : failed;
-}
-
-LC_WIDE bool finite(const double* v, int64_t count) {
-  constexpr uint64_t top = 0x7ff0000000000000;
-  uint64_t found = 0;
-  for (int64_t k = 0; k < count; k++) {
-    uint64_t bits;
-    std::memcpy(&bits, v + k, sizeof bits);
-    found |= static_cast<uint64_t>((bits & top) == top);
-  }
-  return !found;
-}
 
 LC_WIDE bool declared(const double* v, int64_t count, int sign) {
   bool below = false, above = false, none = false;
@@ -169,19 +29,8 @@ LC_WIDE bool declared(const double* v, int64_t count, int sign) {
   return !((sign & nonnegative) && below) && !((sign & nonpositive) && above) && !((sign & not_zero) && none);
 }
 
-LC_WIDE void multiply(double* out, const double* a, const double* b, int64_t count) {
-  for (int64_t k = 0; k < count; k++) out[k] = a[k] * b[k];
-}
-
 LC_WIDE void subtract(double* out, const double* a, const double* b, int64_t count) {
   for (int64_t k = 0; k < count; k++) out[k] = a[k] - b[k];
-}
-
-// The batch in pieces of a few instances, so that a thread finds what it has just written.
-template <class Function> void by_instances(int64_t batch, int64_t work, int threads, Function&& function) {
-  if (threads < 2 || batch < 2 || batch * work < 20'000) return function(int64_t{0}, batch);
-  int64_t pieces = std::min<int64_t>(batch, 4 * int64_t{threads});
-  parallel(pieces, threads, [&](int64_t i) { function(batch * i / pieces, batch * (i + 1) / pieces); });
 }
 
 struct Forward {
@@ -191,8 +40,8 @@ struct Forward {
   const double* const* sources;
   const int64_t* strides;
   const int32_t threads;
-  Many part[9], P, q, w;
-  double* d = nullptr;
+  Many part[9], second[9], P, q, w;  // second: what follows a part's cut
+  double* d = nullptr;  // constants of the objective
   int8_t* rough = nullptr;
   bool wide[9];
 
@@ -213,6 +62,14 @@ struct Forward {
     for (size_t k = 0; k < e.gather->parts.size(); k++) {
       wide[k] = false;
       for (size_t source : e.reads[k]) wide[k] = wide[k] || strides[source];
+      const View& view = e.views[k];
+      if (view.whole) {
+        auto at = [&](const Window& from) {  // nothing is read where there is no source
+          return from.source < 0 ? Many{const_cast<double*>(sources[0])} : Many{const_cast<double*>(sources[from.source]) + from.column, strides[from.source]};
+        };
+        part[k] = at(view.window[0]), second[k] = at(view.window[1]);
+        continue;
+      }
       part[k].stride = wide[k] ? e.gather->parts[k].size : 0;
       // The linear system is solved again with the numbers of the substitution, and dense factors with the data.
       bool kept = k >= part_entries ? k == part_entries || k == part_diagonal : plan.dense && k != part_d && !(s && k < part_d);
@@ -229,12 +86,13 @@ struct Forward {
   }
 
   void place() {
-    const Substitution* s = e.substitution;
-    if (!s) {
+    for (size_t k = 0; k < e.gather->parts.size(); k++)
+      if (!e.views[k].whole) second[k] = {part[k].data + e.views[k].cut, part[k].stride};
+    if (!e.substitution) {
       P = part[part_p], q = part[part_q];
       return;
     }
-    p.entries = part[part_entries], p.diagonal = part[part_diagonal], p.w = w;
+    p.entries = {part[part_entries], e.views[part_entries].window[0]}, p.diagonal = {part[part_diagonal], e.views[part_diagonal].window[0]}, p.w = w;
   }
 
   // Everything up to the data of the reduced program, for instances [first, last); `shared`: of what the batch shares.
@@ -247,7 +105,7 @@ struct Forward {
       Refusal refusal = look(i, shared);
       if (refusal) return refusal;
       for (size_t k = 0; k < e.gather->parts.size(); k++)
-        if (wide[k] != shared) e.gather->apply(k, i, part[k][i], sources, strides);
+        if (wide[k] != shared && !e.views[k].whole) e.gather->apply(k, i, part[k][i], sources, strides);
       if (s) {
         if ((w.stride == 0) == shared) s->weights(part[part_diagonal][i], w[i]);
         if ((P.stride == 0) == shared) s->matrix(part[part_p][i], part[part_entries][i], w[i], block.data(), P[i]);
@@ -271,6 +129,28 @@ struct Forward {
     return sum + (s ? s->p_size + static_cast<int64_t>(s->column.size()) * (1 + s->widest / 2) : 0);
   }
 };
+
+// The window of a source that holds numbers [first, last) of a part; false where there is none.
+bool seen(const Gather::Part& part, int64_t first, int64_t last, Window& out) {
+  if (first == last) return true;
+  const Gather::Run* found = nullptr;
+  for (const Gather::Run& r : part.runs) {
+    if (r.row >= last || r.row + r.length <= first) continue;
+    if (found || !r.fresh || r.coefficient != 1.0 || (r.length > 1 && r.step != 1) || r.row > first || r.row + r.length < last) return false;
+    found = &r;
+  }
+  if (!found) return false;
+  out = {found->source, found->column + first - found->row};
+  return true;
+}
+
+View view_of(const Gather::Part& part, int64_t cut) {
+  View view;
+  view.cut = cut;
+  view.whole = part.size > 0 && seen(part, 0, cut, view.window[0]) && seen(part, cut, part.size, view.window[1]);
+  if (!view.whole) view.window[0] = view.window[1] = {};
+  return view;
+}
 
 Refusal first_of(std::atomic<int32_t>& found) { return static_cast<Refusal>(found.load()); }
 
@@ -298,13 +178,12 @@ Refusal lanes(Passage& p, int64_t batch, const Many* data, double* y, double* s,
   return std::all_of(norm, norm + batch, [&](double r) { return r <= e.settings.exact; }) ? fine : not_exact;
 }
 
-Refusal dense(Passage& p, int64_t batch, const Many* data, double* y, double* facts, int32_t* counts, int8_t* flags, int32_t threads,
-              Watch& watch) {
+Refusal dense(Passage& p, int64_t batch, double* y, double* facts, int32_t* counts, int8_t* flags, int32_t threads, Watch& watch) {
   const Plan& plan = p.owner->plan;
-  const double* values[6] = {data[0].data, data[1].data, data[2].data, data[3].data, data[2].data + plan.split, data[3].data + plan.zero};
-  for (int k = 0; k < 6; k++) p.values[k] = values[k], p.strides[k] = data[k < 4 ? k : k - 2].stride;
-  int64_t troubles = 0;
-  p.factors = lc_dense_solve(reinterpret_cast<void*>(plan.dense), batch, p.values, p.strides, nullptr, nullptr, 0, static_cast<int32_t>(plan.forms), p.x, p.v, y,
+  const double* values[6];
+  int64_t strides[6], troubles = 0;
+  for (int k = 0; k < 6; k++) values[k] = p.values[k].rows.data, strides[k] = p.values[k].rows.stride;
+  p.factors = lc_dense_solve(reinterpret_cast<void*>(plan.dense), batch, values, strides, nullptr, nullptr, 0, static_cast<int32_t>(plan.forms), p.x, p.v, y,
                              flags, counts, facts, facts + batch, facts + 2 * batch, &troubles, threads);
   check(p.factors != nullptr);
   watch.end(1);
@@ -338,7 +217,12 @@ LC_API void* lc_express_new(const int64_t* plan, const double* settings, const i
     require(e->picks->sources == std::vector<int64_t>({p.full_n, p.full_m}) && e->spreads->parts.size() == 2, "the outputs do not fit the program");
     require(e->pullback->channels.size() == g.sources.size() && e->pullback->n == p.full_n && e->pullback->m == p.full_m, "the gradients do not fit");
     e->signs.assign(signs, signs + g.sources.size());
-    for (const Gather::Part& part : g.parts) {
+    const bool halves = p.dense && p.split >= 0 && p.split <= g.parts[part_a].size && p.zero >= 0 && p.zero <= p.m;
+    require(!p.dense || halves, "the equalities do not fit");
+    for (size_t k = 0; k < g.parts.size(); k++) {
+      const Gather::Part& part = g.parts[k];
+      e->views.push_back(view_of(part, !p.dense ? part.size : k == part_a ? p.split : k == part_b ? p.zero : part.size));
+      if (p.dense && e->scaling) e->views.back().whole = false;  // scaling reads whole parts
       std::vector<char> read(g.sources.size());
       for (const Gather::Run& r : part.runs) read[static_cast<size_t>(r.source)] = 1;
       e->reads.emplace_back();
@@ -366,6 +250,7 @@ LC_API void* lc_express_forward(void* express, int64_t batch, const int64_t* add
     std::unique_ptr<Passage> passage(new Passage(owner));
     Passage& p = *passage;
     p.batch = batch;
+    for (int64_t k = 0; k < count; k++) p.shared.push_back(addresses[count + k] == 0);
     std::vector<const double*> sources(static_cast<size_t>(count));
     for (int64_t k = 0; k < count; k++) sources[static_cast<size_t>(k)] = reinterpret_cast<const double*>(addresses[k]);
     Forward f{e, p, batch, sources.data(), addresses + count, threads, {}, {}, {}, {}};
@@ -411,7 +296,16 @@ LC_API void* lc_express_forward(void* express, int64_t batch, const int64_t* add
       p.scale_x = factors[0], p.scale_y = factors[1], p.scale_rx = factors[3], p.scale_ry = factors[4];
     }
     watch.end(0);
-    *refusal = plan.dense ? dense(p, batch, data, y, facts, counts, flags, threads, watch)
+    if (plan.dense) {
+      const Many cuts[2] = {f.second[part_a], f.second[part_b]};
+      const Many whole[2] = {{data[2].data + plan.split, data[2].stride}, {data[3].data + plan.zero, data[3].stride}};
+      for (int k = 0; k < 6; k++) {
+        const int parts[6] = {part_p, part_q, part_a, part_b, part_a, part_b};
+        const bool made = p.scale_x || (e.substitution && k < 2);
+        p.values[k] = {k < 4 ? data[k] : (p.scale_x ? whole : cuts)[k - 4], made ? Window() : e.views[static_cast<size_t>(parts[k])].window[k / 4]};
+      }
+    }
+    *refusal = plan.dense ? dense(p, batch, y, facts, counts, flags, threads, watch)
                           : lanes(p, batch, data, y, s, f_x, f_y, facts, counts, flags, threads, watch);
     if (*refusal) return;
     const int64_t* outputs = addresses + 2 * count;
@@ -425,7 +319,7 @@ LC_API void* lc_express_forward(void* express, int64_t batch, const int64_t* add
           x = memory.data(), at_y = memory.data() + n;
         }
         if (e.substitution)
-          e.substitution->expand(x, at_y, f.part[part_beta][i], f.part[part_linear][i], -1.0, false, p.entries[i], p.diagonal[i], to_x, to_y);
+          e.substitution->expand(x, at_y, f.part[part_beta][i], f.part[part_linear][i], -1.0, false, p.entries.rows[i], p.diagonal.rows[i], to_x, to_y);
         else
           std::copy(x, x + n, to_x), std::copy(at_y, at_y + m, to_y);
         const double* point[2] = {to_x, to_y};
@@ -437,84 +331,4 @@ LC_API void* lc_express_forward(void* express, int64_t batch, const int64_t* add
     made = passage.release();
   });
   return made;
-}
-
-LC_API void lc_passage_free(void* passage) { delete static_cast<Passage*>(passage); }
-
-// The primal-dual vector (batch, n + m) of the reduced program.
-LC_API void lc_passage_point(const void* passage, double* z) {
-  const Passage& p = *static_cast<const Passage*>(passage);
-  const int64_t n = p.owner->plan.n, m = p.owner->plan.m;
-  for (int64_t i = 0; i < p.batch; i++) {
-    std::copy(p.x + n * i, p.x + n * (i + 1), z + (n + m) * i);
-    std::copy(p.v + m * i, p.v + m * (i + 1), z + (n + m) * i + n);
-  }
-}
-
-// addresses: cotangents of the outputs (0 for zero), then gradients of the sources (0 where none is wanted), (batch, size), or (1, size) where the batch
-// shares the source; `shared` says which. Returns 1 where the linear system of an instance is not solved well.
-LC_API int lc_passage_adjoint(const void* passage, const int64_t* addresses, const int8_t* shared, int32_t threads) {
-  int poor = 0;
-  int failed = guarded_calls([&] {
-    const Passage& p = *static_cast<const Passage*>(passage);
-    Express& e = *p.owner;
-    const Plan& plan = e.plan;
-    const Substitution* s = e.substitution;
-    const int64_t B = p.batch, n = plan.n, m = plan.m, full_n = plan.full_n, full_m = plan.full_m, outputs = static_cast<int64_t>(e.spreads->sources.size());
-    const int64_t* gradients = addresses + outputs;
-    double *gx, *gy, *a, *b, *u, *t, *full_u, *full_t, *residual;
-    Layout layout;
-    layout.add(gx, B * full_n), layout.add(gy, B * full_m), layout.add(u, B * n), layout.add(t, B * m), layout.add(residual, B);
-    if (s) layout.add(a, B * n), layout.add(b, B * m), layout.add(full_u, B * full_n), layout.add(full_t, B * full_m);
-    Room room(e.recycler, layout);
-    if (!s) a = gx, b = gy, full_u = u, full_t = t;
-    std::vector<const double*> cotangents(static_cast<size_t>(outputs));
-    for (int64_t k = 0; k < outputs; k++) cotangents[static_cast<size_t>(k)] = reinterpret_cast<const double*>(addresses[k]);
-    const std::vector<int64_t>& sizes = e.spreads->sources;
-    by_instances(B, 2 * (full_n + full_m), threads, [&](int64_t first, int64_t last) {
-      std::vector<double> pull(static_cast<size_t>(s ? s->k : 0));
-      for (int64_t i = first; i < last; i++) {
-        double *to_x = gx + full_n * i, *to_y = gy + full_m * i, *rhs_x = a + n * i, *rhs_y = b + m * i;
-        e.spreads->apply(0, i, to_x, cotangents.data(), sizes.data()), e.spreads->apply(1, i, to_y, cotangents.data(), sizes.data());
-        if (s) s->reduce(to_x, to_y, p.entries[i], p.w[i], pull.data(), rhs_x, rhs_y);
-        if (p.scale_x) multiply(rhs_x, rhs_x, p.scale_rx + n * i, n), multiply(rhs_y, rhs_y, p.scale_ry + m * i, m);
-      }
-    });
-    if (plan.dense) {
-      check(!lc_dense_adjoint(p.factors, p.values, p.strides, a, b, u, t, residual, nullptr, nullptr, nullptr, threads));
-    } else {
-      check(!lc_linearization_solve(p.linear, a, b, u, t, residual, 8, 1e-14, threads));
-    }
-    for (int64_t i = 0; i < B; i++) {
-      if (finite(a + n * i, n) && finite(b + m * i, m)) {
-        poor |= !(residual[i] <= e.settings.accurate);
-      } else {  // the gradient of this instance is NaN, whatever refinement kept; the others are as they are without it
-        std::fill(u + n * i, u + n * (i + 1), std::numeric_limits<double>::quiet_NaN());
-        std::fill(t + m * i, t + m * (i + 1), std::numeric_limits<double>::quiet_NaN());
-      }
-    }
-    if (poor) return;
-    int64_t work = full_n + full_m;
-    for (size_t k = 0; k < e.pullback->channels.size(); k++)
-      if (gradients[k] && !shared[k]) work += e.pullback->channels[k].size + e.pullback->channels[k].entries;
-    auto point = [&](int64_t i) { return Pullback::Point{p.full_x + full_n * i, p.full_y + full_m * i, full_u + full_n * i, full_t + full_m * i, 0.0}; };
-    by_instances(B, work, threads, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; i++) {
-        double *at_u = u + n * i, *at_t = t + m * i;
-        if (p.scale_x) multiply(at_u, at_u, p.scale_x + n * i, n), multiply(at_t, at_t, p.scale_y + m * i, m);
-        if (s)
-          s->expand(at_u, at_t, gy + full_m * i, gx + full_n * i, 1.0, true, p.entries[i], p.diagonal[i], full_u + full_n * i, full_t + full_m * i);
-        for (size_t k = 0; k < e.pullback->channels.size(); k++)
-          if (gradients[k] && (!shared[k] || B == 1)) e.pullback->pull(k, point(i), reinterpret_cast<double*>(gradients[k]) + e.pullback->channels[k].size * i, false);
-      }
-    });
-    if (B == 1) return;
-    for (size_t k = 0; k < e.pullback->channels.size(); k++) {
-      if (!gradients[k] || !shared[k]) continue;
-      double* out = reinterpret_cast<double*>(gradients[k]);
-      std::fill(out, out + e.pullback->channels[k].size, 0.0);
-      for (int64_t i = 0; i < B; i++) e.pullback->pull(k, point(i), out, true);
-    }
-  });
-  return failed ? failed : poor;
 }

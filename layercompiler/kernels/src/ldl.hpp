@@ -95,81 +95,18 @@ template <class V, int M> LC_INLINE void solve_rows(V* rows, const V* unit, int 
   }
 }
 
-// One instance alone: the lanes of a register hold neighbouring entries of its panels instead of instances, in the same order of operations as in a pack.
-constexpr int wide = lanes_of<Wide>;
-LC_INLINE Wide load_wide(const double* a) {
-  Wide v;
-  __builtin_memcpy(&v, a, sizeof(Wide));
-  return v;
-}
-LC_INLINE void store_wide(double* a, Wide v) { __builtin_memcpy(a, &v, sizeof(Wide)); }
-
-template <int MI>
-LC_INLINE void tile_alone(double* t, const int32_t* rows, const int32_t* columns, int used, bool adjacent, int width, const double* a, const double* b, int stride,
-                          int depth) {
-  Wide sum[MI];
-  for (int i = 0; i < MI; i++) sum[i] = Wide{};
-  for (int k = 0; k < depth; k++) {
-    Wide right = load_wide(b + (int64_t)k * stride);
-#pragma GCC unroll 8
-    for (int i = 0; i < MI; i++) sum[i] = fma(splat<Wide>(a[(int64_t)i * depth + k]), right, sum[i]);
-  }
-  for (int i = 0; i < MI; i++) {
-    double* row = t + (int64_t)rows[i] * width;
-    if (adjacent) store_wide(row + columns[0], load_wide(row + columns[0]) - sum[i]);
-    else
-      for (int j = 0; j < used; j++) row[columns[j]] -= get(sum[i], j);
-  }
-}
-// `scaled` has room for depth x the number of columns rounded up to full registers.
-static inline void apply_update_alone(const Schedule& s, const Update& u, double* target, int width, const double* panels, const double* pivots, double* scaled) {
-  int depth = s.start[u.source + 1] - s.start[u.source], below = s.rowptr[u.source + 1] - s.rowptr[u.source], count = below - u.first;
-  const double *a = panels + s.offset[u.source] + (int64_t)(head_of(s, u.source) + u.first) * depth, *d = pivots + s.start[u.source];
-  const int stride = (u.count + wide - 1) / wide * wide;
-  for (int k = 0; k < depth; k++) {
-    for (int j = 0; j < u.count; j++) scaled[(int64_t)k * stride + j] = a[(int64_t)j * depth + k] * d[k];
-    for (int j = u.count; j < stride; j++) scaled[(int64_t)k * stride + j] = 0.0;
-  }
-  const int32_t* rel = s.relative + u.relative;
-  for (int j = 0; j < u.count; j += wide) {
-    int used = u.count - j < wide ? u.count - j : wide, i = j;
-    bool adjacent = used == wide && rel[j + wide - 1] - rel[j] == wide - 1;
-    for (; i + 4 <= count; i += 4) tile_alone<4>(target, rel + i, rel + j, used, adjacent, width, a + (int64_t)i * depth, scaled + j, stride, depth);
-    for (; i < count; i++) tile_alone<1>(target, rel + i, rel + j, used, adjacent, width, a + (int64_t)i * depth, scaled + j, stride, depth);
-  }
-}
-// The columns right of c in the rows below it; `multipliers` are the entries of column c times the reciprocal pivot.
-static inline void eliminate_alone(double* t, int width, int c, const double* multipliers, double* column) {
-  for (int j = c + 1; j < width; j++) column[j] = t[(int64_t)j * width + c];
-  for (int i = c + 1; i < width; i++) {
-    double *row = t + (int64_t)i * width, m = multipliers[i];
-    int j = c + 1;
-    for (; j + wide <= i + 1; j += wide) store_wide(row + j, fnma(splat<Wide>(m), load_wide(column + j), load_wide(row + j)));
-    for (; j <= i; j++) row[j] = fnma(m, column[j], row[j]);
-  }
-}
-// As many panel rows as a register has lanes: row <- row * inverse of the unit lower triangle.
-static inline void solve_rows_alone(double* rows, const double* unit, int width, Wide* buffer) {
-  for (int c = 0; c < width; c++)
-    for (int l = 0; l < wide; l++) put(buffer[c], l, rows[(int64_t)l * width + c]);
-  for (int k = 0; k + 1 < width; k++) {
-    Wide x = buffer[k];
-    for (int c = k + 1; c < width; c++) buffer[c] = fnma(x, splat<Wide>(unit[(int64_t)c * width + k]), buffer[c]);
-  }
-  for (int c = 1; c < width; c++)
-    for (int l = 0; l < wide; l++) rows[(int64_t)l * width + c] = get(buffer[c], l);
-}
-
 // How pivots are repaired: one whose expected sign is not reached by `floor` becomes sign * `repair`.
 struct Pivoting {
   double floor, repair;
 };
 
+#include "ldl_alone.hpp"
+
 // Panels hold the matrix (static regularisation included) once `fill` was called for their supernode, and L on exit. Returns the smallest expected-sign
-// pivot before repair, NaN if any pivot is NaN.
+// pivot before repair, NaN if any pivot is NaN. `work` has room for `factor_room`.
 template <class V, class Fill>
 static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work, Pivoting rule, Fill&& fill) {
-  constexpr bool alone = lanes_of<V> == 1 && wide > 1;
+  constexpr bool alone = by_entries<V>;
   V smallest = splat<V>(1e300), poison = V{};
   const V floor = splat<V>(rule.floor), repair = splat<V>(rule.repair);
   for (int node = 0; node < s.supernodes; node++) {
@@ -189,6 +126,11 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
       apply_update<V>(s, s.updates[u], t, width, panels, pivots, work);
     }
     bool separable = s.separable[node];
+    if constexpr (alone)
+      if (!separable && width >= 8) {  // narrower ones do not repay the way to columns and back
+        eliminate_alone(t, width, height - head, work, s.sign + first, pivots + first, inverse + first, rule, smallest, poison);
+        continue;
+      }
     for (int c = 0; c < width; c++) {
       V sign = splat<V>(s.sign[first + c]), value = t[separable ? c : (int64_t)c * width + c], signed_value = value * sign;
       smallest = vmin(smallest, signed_value);
@@ -199,13 +141,9 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
       inverse[first + c] = reciprocal;
       if (separable) continue;
       for (int i = c + 1; i < width; i++) work[i] = t[(int64_t)i * width + c] * reciprocal;
-      if constexpr (alone) {
-        eliminate_alone(t, width, c, work, work + width);
-      } else {
-        for (int i = c + 1; i < width; i++) {
-          V* row = t + (int64_t)i * width;
-          for (int j = c + 1; j <= i; j++) row[j] = fnma(work[i], t[(int64_t)j * width + c], row[j]);
-        }
+      for (int i = c + 1; i < width; i++) {
+        V* row = t + (int64_t)i * width;
+        for (int j = c + 1; j <= i; j++) row[j] = fnma(work[i], t[(int64_t)j * width + c], row[j]);
       }
       for (int i = c + 1; i < width; i++) t[(int64_t)i * width + c] = work[i];
     }
@@ -213,8 +151,8 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
     if (!separable) {
       if constexpr (alone)
         if (width >= 4) {
-          Wide buffer[64];
-          for (; r + wide <= height && width <= 64; r += wide) solve_rows_alone(t + (int64_t)r * width, t, width, buffer);
+          Wide buffer[8];
+          for (; r + wide <= height; r += wide) solve_rows_alone(t + (int64_t)r * width, t, width, buffer);
         }
       for (; r + 8 <= height; r += 8) solve_rows<V, 8>(t + (int64_t)r * width, t, width);
       for (; r + 2 <= height; r += 2) solve_rows<V, 2>(t + (int64_t)r * width, t, width);

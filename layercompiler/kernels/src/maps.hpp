@@ -68,20 +68,35 @@ struct Gather {
   void apply(size_t part, int64_t instance, double* out, const double* const* source, const int64_t* stride) const;
 };
 
+constexpr int64_t substitution_rows = 64;  // rows that are squared at once
+
 // Defined variables x_k = (beta - a'x) / c; see substitution.cpp. All functions are for one instance.
 struct Substitution {
   // Rows of one support: their weighted outer products fill one block of P, by its upper triangle.
   struct Group {
     int64_t width;
     std::vector<int64_t> rows, target;
+    std::vector<char> straight;  // by row of the triangle, whether its targets lie in a row
+  };
+  // Kept numbers [from, from + length) of the full program are [to, ..) of the reduced one.
+  struct Copy {
+    int64_t from, to, length;
+  };
+  // Defining rows [first, last) with variables and rows that go up by one, and entries in columns that do: one each, in `column` on (width 1), or all in the
+  // same columns; width 0: anywhere.
+  struct Stretch {
+    int64_t first, last, variable, row, column, width;
   };
   int64_t full_n, full_m, n, m, k, p_size;
   std::vector<int64_t> keep_x, keep_y, variable, row, start, column, place;
-  std::vector<double> c;
+  std::vector<double> c, inverse;
   std::vector<Group> groups;
+  std::vector<Copy> copies_x, copies_y;
+  std::vector<Stretch> stretches;
   int64_t widest = 0;
+  bool exact = true;  // every c is a power of two
 
-  int64_t room() const { return (widest + 4) * (widest + 7); }
+  int64_t room() const { return 64 + substitution_rows * (widest + 8); }
   void weights(const double* diagonal, double* w) const;
   // `block`: memory for `room` numbers.
   void matrix(const double* P, const double* entries, const double* w, double* block, double* out) const;
@@ -97,8 +112,13 @@ struct Substitution {
 
 // Norms of rows and columns, and the powers of two that even them out; see scaling.cpp. All functions are for one instance.
 struct Equilibration {
+  // `length` entries, whose row (group of rows) and column stay (step 0) or go up by one.
+  struct Run {
+    int64_t row, col, length, row_step, col_step;
+  };
   int64_t n, m, cones;
   std::vector<int64_t> p_row, p_col, a_row, a_col, cone;
+  std::vector<Run> a_runs, p_runs;
 
   int64_t room() const { return 2 * (cones + n); }  // numbers of memory
   bool far_matrices(const double* P, const double* A, double* memory) const;
@@ -109,12 +129,13 @@ struct Equilibration {
 
 // Gradients of the data of a cone program, formed entry by entry and pulled back to the channels at once; see pullback.cpp.
 struct Pullback {
-  // gradient[column + k] (+)= coefficient * dData(i + k * di, j + k * dj)
+  // gradient[column + k] (+)= coefficient * dData(i + k * di, j + k * dj); `rows` of them one after the other, which go on where the step is none.
   struct Run {
     int64_t column, length, i, j, di, dj;
     double coefficient;
     int32_t kind;
     bool fresh;
+    int64_t rows = 1;
   };
   struct Channel {
     int64_t size, entries;

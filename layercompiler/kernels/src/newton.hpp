@@ -13,7 +13,7 @@ template <class V> struct Newton {
 
   static int64_t memory(const NewtonPlan& p) {
     const Schedule& g = *p.schedule;
-    return p.p_entries + p.a_entries + p.turned + 10 * (int64_t)p.n + 11 * (int64_t)p.m + p.n_entries + g.n + (int64_t)g.widest * g.tallest + 64 +
+    return p.p_entries + p.a_entries + p.turned + 10 * (int64_t)p.n + 11 * (int64_t)p.m + p.n_entries + g.n + factor_room(g) +
            5 * (int64_t)g.n + solve_memory(p) + 2 * p.eigenvalues + p.basis_entries + 2 * (int64_t)p.cones + 64;
   }
   // Right-hand sides in the turned coordinates, and room for a congruence.
@@ -30,7 +30,7 @@ template <class V> struct Newton {
     V** of_m[] = {&b, &v, &y, &fy, &tv, &ty, &tfy, &dv, &held_v};
     for (V** k : of_n) *k = take(p.n);
     for (V** k : of_m) *k = take(p.m);
-    values = take(p.n_entries), pivots = take(g.n), work = take((int64_t)g.widest * g.tallest + 64), group = take(5 * (int64_t)g.n + solve_memory(p));
+    values = take(p.n_entries), pivots = take(g.n), work = take(factor_room(g)), group = take(5 * (int64_t)g.n + solve_memory(p));
     spectrum = take(p.eigenvalues), trial_spectrum = take(p.eigenvalues), trial_basis = take(p.basis_entries);
     places = take(p.cones), trial_places = take(p.cones);
   }

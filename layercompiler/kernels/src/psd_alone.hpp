@@ -1,29 +1,6 @@
 // Small dense matrices of one instance alone: the lanes hold neighbouring entries, or neighbouring pairs of columns, and every entry comes about by the same
 // operations in the same order as in a pack of instances (psd.hpp). Included INSIDE the namespace of one target.
 
-template <class V> constexpr bool by_entries = lanes_of<V> == 1 && lanes_of<Wide> >= 4;
-
-// The first `count` lanes; zeros beyond.
-LC_INLINE Wide load_part(const double* a, int count) {
-#if defined(__AVX512F__)
-  return (Wide)_mm512_maskz_loadu_pd((__mmask8)((1u << count) - 1), a);
-#else
-  if (count == wide) return load_wide(a);
-  Wide v{};
-  for (int l = 0; l < count; l++) put(v, l, a[l]);
-  return v;
-#endif
-}
-LC_INLINE void store_part(double* a, Wide v, int count) {
-#if defined(__AVX512F__)
-  _mm512_mask_storeu_pd(a, (__mmask8)((1u << count) - 1), (__m512d)v);
-#else
-  if (count == wide) return store_wide(a, v);
-  for (int l = 0; l < count; l++) a[l] = get(v, l);
-#endif
-}
-LC_INLINE int lanes_from(int j, int k) { return k - j < wide ? k - j : wide; }
-
 template <bool TA, int MI> LC_INLINE void multiply_rows(const double* a, const double* b, int k, double* c, int i) {
   for (int j = 0; j < k; j += wide) {
     const int used = lanes_from(j, k);
@@ -96,9 +73,8 @@ template <int G> static void orthogonalise_alone(double* a, double* with, int k)
   constexpr int most = 2 * G * wide;
   const int half = (k + 1) / 2, even = 2 * half;
   const Wide one = splat<Wide>(1.0), zero = Wide{};
-  Wide room[2 * most * 2 * G], used[G], number;
-  for (int l = 0; l < wide; l++) put(number, l, (double)l);
-  for (int g = 0; g < G; g++) used[g] = number + splat<Wide>((double)(g * wide));
+  Wide room[2 * most * 2 * G], used[G];
+  for (int g = 0; g < G; g++) used[g] = numbered(g * wide);
   for (int row = 0; row < 2 * k; row++) {
     const double* from = row < k ? a + row * k : with + (row - k) * k;
     Wide* to = room + row * 2 * G;

@@ -12,13 +12,28 @@ namespace {
 
 enum Kind : int32_t { kind_p, kind_q, kind_d, kind_a, kind_b };
 
-// out[k] = a u[k] + b x[k]
-LC_WIDE void pair(double* out, const double* u, const double* x, int64_t length, double a, double b) {
-  for (int64_t k = 0; k < length; k++) out[k] = a * u[k] + b * x[k];
+// out[k] (+)= a u[k] + b x[k]
+LC_WIDE void pair(double* out, const double* u, const double* x, int64_t length, double a, double b, bool put) {
+  if (put)
+    for (int64_t k = 0; k < length; k++) out[k] = a * u[k] + b * x[k];
+  else
+    for (int64_t k = 0; k < length; k++) out[k] += a * u[k] + b * x[k];
 }
 
-LC_WIDE void pair_add(double* out, const double* u, const double* x, int64_t length, double a, double b) {
-  for (int64_t k = 0; k < length; k++) out[k] += a * u[k] + b * x[k];
+LC_WIDE void take(double* out, const double* t, int64_t length, double a, bool put) {
+  if (put)
+    for (int64_t k = 0; k < length; k++) out[k] = a * t[k];
+  else
+    for (int64_t k = 0; k < length; k++) out[k] += a * t[k];
+}
+
+// Rows of the outer products c (a u' + b x').
+LC_WIDE void outer(double* __restrict out, const double* __restrict a, const double* __restrict b, const double* __restrict u, const double* __restrict x,
+                   int64_t rows, int64_t length, double c) {
+  for (int64_t i = 0; i < rows; i++, out += length) {
+    const double f = c * a[i], g = c * b[i];
+    for (int64_t k = 0; k < length; k++) out[k] = f * u[k] + g * x[k];
+  }
 }
 
 double entry(const Pullback::Run& r, const Pullback::Point& p, int64_t k) {
@@ -40,22 +55,37 @@ void Pullback::pull(size_t which, const Point& p, double* out, bool summed) cons
   if (!summed && !channel.covered) std::fill(out, out + channel.size, 0.0);
   for (const Run& r : channel.runs) {
     double* to = out + r.column;
-    bool put = r.fresh && !summed;
-    const double *u = nullptr, *x = nullptr;
-    double a = 0.0, b = 0.0;
-    if (r.length >= 4) {  // one index stands still: a combination of two vectors
-      if (r.kind == kind_a && r.di == 0 && r.dj == 1) u = p.u + r.j, x = p.x + r.j, a = -r.coefficient * p.y[r.i], b = -r.coefficient * p.t[r.i];
-      if (r.kind == kind_a && r.di == 1 && r.dj == 0) u = p.y + r.i, x = p.t + r.i, a = -r.coefficient * p.u[r.j], b = -r.coefficient * p.x[r.j];
-      if (r.kind == kind_q && r.di == 1) u = p.u + r.i, x = p.x + r.i, a = -r.coefficient, b = r.coefficient * p.value;
-    }
-    if (u) {
-      (put ? pair : pair_add)(to, u, x, r.length, a, b);
+    const bool put = r.fresh && !summed, down = r.di == 1 && r.dj == 0, along = r.di == 0 && r.dj == 1;
+    if (r.kind == kind_a && r.length >= 4 && (down || along)) {  // one index stands still: a combination of two vectors
+      const double *a = along ? p.y + r.i : p.u + r.j, *b = along ? p.t + r.i : p.x + r.j, *u = along ? p.u + r.j : p.y + r.i, *x = along ? p.x + r.j : p.t + r.i;
+      if (put) outer(to, a, b, u, x, r.rows, r.length, -r.coefficient);
+      else
+        for (int64_t i = 0; i < r.rows; i++) pair(to + r.length * i, u, x, r.length, -r.coefficient * a[i], -r.coefficient * b[i], false);
+    } else if (r.kind == kind_q && r.length >= 4 && r.di == 1) {
+      pair(to, p.u + r.i, p.x + r.i, r.length, -r.coefficient, r.coefficient * p.value, put);
+    } else if (r.kind == kind_b && r.length >= 4 && r.di == 1) {
+      take(to, p.t + r.i, r.length, r.coefficient, put);
     } else if (put) {
       for (int64_t k = 0; k < r.length; k++) to[k] = r.coefficient * entry(r, p, k);
     } else {
       for (int64_t k = 0; k < r.length; k++) to[k] += r.coefficient * entry(r, p, k);
     }
   }
+}
+
+// Runs of one row after the other are one.
+static void join_rows(std::vector<Pullback::Run>& runs) {
+  size_t kept = 0;
+  for (size_t k = 1; k < runs.size(); k++) {
+    Pullback::Run &last = runs[kept], &next = runs[k];
+    const bool alike = next.kind == kind_a && last.kind == kind_a && next.length >= 4 && next.length == last.length && next.di == last.di && next.dj == last.dj &&
+                       last.di + last.dj == 1 && (last.di == 0 || last.dj == 0) && next.coefficient == last.coefficient && next.fresh == last.fresh;
+    if (alike && next.column == last.column + last.rows * last.length && next.i == last.i + last.rows * last.dj && next.j == last.j + last.rows * last.di)
+      last.rows++;
+    else
+      runs[++kept] = next;
+  }
+  if (!runs.empty()) runs.resize(kept + 1);
 }
 
 // Entries of all channels in a row, `counts` of them per channel: which data entry (kind, i, j) the channel's `column` enters, and how.
@@ -91,6 +121,7 @@ LC_API void* lc_pullback_new(int64_t n, int64_t m, int64_t channels, const int64
         }
         channel.runs.push_back({columns[k], 1, i, j, 0, 0, coefficients[k], static_cast<int32_t>(kind), first});
       }
+      join_rows(channel.runs);
       channel.covered = fresh == channel.size;
       kinds += channel.entries, is += channel.entries, js += channel.entries, columns += channel.entries, coefficients += channel.entries;
       b->channels.push_back(std::move(channel));

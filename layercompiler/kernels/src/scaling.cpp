@@ -18,11 +18,62 @@ double power(double norm, double exponent) {
 
 bool far(double norm) { return norm > calm || (norm < 1 / calm && norm > 0); }
 
-double largest(const double* v, int64_t count) {
-  double out = 0.0;
+LC_WIDE void raise_each(double* held, const double* v, int64_t count) {
   for (int64_t k = 0; k < count; k++) {
     double a = std::fabs(v[k]);
-    out = a > out ? a : out;
+    held[k] = a > held[k] ? a : held[k];
+  }
+}
+
+LC_WIDE double largest_of(const double* v, int64_t count) {
+  constexpr int64_t width = 8;
+  double top[width] = {};
+  int64_t k = 0;
+  for (; k + width <= count; k += width)
+    for (int64_t j = 0; j < width; j++) {
+      double a = std::fabs(v[k + j]);
+      top[j] = a > top[j] ? a : top[j];
+    }
+  for (; k < count; k++) {
+    double a = std::fabs(v[k]);
+    top[0] = a > top[0] ? a : top[0];
+  }
+  double out = top[0];
+  for (double t : top) out = t > out ? t : out;
+  return out;
+}
+
+void raise(double* held, int64_t step, const double* v, int64_t count) {
+  if (count < 8) {
+    for (int64_t k = 0; k < count; k++) {
+      double a = std::fabs(v[k]), &at = held[k * step];
+      at = a > at ? a : at;
+    }
+    return;
+  }
+  if (step == 1) return raise_each(held, v, count);
+  double top = largest_of(v, count);
+  held[0] = top > held[0] ? top : held[0];
+}
+
+void raise_runs(const std::vector<Equilibration::Run>& runs, const double* v, double* rows, double* cols) {
+  for (const Equilibration::Run& r : runs) raise(rows + r.row, r.row_step, v, r.length), raise(cols + r.col, r.col_step, v, r.length), v += r.length;
+}
+
+// Entries in a row whose row and column each stay or go up by one.
+template <class Row, class Col> std::vector<Equilibration::Run> runs_of(int64_t count, Row row, Col col) {
+  std::vector<Equilibration::Run> out;
+  for (int64_t k = 0; k < count; k++) {
+    if (!out.empty()) {
+      Equilibration::Run& last = out.back();
+      int64_t i = row(k) - row(k - 1), j = col(k) - col(k - 1);
+      if (last.length == 1) last.row_step = i, last.col_step = j;
+      if ((i == 0 || i == 1) && (j == 0 || j == 1) && i == last.row_step && j == last.col_step) {
+        last.length++;
+        continue;
+      }
+    }
+    out.push_back({row(k), col(k), 1, 0, 0});
   }
   return out;
 }
@@ -30,15 +81,7 @@ double largest(const double* v, int64_t count) {
 // Largest entries of the cones' rows of A, and of the columns of A and P.
 void norms(const Equilibration& e, const double* P, const double* A, double* rows, double* cols) {
   std::fill(rows, rows + e.cones, 0.0), std::fill(cols, cols + e.n, 0.0);
-  auto raise = [](double& held, double value) { held = value > held ? value : held; };
-  for (size_t k = 0; k < e.a_row.size(); k++) {
-    double v = std::fabs(A[k]);
-    raise(rows[e.cone[static_cast<size_t>(e.a_row[k])]], v), raise(cols[e.a_col[k]], v);
-  }
-  for (size_t k = 0; k < e.p_row.size(); k++) {
-    double v = std::fabs(P[k]);
-    raise(cols[e.p_row[k]], v), raise(cols[e.p_col[k]], v);
-  }
+  raise_runs(e.a_runs, A, rows, cols), raise_runs(e.p_runs, P, cols, cols);
 }
 
 }  // namespace
@@ -48,7 +91,7 @@ bool Equilibration::far_matrices(const double* P, const double* A, double* memor
   return std::any_of(memory, memory + cones + n, far);
 }
 
-bool Equilibration::far_vectors(const double* q, const double* b) const { return far(largest(b, m)) || far(largest(q, n)); }
+bool Equilibration::far_vectors(const double* q, const double* b) const { return far(largest_of(b, m)) || far(largest_of(q, n)); }
 
 void Equilibration::apply(const double* const* data, bool rough, double* const* scaled, double* const* factors, double* memory) const {
   const int64_t p_count = static_cast<int64_t>(p_row.size()), a_count = static_cast<int64_t>(a_row.size());
@@ -91,11 +134,13 @@ LC_API void* lc_scaling_new(int64_t n, int64_t m, int64_t p_count, const int64_t
                             const int64_t* a_col, int64_t cones, const int64_t* cone) {
   Equilibration* made = nullptr;
   guarded([&] {
-    std::unique_ptr<Equilibration> e(new Equilibration{n, m, cones, {}, {}, {}, {}, {}});
+    std::unique_ptr<Equilibration> e(new Equilibration{n, m, cones, {}, {}, {}, {}, {}, {}, {}});
     require(n >= 0 && m >= 0 && cones >= 0, "wrong sizes");
     e->p_row = checked_indices(p_row, p_count, n, "P"), e->p_col = checked_indices(p_col, p_count, n, "P");
     e->a_row = checked_indices(a_row, a_count, m, "A"), e->a_col = checked_indices(a_col, a_count, n, "A");
     e->cone = checked_indices(cone, m, cones, "the cones");
+    e->a_runs = runs_of(a_count, [&](int64_t k) { return cone[a_row[k]]; }, [&](int64_t k) { return a_col[k]; });
+    e->p_runs = runs_of(p_count, [&](int64_t k) { return p_row[k]; }, [&](int64_t k) { return p_col[k]; });
     made = e.release();
   });
   return made;

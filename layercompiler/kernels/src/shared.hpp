@@ -29,6 +29,11 @@ struct Schedule {
   const int32_t* perm;             // elimination order -> caller's order
 };
 
+static inline int32_t eights(int32_t count) { return (count + 7) / 8 * 8; }
+
+// Numbers that a factorisation needs to work with.
+static inline int64_t factor_room(const Schedule& s) { return (int64_t)s.widest * (s.tallest + 16) + 64; }
+
 // Panel rows above `rows`.
 static inline int32_t head_of(const Schedule& s, int32_t node) { return s.separable[node] ? 1 : s.start[node + 1] - s.start[node]; }
 

@@ -218,7 +218,7 @@ template <class V> static void factor_chunk(const FactorJob& job, Chunk chunk, v
 
 static int64_t round_up(int64_t k) { return (k + 7) / 8 * 8; }
 
-static size_t factor_scratch(const Schedule& s) { return sizeof(d8) * (size_t)(round_up(s.n) + round_up((int64_t)s.widest * s.tallest + 64)); }
+static size_t factor_scratch(const Schedule& s) { return sizeof(d8) * (size_t)(round_up(s.n) + round_up(factor_room(s))); }
 
 constexpr int columns_at_once = 4;
 

@@ -11,7 +11,6 @@ from layercompiler.solvers.interior_point.symmetric import APART, Symmetric
 
 _RIDGE = 1e-13  # on the unit diagonal of R
 _SHARE = 0.995  # of the way to the boundary
-_CORNERS = 6
 _FEW = 8  # instances that are not worth collecting
 
 
@@ -129,25 +128,6 @@ class Complementarity:
         *arrays, turns = xp.while_loop(goes_on, step, (*state.arrays, xp.zeros_like(state.count[0])))
         return State(*arrays), turns
 
-    def identify(self, z: Any, s: Any) -> tuple[Any, Any, Any]:
-        """(v, Lt, sure) on the orthant: where each row is active, by Newton steps between corners that begin at z > s.
-
-        A step solves at the active rows, and moves rows of the wrong sign over; `sure` (B,) says where none is left, and there v and its
-        factor belong together. It stops where their number does not fall.
-        """
-        xp = self.xp
-        v, many = z - s, xp.full_like(z[:, 0], xp.inf)
-        held = (self.R, self.q, v, xp.broadcast_to(self.R, (*v.shape, v.shape[1])), many, many > 0)
-        if xp.name not in ("jax", "tensorflow"):
-            (v, Lt, many, _), _ = _corners(xp, self.cone)(held, _CORNERS, 0, 1)
-            return v, Lt, many == 0
-
-        def step(*now: Any) -> tuple[Any, ...]:
-            return *_corner(xp, self.cone, *held[:2], *now[:-1]), now[-1] + 1
-
-        loop = xp.while_loop(lambda *now: xp.any(now[3]) & (now[-1] < _CORNERS), step, (*held[2:], xp.zeros_like(many[0])))
-        return loop[0], loop[1], loop[2] == 0
-
     def settle(self, state: State, early: Any, tolerance: Any, limit: int, every: int) -> State:
         """`iterate` to the end; the instances that take longer than three quarters of the others go on by themselves."""
         xp, problem, rows, whole = self.xp, self, None, None
@@ -180,34 +160,6 @@ def traced(function: Any, xp: Any, cone: Symmetric) -> Any:
 def _steps(xp: Any, cone: Symmetric) -> Any:
     """`_step` in a loop, see `Arrays.repeated`: the state begins with its fourth argument, and the seventh says who goes on."""
     return xp.repeated(lambda *held: _step(xp, cone, *held), 3, 6)
-
-
-@cache
-def _corners(xp: Any, cone: Symmetric) -> Any:
-    """`_corner` in a loop, see `Arrays.repeated`."""
-    return xp.repeated(lambda *held: _corner(xp, cone, *held), 2, 5)
-
-
-def _corner(xp: Any, cone: Symmetric, R: Any, q: Any, v: Any, Lt: Any, many: Any, going: Any) -> tuple[Any, ...]:
-    """A step of `identify`: v, the factor at the active rows it began with, how many rows have the wrong sign, and where to go on.
-
-    Where it does not go on, nothing moves.
-    """
-    active = v > 0
-    act = xp.astype(active, v.dtype)
-    Lt, ok = xp.cholesky(active_rows(xp, R, act))
-    z = act * cholesky_solve(xp, Lt, -act * q)
-    s = q + times(xp, R, z)
-    new = xp.where(active, z, -s)
-    wrong = xp.sum(xp.astype((new > 0) != active, v.dtype), axis=1)
-    wrong = xp.where(ok, wrong, xp.full_like(wrong, xp.inf))
-    go = going & (wrong > 0) & (wrong < many)
-    return xp.where(go[:, None], new, v), Lt, wrong, go
-
-
-def active_rows(xp: Any, R: Any, act: Any) -> Any:
-    """R at the active rows, where act (B, m) is one, and the identity elsewhere."""
-    return xp.add_diagonal(R * (act[:, :, None] * act[:, None, :]), 1.0 - act)
 
 
 def _step(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:

@@ -4,9 +4,10 @@ With Q = L L', M = Q^-1 less its part on the equalities, R = G M G' (m, m):
 
     s = q + R z,   s in K, z in K, s'z = 0.
 
-One iteration is one Cholesky factorization of R + W^2, W the Nesterov-Todd scaling, and no product with the data. It stops early, once the
-rows show which of z and s vanishes: one or two Newton steps on the residual map (for polyhedra: solving at the active set) then reach
-rounding. At v = z - s, with D the derivative of the projection and C its root, such a step is
+On the orthant block principal pivoting solves nearly all instances with factors of the active rows alone. The others, and all with
+second-order cones, take an interior point: one iteration is one Cholesky factorization of R + W^2, W the Nesterov-Todd scaling, and no
+product with the data. It stops early, once the rows show which of z and s vanishes: one or two Newton steps on the residual map (for
+polyhedra: pivoting from there) then reach rounding. At v = z - s, with D the derivative of the projection and C its root, such a step is
 
     (C R C + I - D) w = -C q,   z = C w,   s = q + R z,
 
@@ -26,14 +27,16 @@ from typing import Any
 import numpy as np
 
 from layercompiler.solvers.interior_point.complementarity import Complementarity, State, traced
-from layercompiler.solvers.interior_point.elimination import Elimination, Linearized
+from layercompiler.solvers.interior_point.elimination import Elimination, Linearized, unordered
+from layercompiler.solvers.interior_point.pivoting import pivot, pivot_all
 from layercompiler.solvers.interior_point.program import Point, Program, put, select
 from layercompiler.solvers.interior_point.symmetric import Symmetric
 
 EXACT = 1e-12  # relative residual that needs no further round
+POOR = 1e-10  # above it another form is tried
 _REFINEMENTS = 3
 # Before each try of a Newton step: tolerance where the active rows show, tolerance where they do not, and most iterations.
-_ROUNDS = ((1e-2, 3e-4, 14), (1e-2, 1e-9, 14), (0.0, 1e-11, 30))
+_ROUNDS = ((1e-2, 1e-9, 20), (0.0, 1e-11, 30))
 _CURVED_ROUNDS = ((1e-4, 1e-9, 12), (1e-7, 1e-9, 12), (0.0, 1e-11, 25))
 
 
@@ -68,73 +71,121 @@ def solve(program: Program, compact: bool, every: int) -> Found:
         zeros = xp.zeros_like(xp.broadcast_to(program.h, (B, 0)))
         at = Linearized.at(form, zeros)
         return Found(at.newton(), at, xp.astype(xp.zeros_like(program.p[:, 0]), xp.int32))
-    return (_by_compaction if compact else _in_one_loop)(program, every)
+    if not compact:
+        return _in_one_loop(program, every)
+    return (_by_compaction if cone.groups else _by_pivoting)(program, every)
 
 
 def _prepare(xp: Any, cone: Symmetric, *numbers: Any) -> tuple[Any, ...]:
-    """Arrays of (form, u, t, problem, state)."""
+    """Arrays of (form, R, ok, u, t, q, scale)."""
     program = Program(xp, cone, *numbers)
     form = Elimination.of(program)
     u, t, q = form.reduce(program.p, program.b, program.h)
     q = xp.broadcast_to(q, (program.batch, cone.m))
     problem = Complementarity.of(xp, cone, form.R, q, form.row)
-    state = problem.start(form.ok, xp.astype(xp.zeros_like(q[:, 0]), xp.int32))
-    return *form.arrays, form.R, form.ok, u, t, problem.q, problem.scale, *state.arrays
+    return *form.arrays, form.R, form.ok, u, t, problem.q, problem.scale
 
 
-def _linearized(form: Elimination, problem: Complementarity, z: Any, s: Any) -> Linearized:
-    """The linearization to try after z and s: on the orthant at the active rows that Newton steps between corners end in."""
-    if form.program.cone.groups:
-        return Linearized.at(form, problem.v(z, s))
-    v, Lt, sure = problem.identify(z, s)
-    return Linearized(form, v, Lt, form.ok & sure)
+def _begin(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
+    """Arrays of the state in which an interior point starts."""
+    R, q, row, scale, ok, count = held
+    return Complementarity(xp, cone, R, q, row, scale).start(ok, count).arrays
 
 
 def _arrive(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
-    """The Newton step from where the first round ends: arrays of the point, whether all are exact, and v and factor that led there."""
+    """The Newton step from a first guess: arrays of the point, whether all are exact, and what `Linearized` holds besides the form.
+
+    On the orthant the guess is what `Linearized` holds already; with other cones it is z and s.
+    """
     numbers, (L, W, La, V, row, R, ok), (u, t, q, scale, *at) = held[:6], held[6:13], held[13:]
     form = Elimination(Program(xp, cone, *numbers), L, W, La, V, row, R, ok)
     here = Linearized.at(form, Complementarity(xp, cone, R, q, row, scale).v(*at)) if cone.groups else Linearized(form, *at)  # type: ignore[call-arg]
     found = here.arrive(here.solve_reduced(u, t, q * scale))
-    end = *found.arrays, xp.all(found.residual <= EXACT)
-    return (*end, here.v, here.Lt) if cone.groups else end
+    return *found.arrays, xp.all(found.residual <= EXACT), here.v, here.order, here.Lt
+
+
+def _sides(xp: Any, active: Any, like: Any) -> Any:
+    """A v (B, m) with these active rows."""
+    return xp.where(active, xp.ones_like(like), -xp.ones_like(like))
+
+
+def _undone(xp: Any, residual: Any, able: Any) -> Any:
+    """The instances that may be solved yet."""
+    return xp.nonzero(~(residual <= EXACT) & able)[0]
+
+
+def _by_pivoting(program: Program, every: int) -> Found:
+    """On the orthant: pivoting, and what it leaves by rounds of the interior point and pivoting from there, as smaller batches."""
+    xp, cone, numbers = program.xp, program.cone, program.arrays
+    held = traced(_prepare, xp, cone)(*numbers)
+    form, (q, scale) = Elimination(program, *held[:7]), held[9:11]
+    able = xp.broadcast_to(form.ok, (program.batch,))
+    active, sure, count = pivot(xp, form.R, q, q < 0, able)
+    here = Linearized.collected(form, _sides(xp, active, q))
+    *best, exact = traced(_arrive, xp, cone)(*numbers, *held[:11], here.v, here.order, here.Lt, here.ok)[:5]
+    if bool(exact):
+        return Found(Point(*best), here, count, True)
+
+    def record(rows: Any, here: Linearized, turns: int = _REFINEMENTS) -> None:
+        found = here.newton(turns)
+        keep = xp.nonzero(found.residual < best[3][rows])[0]
+        best[:] = (put(xp, a, rows[keep], b[keep]) for a, b in zip(best, found.arrays, strict=True))
+
+    near = _undone(xp, best[3], able & sure)
+    if len(near):
+        record(near, here.take(near), 2)
+    left = _undone(xp, best[3], able & ~(sure & (best[3] <= POOR)))
+    if len(left):
+        whole = Complementarity(xp, cone, form.R, q, form.row, scale).take(left)
+        state = State(*traced(_begin, xp, cone)(*whole.arrays, able[left], count[left]))
+        for early, tolerance, limit in _ROUNDS:
+            part, like = form.take(left, program.take(left)), q[0, 0]
+            problem = Complementarity(xp, cone, part.R, q[left], part.row, scale[left])
+            state = problem.settle(state, xp.full_like(like, early), xp.full_like(like, tolerance), limit, every)
+            active, _, passes = pivot(xp, part.R, problem.q, state.z > state.s, part.ok)
+            count = put(xp, count, left, state.count + passes)
+            record(left, Linearized.collected(part, _sides(xp, active, state.z)))
+            more = xp.nonzero(~(best[3][left] <= EXACT) & xp.all(xp.isfinite(state.z), axis=1))[0]
+            if not len(more):
+                break
+            state, left = state.take(more), left[more]
+            state = State(state.z, state.s, state.r, xp.ones_like(state.active), state.count)
+    return Found(Point(*best), Linearized.collected(form, best[2]), count)
 
 
 def _by_compaction(program: Program, every: int) -> Found:
-    """Rounds on what is not done yet, as ever smaller batches."""
+    """With second-order cones: rounds of the interior point and Newton steps on what is not done yet, as ever smaller batches."""
     xp, cone, numbers = program.xp, program.cone, program.arrays
     held = traced(_prepare, xp, cone)(*numbers)
     form = whole = Elimination(program, *held[:7])
     q, scale = held[9:11]
-    problem, state = Complementarity(xp, cone, form.R, q, form.row, scale), State(*held[11:])
+    problem = Complementarity(xp, cone, form.R, q, form.row, scale)
+    state = State(*traced(_begin, xp, cone)(*problem.arrays, form.ok, xp.astype(xp.zeros_like(q[:, 0]), xp.int32)))
     index = None
-    best: Any = ()  # x, y, v, residual; v and the factor of the linearization
+    best: Any = ()  # x, y, v, residual; v, order and factor of the linearization
     iterations = state.count
 
     def record(rows: Any, here: Linearized) -> None:
         nonlocal best
         found = here.newton(_REFINEMENTS)
         keep = xp.nonzero(found.residual < best[3][rows])[0]
-        best = tuple(put(xp, a, rows[keep], b[keep]) for a, b in zip(best, (*found.arrays, here.v, here.Lt), strict=True))
+        held = (*found.arrays, here.v, here.order, here.Lt)
+        best = tuple(put(xp, a, rows[keep], b[keep]) for a, b in zip(best, held, strict=True))
 
-    for early, tolerance, limit in _CURVED_ROUNDS if cone.groups else _ROUNDS:
+    for early, tolerance, limit in _CURVED_ROUNDS:
         like = state.z[0, 0]
         state = problem.settle(state, xp.full_like(like, early), xp.full_like(like, tolerance), limit, every)
         if index is None:
             iterations = state.count
-            if cone.groups:
-                x, y, v, residual, exact, at, Lt = traced(_arrive, xp, cone)(*numbers, *held[:11], state.z, state.s)
-            else:
-                at, Lt, sure = problem.identify(state.z, state.s)
-                x, y, v, residual, exact = traced(_arrive, xp, cone)(*numbers, *held[:11], at, Lt, sure & form.ok)
-            best = (x, y, v, residual, at, Lt)
+            *point, exact, at, order, Lt = traced(_arrive, xp, cone)(*numbers, *held[:11], state.z, state.s)
+            best = (*point, at, order, Lt)
             if bool(exact):
-                return Found(Point(*best[:4]), Linearized(whole, at, Lt, whole.ok), iterations, True)
+                return Found(Point(*point), Linearized(whole, at, order, Lt, whole.ok), iterations, True)
             index = xp.nonzero(form.ok)[0]
             form, problem, state = form.take(index, program.take(index)), problem.take(index), state.take(index)
         else:
             iterations = put(xp, iterations, index, state.count)
-            record(index, _linearized(form, problem, state.z, state.s))
+            record(index, Linearized.at(form, problem.v(state.z, state.s)))
         near = xp.nonzero((best[3][index] > EXACT) & xp.isfinite(best[3][index]))[0]
         if len(near):
             part = form.take(near, form.program.take(near))
@@ -145,7 +196,8 @@ def _by_compaction(program: Program, every: int) -> Found:
         form, problem, state = form.take(left, form.program.take(left)), problem.take(left), state.take(left)
         index = index[left]
         state = problem.at(state.z, state.s, xp.ones_like(state.active), state.count)
-    return Found(Point(*best[:4]), Linearized(whole, best[4], best[5], whole.ok), iterations)
+    *point, at, order, Lt = best
+    return Found(Point(*point), Linearized(whole, at, order, Lt, whole.ok), iterations)
 
 
 def _in_one_loop(program: Program, every: int) -> Found:
@@ -154,9 +206,11 @@ def _in_one_loop(program: Program, every: int) -> Found:
     held = _prepare(xp, cone, *program.arrays)
     form = Elimination(program, *held[:7])
     q, scale = held[9:11]
-    problem, start = Complementarity(xp, cone, form.R, q, form.row, scale), State(*held[11:])
+    problem = Complementarity(xp, cone, form.R, q, form.row, scale)
     eager = xp.name not in ("jax", "tensorflow")
-    rounds = np.array(_CURVED_ROUNDS if cone.groups else _ROUNDS)
+    pivoting = not cone.groups
+    rounds = np.array(((0.0, 0.0, 0), *_ROUNDS) if pivoting else _CURVED_ROUNDS)
+    first = 1 if pivoting else 0  # round of the interior point
     early, tolerances = (xp.new(a, q) for a in rounds.T[:2])
     limits = rounds[:, 2].astype(np.int32)
     limits = limits if eager else xp.astype(xp.new(limits), xp.int32)
@@ -165,23 +219,32 @@ def _in_one_loop(program: Program, every: int) -> Found:
         more = xp.any(able & ~(residual <= EXACT))
         return (rest[-1] < len(rounds)) and bool(more) if eager else (rest[-1] < len(rounds)) & more
 
-    def body(z: Any, s: Any, r: Any, able: Any, count: Any, x: Any, y: Any, v: Any, residual: Any, *rest: Any) -> tuple[Any, ...]:
-        at, Lt, k = rest
+    def body(*held: Any) -> tuple[Any, ...]:
+        *now, x, y, v, residual, at, Lt, k = held
+        now = xp.cond(k == first, lambda *a: problem.start(form.ok, a[4]).arrays, lambda *a: a, *now)
+        z, s, r, able, count = now
         active = able & ~(residual <= EXACT)
         limit = int(limits[k]) if eager else limits[k]
         state, _ = problem.iterate(State(z, s, r, active, count), early[k], tolerances[k], limit, every)
-        here = _linearized(form, problem, state.z, state.s)
+        count = state.count
+        if pivoting:
+            rows, sure, passes, new = pivot_all(xp, form.R, q, ((state.z > state.s) & (k > 0)) | ((q < 0) & (k == 0)), active, every)
+            here = Linearized(form, _sides(xp, rows, q), unordered(xp, q), new, form.ok & sure)
+            count = count + passes
+        else:
+            here = Linearized.at(form, problem.v(state.z, state.s))
         found = here.newton(_REFINEMENTS)
         gain = (found.residual < residual) & active
         best = found.where(xp, gain, Point(x, y, v, residual))
         at, Lt = select(xp, gain, here.v, at), select(xp, gain, here.Lt, Lt)
-        return state.z, state.s, state.r, able, state.count, *best.arrays, at, Lt, k + 1
+        return state.z, state.s, state.r, able, count, *best.arrays, at, Lt, k + 1
 
-    turn = 0 if eager else xp.zeros_like(start.count[0])
     n, k = form.L.shape[-1], form.La.shape[-1]
     worst = xp.full_like(q[:, 0], xp.inf)
+    count = xp.astype(xp.zeros_like(q[:, 0]), xp.int32)
     x, y = xp.broadcast_to(xp.zeros_like(q[:, :1]), (len(q), n)), xp.broadcast_to(xp.zeros_like(q[:, :1]), (len(q), k))
-    none = xp.zeros_like(q)
-    state = (*start.arrays, x, y, none, worst, none, problem.R * 0.0 + none[:, :, None], turn)
+    none, turn = xp.zeros_like(q), 0 if eager else xp.zeros_like(count[0])
+    able = xp.broadcast_to(form.ok, (len(q),))
+    state = (none + 1.0, none + 1.0, none, able, count, x, y, none, worst, none, problem.R * 0.0 + none[:, :, None], turn)
     _, _, _, _, count, x, y, v, residual, at, Lt, _ = xp.while_loop(goes_on, body, state)
-    return Found(Point(x, y, v, residual), Linearized(form, at, Lt, form.ok), count)
+    return Found(Point(x, y, v, residual), Linearized(form, at, unordered(xp, q), Lt, form.ok), count)

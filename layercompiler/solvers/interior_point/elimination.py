@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from layercompiler.solvers.interior_point.complementarity import active_rows
+from layercompiler.solvers.interior_point.pivoting import active_rows, collect
 from layercompiler.solvers.interior_point.program import (
+    TINY,
     Point,
     Program,
     cholesky_solve,
@@ -105,11 +106,20 @@ class Elimination:
 
 @dataclass(frozen=True)
 class Linearized:
-    """The factored system of the residual map at v, in the dual form."""
+    """The factored system of the residual map at v, in the dual form.
+
+    Attributes:
+        form: Factors of the data.
+        v: (B, m).
+        order: (B, m), active rows first, where they have been collected; else (B, 0).
+        Lt: Factor of C R C + I - D, or of its first (a, a) in this order: the rest is the identity.
+        ok: (B,), where it exists.
+    """
 
     form: Elimination
     v: Any
-    Lt: Any  # factor of C R C + I - D
+    order: Any
+    Lt: Any
     ok: Any
 
     @classmethod
@@ -117,7 +127,7 @@ class Linearized:
         """Factor at v."""
         xp, cone = form.program.xp, form.program.cone
         if not cone.m:
-            return cls(form, v, xp.matmul(v[:, :, None], v[:, None, :]), form.ok)
+            return cls(form, v, unordered(xp, v), xp.matmul(v[:, :, None], v[:, None, :]), form.ok)
         D = cone.derivative(xp, v)
         if cone.groups:
             C = D.map(xp.sqrt)
@@ -128,7 +138,14 @@ class Linearized:
         else:
             T = active_rows(xp, form.R, D.linear)
         Lt, ok = xp.cholesky(T)
-        return cls(form, v, Lt, ok & form.ok)
+        return cls(form, v, unordered(xp, v), Lt, ok & form.ok)
+
+    @classmethod
+    def collected(cls, form: Elimination, v: Any) -> Linearized:
+        """`at` on the orthant, with the factor of the active rows alone."""
+        act = form.program.xp.astype(v > 0, v.dtype)
+        order, Lt, ok = collect(form.program.xp, form.R, act)
+        return cls(form, v, order, Lt, ok & form.ok)
 
     def solve(self, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
         """(dx, dy, dz) with Q dx + A'dy + G'dz = r_x, A dx = r_y, G dx + ds = r_z, dz = D dv, ds = dz - dv."""
@@ -140,6 +157,11 @@ class Linearized:
         if not cone.m:
             return self.form.expand(u, t, q)
         C = cone.derivative(xp, self.v)
+        if self.order.shape[1]:
+            order = self.order[:, : self.Lt.shape[-1]]
+            on = xp.gather(C.linear, order, 1)
+            dz = xp.spread(on * cholesky_solve(xp, self.Lt, -on * xp.gather(q, order, 1)), order, cone.m)
+            return self.form.expand(u, t, dz)
         C = C.map(xp.sqrt) if cone.groups else C
         dz = cone.apply(xp, C, cholesky_solve(xp, self.Lt, -cone.apply(xp, C, q)))
         return self.form.expand(u, t, dz)
@@ -148,7 +170,7 @@ class Linearized:
         """(`solve` of a right-hand side and, up to `turns` times, of what is missing on the data; the relative remainder (B,))."""
         program, xp = self.form.program, self.form.program.xp
         zero, off = tuple(xp.zeros_like(r) for r in right), xp.full_like(right[0][:, 0], xp.inf)
-        fixed = (program.Q, program.A, program.G, *self.form.arrays, self.v, self.Lt, self.ok, *right)
+        fixed = (program.Q, program.A, program.G, *self.form.arrays, self.v, self.order, self.Lt, self.ok, *right)
         if xp.name not in ("jax", "tensorflow"):
             fixed = (*fixed, xp.full_like(off[0], finest))
             (*step, _, _, _, off, _), _ = _rounds(xp, program.cone)((*fixed, *zero, *right, off, self.ok), int(turns), 0, 1)
@@ -174,26 +196,40 @@ class Linearized:
         """The point of a Newton step, with an infinite residual and zeros where it is not finite or the factors do not exist."""
         program, xp = self.form.program, self.form.program.xp
         x, y, z = step
-        v = program.cone.join_parts(xp, z, program.h - times(xp, program.G, x), self.v > 0)
+        s = program.h - times(xp, program.G, x)
+        if program.cone.groups:
+            v = program.cone.join_parts(xp, z, s, self.v > 0)
+        else:  # the active rows stay as they are: a wrong sign shows in the residual
+            v = xp.where(self.v > 0, xp.clip(z, TINY, None), -xp.clip(s, 0.0, None))
         return point(program, x, y, v).usable(xp, self.ok)
+
+    def take(self, index: Any) -> Linearized:
+        """The instances `index`."""
+        form = self.form.take(index, self.form.program.take(index))
+        return Linearized(form, self.v[index], self.order[index], self.Lt if self.Lt.shape[0] == 1 else self.Lt[index], self.ok[index])
 
 
 @cache
 def _rounds(xp: Any, cone: Symmetric) -> Any:
     """`_refine` in a loop, see `Arrays.repeated`."""
-    return xp.repeated(lambda *held: _refine(xp, cone, *held), 15, 22)
+    return xp.repeated(lambda *held: _refine(xp, cone, *held), 16, 23)
 
 
 def _refine(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
     """A step (dx, dy, dz) with what is missing solved for; what is missing then, relative size of it, and where to go on."""
-    Q, A, G, L, W, La, V, row, v, Lt, ok = held[:11]
-    right, finest, dx, dy, dz, r_x, r_y, r_z = held[11:14], *held[14:21]
+    Q, A, G, L, W, La, V, row, v, order, Lt, ok = held[:12]
+    right, finest, dx, dy, dz, r_x, r_y, r_z = held[12:15], *held[15:22]
     program = Program(xp, cone, Q, right[0], A, right[1], G, right[2])
-    here = Linearized(Elimination(program, L, W, La, V, row, L, ok), v, Lt, ok)  # R is not needed any more
+    here = Linearized(Elimination(program, L, W, La, V, row, L, ok), v, order, Lt, ok)  # R is not needed any more
     step = tuple(a + b for a, b in zip((dx, dy, dz), here.solve(r_x, r_y, r_z), strict=True))
     left = missing(program, v, right, step)  # type: ignore[arg-type]
     off = unsolved(xp, left, right)  # type: ignore[arg-type]
     return *step, *left, off, (off > finest) & ok
+
+
+def unordered(xp: Any, v: Any) -> Any:
+    """(B, 0), the order of rows that have not been collected."""
+    return xp.astype(xp.zeros_like(v[:, :0]), xp.int64)
 
 
 def _stacked(xp: Any, A: Any, G: Any) -> Any:

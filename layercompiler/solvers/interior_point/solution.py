@@ -16,7 +16,6 @@ from layercompiler.solvers.interior_point import dual, elimination, primal
 from layercompiler.solvers.interior_point.program import Point, Program, missing, put, select, unsolved
 from layercompiler.status import Status
 
-_POOR = 1e-10  # relative residual above which the primal form is tried too
 _ACCURATE = 1e-9  # of a linear system of the derivative
 _REFINEMENTS = 3
 _STEPS = 3  # Newton steps after the embedding
@@ -89,8 +88,8 @@ def solve(program: Program, settings: Settings) -> Solved:
         fresh = _embed(program, xp.broadcast_to(~finite, (B,)), settings)
         return Solved(Point(*fresh[:4]), _nonfinite(xp, finite, fresh[4]), fresh[5], never, ())
     formed = dual.solve(program, settings.compact, settings.every)
-    found, iterations, factors = formed.point, formed.iterations, (*formed.at.form.arrays, formed.at.Lt)
-    by_dual = found.residual <= _POOR
+    found, iterations, factors = formed.point, formed.iterations, (*formed.at.form.arrays, formed.at.order, formed.at.Lt)
+    by_dual = found.residual <= dual.POOR
     if formed.exact:
         return Solved(found, xp.astype(xp.zeros_like(iterations), xp.int8), iterations, by_dual, factors, True)
     finite = _finite(program)
@@ -184,7 +183,7 @@ def linear_solve(
     if not factors:
         return _robust(program, v, right, settings)
     form = elimination.Elimination(program, *factors[:5], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more
-    step, off = elimination.Linearized(form, v, factors[-1], by_dual).refined(right, _REFINEMENTS)
+    step, off = elimination.Linearized(form, v, factors[5], factors[6], by_dual).refined(right, _REFINEMENTS)
     poor = ~by_dual | ~(off <= _ACCURATE)
     if settings.compact:
         if bool(xp.any(poor)):

@@ -71,6 +71,11 @@ class Native:
         """Whether tensors that residuals close over hold other numbers than those that were spelled out."""
         return any(b.changed() for b in self.blocks)
 
+    @property
+    def held(self) -> list[tuple[Any, Any]]:
+        """Tensors that residuals close over, and copies of what they held."""
+        return [pair for b in self.blocks for pair in b.changed.args[0]]
+
     def _moves(self) -> list[Tape]:
         """Tapes that move elements of groups."""
         out, xp = [], self.evaluation.xp

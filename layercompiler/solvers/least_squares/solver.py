@@ -148,6 +148,7 @@ class Solver:
         options = self.options
         if self.native is not None and self.native.changed():
             del self.native
+            self.__dict__.pop("whole", None)
         if not len(values):
             empty = np.zeros(0)
             return Result(values, np.zeros(0, np.int8), empty, empty, empty, np.zeros(0, int))
