@@ -30,6 +30,14 @@ def equal(program, theta, values, shared, widen=1.0):
     found, want = native.evaluate(values, *given), e.linearize(torch.tensor(values), theta, shared, widen)
     for name in found._fields:
         near(getattr(found, name), getattr(want, name))
+    n = native.structure.n
+    light = [np.zeros(len(values)), np.zeros(len(values)), np.zeros((len(values), n)), np.zeros((len(values), n))]
+    for tape in native.light:
+        tape.run(len(values), [values, np.zeros((len(values), 0)), *given[0]], [values.shape[1], 0, *given[1]], light, [1, 1, n, n])
+    for a, name in zip(light, ("cost", "energy", "gradient", "diagonal"), strict=True):
+        near(a, getattr(want, name))
+    cotangent = np.random.default_rng(1).standard_normal(values.shape)
+    near(native.lift(values, cotangent), e.lift(values, cotangent))
     if widen == 1.0:
         near(native.hessian(values, *given), e.hessian(torch.tensor(values), theta, shared))
         u = np.random.default_rng(0).standard_normal((len(values), native.structure.n))
@@ -174,6 +182,19 @@ def test_packs_are_singles_bit_for_bit(name, solver):
         (alone,) = layer(z[i], one, torch.tensor(1.0), init={"X": start[i]})
         np.testing.assert_array_equal(alone.detach(), x[i].detach())
         np.testing.assert_array_equal(torch.autograd.grad((alone * alone).nansum(), one)[0], g[i])
+
+
+def test_instances_that_resist_newtons_method_converge_and_leave_the_others_alone():
+    problem, measured, start = pose_graph("SE2", 300, 8, 0.2)
+    weights, layer = torch.ones(measured.shape[1], 3, dtype=torch.float64), lc.export(problem, "torch", solver="gauss_newton")
+    found = layer.solve(torch.tensor(measured), weights, torch.tensor(1.0), init={"X": start})
+    assert found.residual.max() <= 1e-12
+    assert found.info.iterations.max() > 2 * np.median(found.info.iterations)
+    for i in range(8):
+        one = layer.solve(torch.tensor(measured[i]), weights, torch.tensor(1.0), init={"X": start[i]})
+        np.testing.assert_array_equal(one.outputs[0], found.outputs[0][i])
+        for name in ("cost", "gradient", "residual", "iterations"):
+            assert getattr(one.info, name) == getattr(found.info, name)[i]
 
 
 def test_every_instance_is_solved_to_the_last_digits():
