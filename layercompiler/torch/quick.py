@@ -247,8 +247,10 @@ class _Found(Solved):
     def z(self, theta: Sequence[Tensor]) -> Tensor:
         """The primal-dual vector of the general way, which finds the evaluation by it."""
         quick, shapes = self.quick, self.shapes
-        arrays = [host._array(t) for t in theta]
         leads = tuple([shapes.batch if own else () for own in shapes.own])
+        arrays = []
+        for t, lead, (shape, _, _) in zip(theta, leads, quick.parameters, strict=True):  # as a hook for saved tensors gives them back
+            arrays.append(np.ascontiguousarray(host._array(t), dtype=np.float64).reshape(*lead, *shape))
         pointers = [0 if c is None else c.__array_interface__["data"][0] for c in self._calls.constants]
         strides = [0] * 6
         for a, stride, place in zip(arrays, shapes.strides, quick.matrices.place, strict=True):

@@ -64,6 +64,12 @@ def test_saved_tensors_that_a_hook_rounds_and_another_default_device():
         total = layer(*given)[0].sum()
     for a, b in zip(torch.autograd.grad(total, given), want, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+    read, make = [], layer.compiled.matrix_evaluation
+    layer.compiled.__dict__["matrix_evaluation"] = lambda arrays, *rest: read.extend(arrays) or make(arrays, *rest)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.float(), lambda t: t):
+        total = layer(*given)[0].sum()
+    torch.autograd.grad(total, given)
+    assert len(read) == 6 and all(a.dtype == np.float64 and a.flags.c_contiguous for a in read)  # the kernel reads nothing else
     with torch.device("meta"):
         (x,) = layer(*given)
         found = torch.autograd.grad(x, given, torch.ones(x.shape, dtype=torch.float64, device="cpu"))
