@@ -21,7 +21,7 @@ from layercompiler.kernels.ldl import Factor
 from layercompiler.plan.least_squares import Prepared
 from layercompiler.solvers.least_squares import Result
 from layercompiler.solvers.least_squares.linear import PIVOT
-from layercompiler.torch import rules
+from layercompiler.torch import quick, rules
 from layercompiler.torch.lease import empty
 from layercompiler.torch.quick import KINDS, PAUSE, Shapes, Short, lies_plain
 
@@ -86,7 +86,7 @@ class Direct(Short):
         if not found.solve() or (recorded and self.prepared.on_error == "flag" and not found.factorise()):
             self.pause = PAUSE
             return None
-        return record(found, tensors) if recorded else found.outputs()
+        return quick.record(found, tensors, _Node) if recorded else found.outputs()
 
     def _start(self, batch: tuple[int, ...], count: int, init: Mapping[str, Any] | None) -> np.ndarray | None:
         """(count, ambient) starting values in memory of their own; None where they are not finite or change the batch."""
@@ -200,16 +200,8 @@ class _Found:
         return Result(self.values, status, measure, largest, cost, iterations.view(np.int64), refinements)
 
 
-class _Node(torch.autograd.Function):
+class _Node(quick._Node):
     """A solved batch in the graph of reverse mode."""
-
-    @staticmethod
-    @override
-    def forward(ctx: Any, found: _Found, *theta: Tensor) -> tuple[Tensor, ...]:
-        ctx.found = found
-        ctx.save_for_backward(*theta)
-        ctx.set_materialize_grads(False)
-        return found.outputs()
 
     @staticmethod
     @override
@@ -223,8 +215,3 @@ class _Node(torch.autograd.Function):
             if gradients is not None:
                 return None, *gradients
         return None, *found.way.general(found, theta, wanted, found.gathered(g))
-
-
-def record(found: _Found, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The outputs of a solved batch, recorded in the graph; no transform is active and no tensor is the wrapper of one."""
-    return super(torch.autograd.Function, _Node).apply(found, *tensors)  # type: ignore[misc]

@@ -288,6 +288,6 @@ class _Node(torch.autograd.Function):
         return None, *gradients
 
 
-def record(found: Any, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def record(found: Any, tensors: Sequence[Tensor], node: type[_Node] = _Node) -> tuple[Tensor, ...]:
     """The outputs of a solved batch, recorded in the graph; no transform is active and no tensor is the wrapper of one."""
-    return super(torch.autograd.Function, _Node).apply(found, *tensors)  # type: ignore[misc]
+    return super(torch.autograd.Function, node).apply(found, *tensors)  # type: ignore[misc]

@@ -3,7 +3,7 @@
 #include <stdexcept>
 
 #include "dense_plan.hpp"
-#include "interface.hpp"
+#include "api_dense_qp.hpp"
 #include "pieces.hpp"
 #include "pool.hpp"
 #include "targets.hpp"
