@@ -258,6 +258,20 @@ def test_whoever_solves_it_says_that_a_solution_is_one_of_many():
         assert info.ok and info.degenerate and not info.unique, (sizes, info)
 
 
+def test_what_another_engine_says_survives_singular_neighbours():
+    """Singular instances are looked at; those beside them that another engine has solved have been looked at there."""
+    rng = np.random.default_rng(3)
+    found = set()
+    for _ in range(6):
+        G, A, point = rng.standard_normal((1, 16)), rng.standard_normal((5, 16)), rng.standard_normal(16)
+        both = np.stack([np.zeros((16, 16)), np.diag(np.arange(16.0) > 8)])
+        q = -both @ point - G.T @ rng.random(1) - A.T @ rng.standard_normal(5)
+        info = lc.compile(lc.QP(16, 1, 5), variables=["x"]).evaluate([both, q, G, G @ point, A, A @ point]).info
+        assert info.ok.all() and not info.unique.any()
+        found |= set(map(str, info.engine))
+    assert "dense_qp" in found and len(found) > 1  # both kinds were there
+
+
 def test_unlikely_pivots():
     """Of 200 singular matrices of order 60, about one in twenty has a last pivot above 1e-13 of the diagonal."""
     rng = np.random.default_rng(0)
