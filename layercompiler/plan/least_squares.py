@@ -22,6 +22,12 @@ from layercompiler.solvers.least_squares.options import METHODS
 from layercompiler.solvers.least_squares.traced import instances
 from layercompiler.status import Status
 
+# What is said of a start that asks for a derivative which it does not have.
+FIXED = (
+    "the start of a fixed element is not differentiated",
+    "declare what is fixed and learned as a parameter, which factors read by data= or shared=; or pass a detached start",
+)
+
 
 @dataclass(frozen=True)
 class LeastSquaresInfo:
@@ -295,8 +301,8 @@ class Prepared:
         pairs = zip(theta, self.program.parameters, strict=True)
         return mended(values, (values.shape[-1],)), tuple(mended(t, p.shape) for t, p in pairs)
 
-    def solve(self, call: Call, callback: Any = None) -> Result:
-        """Solve; instances whose numbers are not finite get their own status."""
+    def solve(self, call: Call, callback: Any = None, record: Any = None) -> Result:
+        """Solve; instances whose numbers are not finite get their own status. `callback` and `record` as in `Solver.solve`."""
         finite = np.isfinite(call.start).all(axis=1)
         for t, s, p in zip(call.theta, call.shared, self.program.parameters, strict=True):
             good = np.isfinite(self.xp.numpy(t))
@@ -307,7 +313,7 @@ class Prepared:
                 where=f"batch index {_places(np.asarray(~finite), call.batch)}",
                 mend="mend the values, or export with on_error='flag' to keep the other instances",
             )
-        result = self.solver.solve(call.start, call.theta, call.shared, callback)
+        result = self.solver.solve(call.start, call.theta, call.shared, callback, record)
         if finite.all():
             return result
         status = np.where(finite, result.status, np.int8(Status.NONFINITE_INPUT))

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from layercompiler.errors import DerivativeError, UnsupportedTransformError
-from layercompiler.plan.least_squares import CompiledLeastSquares, LeastSquaresSolution, Prepared
+from layercompiler.plan.least_squares import FIXED, CompiledLeastSquares, LeastSquaresSolution, Prepared
 from layercompiler.solvers.least_squares.linear import PIVOT
-from layercompiler.solvers.least_squares.traced import unrolled
+from layercompiler.solvers.least_squares.traced import converging, follow, instances
 from layercompiler.status import Status
 from layercompiler.torch import rules
 from layercompiler.torch.direct import Direct
@@ -45,7 +45,9 @@ class LeastSquaresLayer(torch.nn.Module):
 
     Differentiability:
         With respect to every parameter, of every order, in both modes and under `torch.func` ("implicit"; the other backward modes
-        have first order in reverse mode); a start has the derivative zero. `torch.compile` breaks its graph here.
+        have first order in reverse mode). A start has the derivative zero, for the solution does not move with it; that of elements
+        that are fixed is refused where it requires a gradient: what is fixed and learned is a parameter. `torch.compile` breaks its
+        graph here. Every mode returns the solution, and its status is that of the point which is returned.
         By default exact ("implicit"): at a converged point with a positive definite Hessian. Where the Hessian is not definite, a
         layer that raises does so when a gradient is asked for (inside of `torch.func` the derivative is NaN), and one that flags makes
         the outputs NaN with a zero gradient.
@@ -114,7 +116,7 @@ class LeastSquaresLayer(torch.nn.Module):
             if not rules._plain():  # the residuals are spelled out where they see plain tensors
                 return None
             way = prepared.short = Direct.of(prepared, _general)
-        return None if way is None else way(tensors, init if init is None else {k: _host(v) for k, v in init.items()})
+        return None if way is None else way(tensors, _starts(prepared, init))
 
     @torch.compiler.disable
     def _run(self, tensors: Any, named: Any, init: Any, callback: Any, on_error: str | None = None) -> Any:
@@ -147,20 +149,33 @@ class _Node:
 
     def __init__(self, prepared: Prepared, init: Any, callback: Any, on_error: str) -> None:
         self.prepared, self.callback, self.on_error = prepared, callback, on_error
-        self.init = None if init is None else {k: _host(v) for k, v in init.items()}
+        self.init = _starts(prepared, init)
         self.batch: tuple[int, ...] = ()
         self.call: Any = None
         self.result: Any = None
 
-    def run(self, theta: tuple[Tensor, ...]) -> Any:
-        """Solve; fills `batch` and `result`."""
+    def run(self, theta: tuple[Tensor, ...], record: Any = None) -> Any:
+        """Solve; fills `batch` and `result`, and `record` with the steps."""
         p = self.prepared
         self.batch = p.batch_shape([tuple(t.shape) for t in theta], self.init)
         call = self.call = p.regular([t.detach() for t in theta], p.start(self.batch, self.init), self.batch)
-        self.result = p.solve(call, self.callback)
+        self.result = p.solve(call, self.callback, record)
         if self.on_error == "raise":
             p.refuse(self.result, self.batch)
         return call
+
+
+def _starts(prepared: Prepared, init: Mapping[str, Any] | None) -> dict[str, np.ndarray] | None:
+    """Starts on the host."""
+    if init is None:
+        return None
+    for v in prepared.program.variables:
+        given = init.get(v.name)
+        if v.fixed is None or not v.fixed.any() or not isinstance(given, Tensor):
+            continue
+        if (given.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0 and forward_ad.unpack_dual(given).tangent is not None:
+            raise UnsupportedTransformError(FIXED[0], where=f"init['{v.name}']", mend=FIXED[1])
+    return {k: _host(v) for k, v in init.items()}
 
 
 def _host(value: Any) -> np.ndarray:
@@ -257,6 +272,8 @@ class _Adjoint:
         self.factor, pivots, self.held = p.solver.factor(result.values, self.call.theta, self.call.shared, exact)
         self.solved = result.status == Status.SOLVED
         self.good = self.solved & (pivots > PIVOT)
+        if not exact:  # which is definite at a saddle point, too
+            self.good &= p.solver.factor(result.values, self.call.theta, self.call.shared)[1] > PIVOT
 
     def flag(self, output: Tensor) -> None:
         """NaN where there is no derivative."""
@@ -349,20 +366,56 @@ def _transformed(node: _Node, theta: list[Tensor], mode: str, callback: Any) -> 
     return torch.where(shown, flat, nan)
 
 
+class _Checked(torch.autograd.Function):
+    """Values as they are, whose gradient is refused where there is no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, adjoint: _Adjoint, values: Tensor, *theta: Tensor) -> Tensor:
+        ctx.adjoint, ctx.theta = adjoint, theta
+        return values.view_as(values)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        touched = gradient.reshape(ctx.adjoint.call.count, -1).abs().amax(1).numpy() != 0
+        ctx.adjoint.check(touched)
+        good = torch.from_numpy(ctx.adjoint.good)[:, None]
+        kept = torch.where(good, gradient.reshape(len(good), -1), torch.zeros_like(gradient.reshape(len(good), -1)))
+        return None, kept.reshape(gradient.shape), *[torch.zeros_like(t) for t in ctx.theta]
+
+
 def _steps(node: _Node, theta: list[Tensor]) -> Tensor:
-    """The values through recorded steps: all of them, or the last ones from the solution."""
+    """The solution with the derivative of steps: of those that led to it, or of the last ones, which are steps at it."""
     p = node.prepared
-    batch = p.batch_shape([tuple(t.shape) for t in theta], node.init)
-    start = p.start(batch, node.init)
-    node.run(tuple(t.detach() for t in theta))
-    whole = p.options.backward == "unrolled"
-    count = max(int(node.result.iterations.max(initial=0)), 1) if whole else p.options.truncation
-    aligned: Any = p.aligned(theta, batch)
-    solved = torch.from_numpy(node.result.status == Status.SOLVED).reshape(batch)
-    if not solved.all():
-        aligned = p.sound(solved, torch.from_numpy(start).reshape(*batch, -1), aligned)[1]
-    call = p.regular(aligned, start, batch)
-    values = unrolled(p.solver, start if whole else node.result.values, call.theta, call.shared, count)
+    record: list[Any] | None = [] if p.options.backward == "unrolled" else None
+    node.run(tuple(t.detach() for t in theta), record)
+    found, count = node.result, node.call.count
+    values = torch.from_numpy(np.array(found.values, order="C"))
+    shape = (*node.batch, values.shape[-1])
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in theta) and count):
+        if node.on_error == "flag":
+            values[torch.from_numpy(found.status != Status.SOLVED)] = torch.nan
+        return values.reshape(shape)
+    adjoint = _Adjoint(node, tuple(theta))
     if node.on_error == "flag":
-        values = torch.where(solved.reshape(-1, 1), values, torch.full_like(values, float("nan")))
-    return values.reshape(*batch, -1)
+        adjoint.flag(values)
+    index = np.flatnonzero(adjoint.good)
+    if not len(index):
+        return _Checked.apply(adjoint, values, *theta).reshape(shape)  # type: ignore[reportCallIssue]
+    call = p.regular(p.aligned(theta, node.batch), node.call.start, node.batch)
+    sources, at = p.solver.take(call.theta, call.shared, index), torch.from_numpy(index)
+    ends = values[at]
+    if record is None:
+        host = p.solver.instances(p.solver.take(node.call.theta, call.shared, index), call.shared)
+        with np.errstate(all="ignore"):
+            record = [(1.0, converging(p.solver, host, found.values[index]))] * p.options.truncation
+    else:
+        record = [(widen, type(step)(*(None if a is None else a[index] for a in step))) for widen, step in record]
+    x: Tensor | None = None
+    for widen, step in record:
+        if step.accept.any():
+            tensors = type(step)(*(None if a is None else torch.from_numpy(np.ascontiguousarray(a)) for a in step))
+            x = follow(p.solver, instances(p.solver, sources, call.shared, widen), tensors.values if x is None else x, tensors)
+    if x is not None:
+        ends = ends + (x - x.detach())
+    return _Checked.apply(adjoint, values.index_put((at,), ends), *([] if ends.requires_grad else theta)).reshape(shape)  # type: ignore[reportCallIssue]

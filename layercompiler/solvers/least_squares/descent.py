@@ -48,6 +48,28 @@ class State(NamedTuple):
     iterations: Any
 
 
+class Step(NamedTuple):
+    """A step as it was tried: what derivatives of the step take for constant.
+
+    The step is newton (A + diag(scale))^-1 (-g) - slope g, with A and g without what a bound holds.
+
+    Attributes:
+        values: (B, ambient) where it began.
+        scale: (B, n) added to the diagonal: the damping, and one where a bound holds a coordinate.
+        held: (B, n) bool, coordinates that a bound holds; None without bounds.
+        newton: (B,) weight of the damped Gauss-Newton step.
+        slope: (B, n) weights of the gradient; None but for the dogleg.
+        accept: (B,) bool, whether the instance took it.
+    """
+
+    values: Any
+    scale: Any
+    held: Any
+    newton: Any
+    slope: Any
+    accept: Any
+
+
 class Instances:
     """What the steps need to know of a batch: functions of its arrays.
 
@@ -166,6 +188,11 @@ def start(instances: Instances, values: Any, options: LeastSquaresOptions, metho
 
 def advance(instances: Instances, s: State, options: LeastSquaresOptions, method: str, target: float) -> State:
     """One step of every running instance."""
+    return attempt(instances, s, options, method, target)[0]
+
+
+def attempt(instances: Instances, s: State, options: LeastSquaresOptions, method: str, target: float) -> tuple[State, Step]:
+    """One step of every running instance, and what it was."""
     xp = instances.xp
     here = s.measure
     running = (s.status == RUNNING) & ~(here <= target)
@@ -174,11 +201,13 @@ def advance(instances: Instances, s: State, options: LeastSquaresOptions, method
     entries = instances.masked(s.entries, held)
     gradient = s.gradient if held is None else xp.where(held, xp.zeros_like(s.gradient), s.gradient)
     if method == "dogleg":
-        step, predicted, fine, damping = _dogleg(instances, s, entries, gradient, held)
+        step, predicted, fine, damping, added, newton, slope = _dogleg(instances, s, entries, gradient, held)
     else:
         damping = s.damping
         scale = damping[:, None] * (_positive(xp, s.widest) if options.ellipsoidal else xp.ones_like(s.widest))
-        step, pivots = instances.solve(entries, scale if held is None else scale + xp.where(held, _unit(xp, s.widest), scale), -gradient, 0)
+        added = scale if held is None else scale + xp.where(held, _unit(xp, s.widest), scale)
+        newton, slope = xp.ones_like(damping), None
+        step, pivots = instances.solve(entries, added, -gradient, 0)
         fine = (pivots > PIVOT) & xp.isfinite(xp.sum(step, axis=1))
         step = xp.where(fine[:, None], step, xp.zeros_like(step))
         predicted = xp.sum(step * (scale * step - gradient), axis=1) / 2
@@ -214,7 +243,8 @@ def advance(instances: Instances, s: State, options: LeastSquaresOptions, method
     code = xp.where(stuck, xp.full_like(code, int(Status.FAILED if method == "gauss_newton" else Status.STALLED)), code)
     iterations = s.iterations + xp.where(running, xp.ones_like(s.iterations), xp.zeros_like(s.iterations))
     damping, growth = xp.where(running, damping, s.damping), xp.where(running, growth, s.growth)
-    return _moved(xp, accept, s, values, p, widest, there)._replace(damping=damping, growth=growth, status=code, iterations=iterations)
+    moved = _moved(xp, accept, s, values, p, widest, there)._replace(damping=damping, growth=growth, status=code, iterations=iterations)
+    return moved, Step(s.values, added, held, newton, slope, accept)
 
 
 def refine(instances: Instances, s: State, target: float) -> State:
@@ -238,7 +268,9 @@ def refine(instances: Instances, s: State, target: float) -> State:
 
 
 def _dogleg(instances: Instances, s: State, entries: Any, gradient: Any, held: Any) -> tuple[Any, ...]:
-    """The step of Powell's dogleg in coordinates scaled by the columns; (step, predicted decrease, fine, radius)."""
+    """The step of Powell's dogleg in coordinates scaled by the columns; (step, predicted decrease, fine, radius, and scale, newton and
+    slope of a `Step`).
+    """
     xp = instances.xp
     D = _positive(xp, s.widest)
     steepest = -gradient / D
@@ -248,7 +280,8 @@ def _dogleg(instances: Instances, s: State, entries: Any, gradient: Any, held: A
     along = xp.sqrt(squared)
     radius = xp.where(s.damping > 0, s.damping, 10 * cauchy * along)
     small = 1e-10 * D
-    newton, pivots = instances.solve(entries, small if held is None else small + xp.where(held, _unit(xp, D), small), -gradient, 0)
+    added = small if held is None else small + xp.where(held, _unit(xp, D), small)
+    newton, pivots = instances.solve(entries, added, -gradient, 0)
     whole = (pivots > PIVOT) & xp.isfinite(xp.sum(newton, axis=1))
     newton = xp.where(whole[:, None], newton, cauchy[:, None] * steepest)
     length = xp.sqrt(xp.sum(newton * newton * D, axis=1))
@@ -264,7 +297,8 @@ def _dogleg(instances: Instances, s: State, entries: Any, gradient: Any, held: A
     fine = xp.isfinite(xp.sum(step, axis=1))
     step = xp.where(fine[:, None], step, xp.zeros_like(step))
     predicted = -xp.sum(gradient * step, axis=1) - xp.sum(step * instances.product(entries, step), axis=1) / 2
-    return step, predicted, fine, radius
+    straight = (1 - share) * first + xp.where(whole, xp.zeros_like(share), share * cauchy)
+    return step, predicted, fine, radius, added, xp.where(whole, share, xp.zeros_like(share)), straight[:, None] / D
 
 
 def _positive(xp: Any, widest: Any) -> Any:

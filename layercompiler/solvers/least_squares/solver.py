@@ -14,7 +14,7 @@ from layercompiler.errors import BuildError
 from layercompiler.programs.least_squares import LeastSquaresProgram
 from layercompiler.solvers.least_squares import descent
 from layercompiler.solvers.least_squares.choose import normal
-from layercompiler.solvers.least_squares.descent import RUNNING, Instances, State
+from layercompiler.solvers.least_squares.descent import RUNNING, Instances, State, Step
 from layercompiler.solvers.least_squares.evaluation import Evaluation, Point, stages
 from layercompiler.solvers.least_squares.linear import LanesFactor, Normal
 from layercompiler.solvers.least_squares.native import Native, UnsupportedError
@@ -25,7 +25,7 @@ from layercompiler.status import Status
 ROUGH = 1e-3  # relative gradient at which Newton steps take over
 POLISHED = 1e-13
 NEWTON = 8
-_AGREE = 1e-7  # between given and automatic Jacobians, which differ by rounding only
+AGREE = 1e-7  # between given and automatic Jacobians, which differ by rounding only
 STAGE = 5  # steps of each stage of a graduated loss
 _SMALL = 64  # instances below which nothing is gained by leaving finished ones out
 
@@ -63,17 +63,16 @@ class Solver:
     """A program made ready for one framework; immutable, so that threads may share it."""
 
     def __init__(self, program: LeastSquaresProgram, xp: Any, options: LeastSquaresOptions, method: str) -> None:
-        if xp.name == "jax":  # traced solves cannot hold given Jacobians against automatic ones
-            program = _without_jacobians(program)
         self.program, self.xp, self.options, self.method = program, xp, options, method
         self.structure = Structure(program)
         self.evaluation = Evaluation(self.structure, xp)
+        self.given = tuple(b.name for b in program.blocks if b.jacobian is not None)
         self._traced: dict[Any, Callable[..., Any]] = {}
 
     @cached_property
     def native(self) -> Native | None:
         """The compiled evaluation, where the program has one."""
-        if not self.options.trace or any(b.jacobian is not None for b in self.program.blocks):
+        if not self.options.trace or self.given:
             return None
         try:
             return Native(self.evaluation)
@@ -134,7 +133,12 @@ class Solver:
         return Instances(host, evaluate, hessian, lambda v, s: e.retract(v, s, host), solve, self.structure)
 
     def solve(
-        self, values: np.ndarray, theta: Sequence[Any], shared: tuple[bool, ...], callback: Callable[..., Any] | None = None
+        self,
+        values: np.ndarray,
+        theta: Sequence[Any],
+        shared: tuple[bool, ...],
+        callback: Callable[..., Any] | None = None,
+        record: list[tuple[float, Step]] | None = None,
     ) -> Result:
         """Descend from the values (B, ambient) for every instance.
 
@@ -144,6 +148,8 @@ class Solver:
             shared: Which parameters the whole batch shares.
             callback: Called after every step with (iteration, cost (B,), gradient measure (B,), values (B, ambient)); stops where it
                 returns True.
+            record: Gets (widening of graduated losses, `Step`) of every step of the descent, which then goes all the way: Newton steps
+                only polish what came within the tolerance by itself.
         """
         options = self.options
         if self.native is not None and self.native.changed():
@@ -152,7 +158,7 @@ class Solver:
         if not len(values):
             empty = np.zeros(0)
             return Result(values, np.zeros(0, np.int8), empty, empty, empty, np.zeros(0, int))
-        if self.whole and callback is None:
+        if self.whole and callback is None and record is None:
             return self._compiled(values, theta, shared)
         told = None if callback is None else _Told(callback)
         with np.errstate(all="ignore"):
@@ -160,14 +166,17 @@ class Solver:
             for widen in stages(self.program)[:-1]:
                 instances = self.instances(theta, shared, widen)
                 state = descent.start(instances, values, options, self.method)
-                state, _ = self._descend(instances, state, options.tolerance, STAGE, None, None)
+                taken: list[Step] | None = None if record is None else []
+                state, _ = self._descend(instances, state, options.tolerance, STAGE, None, None, taken=taken)
+                if record is not None:
+                    record += [(widen, step) for step in taken or ()]
                 values = state.values
             instances = self.instances(theta, shared)
             state = descent.start(instances, values, options, self.method)
-            rough = max(ROUGH, options.tolerance) if options.polish else options.tolerance
-            refinements = 0
-            for target in (rough, options.tolerance) if options.polish else (rough,):
-                state = self._batch(state, theta, shared, target, told, history)
+            rough = options.polish and record is None
+            refinements, taken, came = 0, None if record is None else [], state
+            for target in (max(ROUGH, options.tolerance), options.tolerance) if rough else (options.tolerance,):
+                came = state = self._batch(state, theta, shared, target, told, history, taken)
                 if told is not None and told.stopped:
                     break
                 if options.polish:
@@ -178,8 +187,11 @@ class Solver:
                     break
                 state = state._replace(status=np.where(again, RUNNING, state.status), growth=np.full_like(state.growth, 2.0))
             status, measure = descent.finish(instances, state, options.tolerance)
-        if any(b.jacobian is not None for b in self.program.blocks):
-            self._check(state, theta, shared)
+            if record is not None:
+                record += [(1.0, step) for step in taken or ()]
+                status = arrived(instances, came, status, options.tolerance)
+        if self.given:
+            self.check(state.values, state.gradient, theta, shared)
         held = instances.held(state.values, state.gradient)
         gradient = state.gradient if held is None else np.where(held, 0.0, state.gradient)
         largest = np.abs(gradient).max(axis=1, initial=0.0)
@@ -212,35 +224,40 @@ class Solver:
         kind = "difference" if self.options.backward == "dlm" else "pull"
         return self.call(kind, shared)(self.xp.new(values), self.xp.new(u), *theta)
 
-    def _check(self, state: State, theta: Any, shared: Any) -> None:
+    def gap(self, values: Any, gradient: Any, theta: Any, shared: Any) -> Any:
+        """(B,) largest difference between a gradient of given Jacobians and that of automatic derivatives, relative to |J| |r|."""
+        xp = self.xp
+        true = Evaluation(Structure(_without_jacobians(self.program)), xp).linearize(values, theta, shared)
+        size = xp.sqrt(true.diagonal * true.energy[:, None]) + np.finfo(float).tiny
+        return xp.max(xp.abs(true.gradient - gradient) / size, axis=1)
+
+    def check(self, values: np.ndarray, gradient: np.ndarray, theta: Any, shared: Any) -> None:
         """Hold the gradient of given Jacobians to that of automatic derivatives: the status is no better than the gradient is.
 
         Raises:
             BuildError: They differ.
         """
-        given = [b.name for b in self.program.blocks if b.jacobian is not None]
-        true = Evaluation(Structure(_without_jacobians(self.program)), self.xp).linearize(self.xp.new(state.values), theta, shared)
-        g, diagonal, energy = (self.xp.numpy(a) for a in (true.gradient, true.diagonal, true.energy))
-        gap = np.abs(g - state.gradient) / (np.sqrt(diagonal * energy[:, None]) + np.finfo(float).tiny)
+        xp = self.xp
+        gap = xp.numpy(self.gap(xp.new(values), xp.new(gradient), theta, shared))
         worst = np.max(gap, where=np.isfinite(gap), initial=0.0)
-        if worst > _AGREE:
+        if worst > AGREE:
             raise BuildError(
                 "the given Jacobian is not the derivative of the residual",
-                where=", ".join(f"factor '{name}'" for name in given),
-                expected=f"gradients within {_AGREE:g} of each other, relative to |J| |r|",
+                where=", ".join(f"factor '{name}'" for name in self.given),
+                expected=f"gradients within {AGREE:g} of each other, relative to |J| |r|",
                 got=f"{worst:.1e}",
                 mend="mend `jacobian`, with columns along tangents, or leave it out",
             )
 
-    def _batch(self, state: State, theta: Any, shared: Any, target: float, callback: Any, history: Any) -> State:
+    def _batch(self, state: State, theta: Any, shared: Any, target: float, callback: Any, history: Any, taken: Any) -> State:
         """Descend, and go on with half of the batch whenever half of it is done."""
         left = self.options.max_iterations - int(state.iterations.max(initial=0))
         every = np.arange(len(state.cost))
         index, whole = every, state
         while True:
-            subset = theta if index is every else self._take(theta, shared, index)
-            half = 0 if callback is not None else (len(index) + 1) // 2
-            state, left = self._descend(self.instances(subset, shared), state, target, left, half, callback, history)
+            subset = theta if index is every else self.take(theta, shared, index)
+            half = 0 if callback is not None or taken is not None else (len(index) + 1) // 2
+            state, left = self._descend(self.instances(subset, shared), state, target, left, half, callback, history, taken)
             whole = state if index is every else State(*(_put(a, index, b) for a, b in zip(whole, state, strict=True)))
             running = np.flatnonzero(state.status == RUNNING)
             if not len(running) or left <= 0:
@@ -249,7 +266,15 @@ class Solver:
             index, state = index[keep], State(*(a[keep] for a in state))
 
     def _descend(
-        self, instances: Instances, state: State, target: float, limit: int, half: int | None, callback: Any, history: Any = None
+        self,
+        instances: Instances,
+        state: State,
+        target: float,
+        limit: int,
+        half: int | None,
+        callback: Any,
+        history: Any = None,
+        taken: list[Step] | None = None,
     ) -> tuple[State, int]:
         while limit > 0:
             running = int((state.status == RUNNING).sum())
@@ -257,7 +282,9 @@ class Solver:
                 break
             if history is not None:
                 history.append(state.cost)
-            state = descent.advance(instances, state, self.options, self.method, target)
+            state, step = descent.attempt(instances, state, self.options, self.method, target)
+            if taken is not None:
+                taken.append(step)
             limit -= 1
             if callback is not None:
                 if callback(int(state.iterations.max()), state.cost, state.measure, state.values):
@@ -272,7 +299,7 @@ class Solver:
             return state, 0
         if 2 * len(near) > len(measure) or len(measure) <= _SMALL:
             near = np.arange(len(measure))
-        instances = self.instances(theta if len(near) == len(measure) else self._take(theta, shared, near), shared)
+        instances = self.instances(theta if len(near) == len(measure) else self.take(theta, shared, near), shared)
         part = State(*(a[near] for a in state))
         ok = (measure[near] <= ROUGH) & (part.status != Status.FAILED)
         part = part._replace(status=np.where(ok, RUNNING, part.status))
@@ -284,7 +311,8 @@ class Solver:
         part = part._replace(status=np.where(ok, 0, part.status))
         return (part if len(near) == len(measure) else State(*(_put(a, near, b) for a, b in zip(state, part, strict=True)))), steps
 
-    def _take(self, theta: Any, shared: Any, index: np.ndarray) -> tuple[Any, ...]:
+    def take(self, theta: Any, shared: Any, index: np.ndarray) -> tuple[Any, ...]:
+        """Parameters of some of the instances."""
         at = self.xp.new(index)
         return tuple(t if s else self.xp.take(t, at, axis=0) for t, s in zip(theta, shared, strict=True))
 
@@ -307,6 +335,13 @@ class Solver:
             zero = np.zeros((len(values), self.structure.n))
             factor = self.normal.factor(instances.masked(entries, held), zero if held is None else np.where(held, 1.0, 0.0))
         return factor, factor.pivots, held
+
+
+def arrived(instances: Instances, came: State, status: Any, tolerance: float) -> Any:
+    """The status of instances whose steps are differentiated: no better than where the steps came to, whatever polished it after."""
+    xp = instances.xp
+    alone, _ = descent.finish(instances, came, tolerance)
+    return xp.where(status == int(Status.SOLVED), alone, status)
 
 
 class _Told:

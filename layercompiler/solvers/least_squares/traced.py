@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from layercompiler.solvers.least_squares import descent
-from layercompiler.solvers.least_squares.descent import RUNNING, Instances, State
+from layercompiler.solvers.least_squares.descent import RUNNING, Instances, State, Step
 from layercompiler.solvers.least_squares.evaluation import stages
-from layercompiler.solvers.least_squares.solver import NEWTON, POLISHED, ROUGH, STAGE, Solver
+from layercompiler.solvers.least_squares.linear import PIVOT
+from layercompiler.solvers.least_squares.solver import AGREE, NEWTON, POLISHED, ROUGH, STAGE, Solver, arrived
 from layercompiler.status import Status
 
 
@@ -58,22 +59,36 @@ def instances(solver: Solver, theta: Sequence[Any], shared: Sequence[bool], wide
     )
 
 
-def run(solver: Solver, values: Any, theta: Sequence[Any], shared: Sequence[bool]) -> tuple[Any, ...]:
-    """(values, status, measure, cost, largest gradient, iterations, smallest pivot of the exact Hessian) by traced loops."""
+def run(
+    solver: Solver, values: Any, theta: Sequence[Any], shared: Sequence[bool], loop: Callable[..., State] | None = None
+) -> tuple[Any, ...]:
+    """(values, status, measure, cost, largest gradient, iterations, smallest pivot of the exact Hessian) by traced loops.
+
+    An instance for which a given Jacobian is not the derivative has failed. A `loop` descends in the place of this module's own, all the
+    way: Newton steps then only polish what came within the tolerance by itself.
+    """
     xp, options = solver.xp, solver.options
+    descend = loop or _descend
     for widen in stages(solver.program)[:-1]:
         graded = instances(solver, theta, shared, widen)
-        values = _descend(graded, descent.start(graded, values, options, solver.method), solver, options.tolerance, STAGE).values
+        values = descend(graded, descent.start(graded, values, options, solver.method), solver, options.tolerance, STAGE).values
     bound = instances(solver, theta, shared)
     state = descent.start(bound, values, options, solver.method)
-    targets = (max(ROUGH, options.tolerance), options.tolerance) if options.polish else (options.tolerance,)
-    for target in targets:
-        state = _descend(bound, state, solver, target, options.max_iterations)
+    rough = options.polish and loop is None
+    came = None
+    for target in (max(ROUGH, options.tolerance), options.tolerance) if rough else (options.tolerance,):
+        state = descend(bound, state, solver, target, options.max_iterations)
+        came = state
         if options.polish:
             state = _polish(bound, state, solver)
         again = (state.measure > options.tolerance) & (state.status == int(Status.SOLVED))
         state = state._replace(status=xp.where(again, xp.full_like(state.status, RUNNING), state.status))
     status, measure = descent.finish(bound, state, options.tolerance)
+    if loop is not None:
+        status = arrived(bound, came, status, options.tolerance)
+    if solver.given:
+        wrong = solver.gap(state.values, state.gradient, theta, shared) > AGREE
+        status = xp.where(wrong & (status == int(Status.SOLVED)), xp.full_like(status, int(Status.FAILED)), status)
     held = bound.held(state.values, state.gradient)
     gradient = state.gradient if held is None else xp.where(held, xp.zeros_like(state.gradient), state.gradient)
     exact = bound.masked(bound.hessian(state.values), held)
@@ -113,15 +128,41 @@ def _polish(bound: Instances, state: State, solver: Solver) -> State:
     return part._replace(status=xp.where(near, xp.zeros_like(kept), kept))
 
 
-def unrolled(solver: Solver, values: Any, theta: Sequence[Any], shared: Sequence[bool], count: int) -> Any:
-    """Values after Gauss-Newton steps that derivatives pass through; damped a little, so that singular steps stay finite."""
+def converging(solver: Solver, bound: Instances, values: Any) -> Step:
+    """The Gauss-Newton step at a solution, damped where steps would lead away from it: where the second derivatives outweigh the matrix.
+
+    Steps with the matrix G + lambda D contract by the eigenvalues of 1 - (G + lambda D)^-1 H: below one as H is definite, and above
+    -1/2 as 3/2 (G + lambda D) - H is. lambda is zero where it may be.
+    """
+    xp = bound.xp
+    p = bound.evaluate(values)
+    held = bound.held(values, p.gradient)
+    D = xp.where(p.diagonal > 0, p.diagonal, xp.ones_like(p.diagonal))
+    unit = xp.zeros_like(D) if held is None else xp.where(held, xp.ones_like(D), xp.zeros_like(D))
+    rest = 1.5 * bound.masked(p.entries, held) - bound.masked(bound.hessian(values), held)
+    zero = xp.zeros_like(p.cost)
+
+    def short(damping: Any) -> Any:
+        return ~(bound.solve(rest, 1.5 * damping[:, None] * D + unit, xp.zeros_like(D), 0)[1] > PIVOT)
+
+    def raised(damping: Any) -> Any:
+        return xp.where(short(damping) & (damping < 1e9), xp.maximum(2 * damping, zero + 1 / 16), damping)
+
+    damping, _ = xp.while_loop(lambda now, last: xp.any(now != last), lambda now, last: (raised(now), now), (raised(zero), zero))
+    return Step(values, damping[:, None] * D + unit, held, zero + 1, None, damping < 1e9)
+
+
+def follow(solver: Solver, bound: Instances, x: Any, step: Step) -> Any:
+    """The point after a step from x, which is where the step began: differentiable in x and in the parameters of `bound`."""
     xp = solver.xp
-    bound = instances(solver, theta, shared)
-    values = xp.new(values) if isinstance(values, np.ndarray) else values
-    for _ in range(count):
-        p = bound.evaluate(values)
-        scale = xp.where(p.diagonal > 0, p.diagonal, xp.ones_like(p.diagonal))
-        H = dense(xp, solver.structure, p.entries, 1e-9 * scale)
-        step = xp.linalg.solve(H, -p.gradient[..., None])[..., 0]
-        values = bound.retract(values, step)
-    return values
+    x = step.values + (x - xp.stop_gradient(x))  # rounding does not add up from step to step
+    p = bound.evaluate(x)
+    gradient = p.gradient if step.held is None else xp.where(step.held, xp.zeros_like(p.gradient), p.gradient)
+    H = dense(xp, solver.structure, bound.masked(p.entries, step.held), step.scale)
+    H = xp.where(step.accept[:, None, None], H, xp.eye_like(H, H.shape[-1]))  # that of a step which was not taken may be singular
+    moved = step.newton[:, None] * xp.linalg.solve(H, -gradient[..., None])[..., 0]
+    if step.slope is not None:
+        moved = moved - step.slope * gradient
+    # an instance that rejected the step stays, and a step that led it out of the domain may have no derivative
+    moved = xp.where(step.accept[:, None], moved, xp.zeros_like(moved))
+    return xp.where(step.accept[:, None], bound.retract(x, moved), x)
