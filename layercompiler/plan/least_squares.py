@@ -14,7 +14,15 @@ import numpy as np
 
 from layercompiler import arrays, frameworks
 from layercompiler.derivatives.rule import attach
-from layercompiler.errors import BuildError, MissingDependencyError, NonFiniteInputError, OptionError, ShapeError, SolveError
+from layercompiler.errors import (
+    BuildError,
+    MissingDependencyError,
+    NonFiniteInputError,
+    OptionError,
+    ShapeError,
+    SolveError,
+    StoreError,
+)
 from layercompiler.plan.arguments import Arguments
 from layercompiler.programs.least_squares import LeastSquaresProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions, Result, Solver
@@ -125,6 +133,50 @@ class CompiledLeastSquares:
     def to(self, framework: str) -> Any:
         """A layer of a framework."""
         return frameworks.layer(self, framework)
+
+    def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
+        """Solve for numpy arrays; see `LeastSquaresLayer.solve` of the frameworks. `callback` as there."""
+        return self.to("numpy").solve(*args, init=init, **named)
+
+    def report(self) -> str:
+        """What was read, and how it is solved and differentiated."""
+        program = self.problem if isinstance(self.problem, LeastSquaresProgram) else self.to("numpy").prepared.program
+        sizes = ", ".join(f"{p.name} {p.shape}" for p in program.parameters) or "none"
+        return "\n".join([f"problem       nonlinear least squares, parameters: {sizes}", *self.told(program)])
+
+    def told(self, program: LeastSquaresProgram) -> list[str]:
+        """Lines of a report: variables, residuals, and the choices."""
+        lines = []
+        for v in program.variables:
+            kind = "" if v.manifold.name == "euclidean" else f" ({v.elements} of {v.manifold.name})"
+            fixed = f", {int(v.fixed.sum())} of {v.elements} fixed" if v.fixed is not None and v.fixed.any() else ""
+            bounds = " with bounds" if v.lower is not None or v.upper is not None else ""
+            lines.append(f"variable      {v.name}: {v.dof} unknowns{kind}{fixed}{bounds}")
+        for b in program.blocks:
+            width = sum(
+                program.variables[k].dof if i is None else program.variables[k].manifold.dof for k, i in zip(b.on, b.index, strict=True)
+            )
+            if b.sparsity is None:
+                jacobian = "dense" if b.jacobian is None else "given"
+            else:
+                colors = int(np.max(b.sparsity.colors, initial=-1)) + 1 if b.sparsity.colors is not None else width
+                jacobian = f"{len(b.sparsity.rows)} nonzeros, {colors} colours"
+            loss, many = "squares" if b.robust is None else b.robust.name, "" if b.count is None else f"{b.count} x "
+            lines.append(f"residuals     {many}{b.dim} rows ({loss}), Jacobian {b.dim} x {width}: {jacobian}")
+        lines += [f"solver        {self.method.replace('_', '-')}", f"derivative    {self.options.backward}"]
+        return [*lines, f"on error      {self.on_error}; solved means relative gradient <= {self.options.tolerance:g}"]
+
+    def save(self, path: Any) -> None:
+        """Refused: residuals are functions.
+
+        Raises:
+            StoreError: Always.
+        """
+        raise StoreError(
+            "a least-squares problem is not written to a file: its residuals are functions",
+            where=str(path),
+            mend="keep the code that makes the problem, and compile it again; parameters are saved by the framework",
+        )
 
     def describe(self) -> str:
         """One line."""
@@ -385,9 +437,11 @@ class HostLayer:
         return tuple(self._xp.numpy(x) for x in outputs)
 
     def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
-        """Solve, and tell what happened to each instance. `callback` as in torch, where torch is installed."""
-        options = {"callback": named.pop("callback")} if "callback" in named else {}
-        found = self._layer.solve(*self._given(args), init=init, **options, **dict(zip(named, self._given(named.values()), strict=True)))
+        """Solve, and tell what happened to each instance. `callback` as in torch."""
+        callback = named.pop("callback", None)
+        found = self._layer.solve(
+            *self._given(args), init=init, callback=callback, **dict(zip(named, self._given(named.values()), strict=True))
+        )
         outputs = tuple(self._xp.numpy(x) for x in found.outputs)
         named_outputs = MappingProxyType(dict(zip(self._outputs, outputs, strict=True)))
         return LeastSquaresSolution(outputs, named_outputs, self._xp.numpy(found.value), found.info)
@@ -405,3 +459,8 @@ class LeastSquaresLayer(HostLayer):
     def __init__(self, compiled: CompiledLeastSquares) -> None:
         problem = compiled.problem
         super().__init__(compiled, compiled.variables or problem.outputs or tuple(problem.variables))
+
+    @property
+    def prepared(self) -> Prepared:
+        """The program and its solver, in the framework inside."""
+        return self._layer.prepared

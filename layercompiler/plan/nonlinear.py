@@ -68,20 +68,7 @@ class CompiledNonlinear:
             *(f"              {term}" for term in program.terms),
             f"before        {len(program.before.nodes)} operations on parameters only, computed once per call",
         ]
-        for v in inner.variables:
-            bounds = " with bounds" if v.lower is not None or v.upper is not None else ""
-            lines.append(f"variable      {v.name}: {v.size} unknowns{bounds}")
-        for b in inner.blocks:
-            width = sum(inner.variables[k].dof for k in b.on)
-            if b.sparsity is None:
-                jacobian = "dense"
-            else:
-                colors = int(np.max(b.sparsity.colors, initial=-1)) + 1 if b.sparsity.colors is not None else width
-                jacobian = f"{len(b.sparsity.rows)} nonzeros, {colors} colours"
-            loss = "squares" if b.robust is None else b.robust.name
-            lines.append(f"residuals     {b.dim} rows ({loss}), Jacobian {b.dim} x {width}: {jacobian}")
-        lines += [f"solver        {self.inner.method.replace('_', '-')}", f"derivative    {self.inner.options.backward}"]
-        return "\n".join([*lines, f"on error      {self.on_error}"])
+        return "\n".join([*lines, *self.inner.told(inner)])
 
     # The call, in any framework ------------------------------------------------------------------------------------------
 

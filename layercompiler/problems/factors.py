@@ -145,7 +145,8 @@ def factor(
             its shape tells.
         robust: A robust loss, such as `Huber(1.0)` or `Cauchy("radius")`.
         jacobian: Analytic derivative, with the arguments of the residual: a tuple with (m, dof) per variable, along tangents. It is
-            held against automatic derivatives at every solution; under jit, automatic derivatives are used instead.
+            held against automatic derivatives at every solution: where it is wrong an error is raised, and under jit the instance has
+            failed.
         name: For messages; the function's own by default.
 
     Raises:

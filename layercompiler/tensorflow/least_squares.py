@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from layercompiler.errors import DerivativeError, ShapeError, SolveError, UnsupportedTransformError
-from layercompiler.plan.least_squares import Call, CompiledLeastSquares, LeastSquaresSolution, Prepared
+from layercompiler.plan.least_squares import FIXED, Call, CompiledLeastSquares, LeastSquaresSolution, Prepared
 from layercompiler.solvers.least_squares import Result
 from layercompiler.solvers.least_squares.linear import PIVOT
 from layercompiler.solvers.least_squares.traced import run
@@ -61,11 +61,20 @@ class LeastSquaresLayer:
         """
         return self._run(args, named, init, self.compiled.on_error)[0]
 
-    def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
-        """Solve in eager mode, and tell what happened to each instance; never raises for those that did not converge."""
+    def solve(
+        self, *args: Any, init: Mapping[str, Any] | None = None, callback: Callable[..., Any] | None = None, **named: Any
+    ) -> LeastSquaresSolution:
+        """Solve in eager mode, and tell what happened to each instance; never raises for those that did not converge.
+
+        Args:
+            *args: As for a call.
+            init: As for a call.
+            callback: As in torch.
+            **named: As for a call.
+        """
         if not tf.executing_eagerly():
             raise UnsupportedTransformError("solve() has no per-instance information inside of tf.function", mend="call the layer itself")
-        outputs, found, dtype = self._run(args, named, init, "flag")
+        outputs, found, dtype = self._run(args, named, init, "flag", callback)
         p, batch = self.prepared, found.call.batch
         value = tf.constant((found.result.cost * p.program.scale + p.program.constant).reshape(batch), dtype)
         named_outputs = MappingProxyType(dict(zip(p.program.outputs, outputs, strict=True)))
@@ -80,7 +89,7 @@ class LeastSquaresLayer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["compiled"])
 
-    def _run(self, args: Any, named: Any, init: Any, on_error: str) -> tuple[tuple[Any, ...], Any, Any]:
+    def _run(self, args: Any, named: Any, init: Any, on_error: str, callback: Any = None) -> tuple[tuple[Any, ...], Any, Any]:
         p = self.prepared
         given = [tf.convert_to_tensor(v) for v in p.arguments.bind(args, named)]
         dtype = next((t.dtype for t in given if t.dtype.is_floating), tf.float64)
@@ -96,30 +105,38 @@ class LeastSquaresLayer:
         theta = [tf.cast(t, tf.float64) for t in p.aligned(given, batch)]
         start = p.start(batch, host)
         if tf.executing_eagerly():
-            flat, found = self._eagerly(theta, start, batch, on_error)
+            flat, found = self._eagerly(theta, start, batch, on_error, _guarded(p, init or {}), callback)
         else:
             flat, found = self._in_graph(theta, start, batch, on_error), None
         return tuple(tf.cast(tf.reshape(flat[..., a:b], (*batch, *shape)), dtype) for a, b, shape in p.slices), found, dtype
 
-    def _found(self, theta: Any, start: np.ndarray, batch: tuple[int, ...], on_error: str) -> _Found:
+    def _found(self, theta: Any, start: np.ndarray, batch: tuple[int, ...], on_error: str, callback: Any) -> _Found:
         p = self.prepared
         call = p.regular(theta, start, batch)
-        result = p.solve(call)
+        result = p.solve(call, callback)
         if on_error == "raise":
             p.refuse(result, batch)
         factor, pivots, held = p.solver.factor(result.values, call.theta, call.shared, p.options.backward == "implicit")
-        return _Found(call, result, factor, held, (result.status == Status.SOLVED) & (pivots > PIVOT))
+        good = (result.status == Status.SOLVED) & (pivots > PIVOT)
+        if p.options.backward != "implicit":  # the approximate Hessian is definite at a saddle point, too
+            good &= p.solver.factor(result.values, call.theta, call.shared)[1] > PIVOT
+        return _Found(call, result, factor, held, good)
 
-    def _eagerly(self, theta: list[Any], start: np.ndarray, batch: tuple[int, ...], on_error: str) -> tuple[Any, _Found]:
-        found = self._found(theta, start, batch, on_error)
+    def _eagerly(
+        self, theta: list[Any], start: np.ndarray, batch: tuple[int, ...], on_error: str, fixed: list[Any], callback: Any
+    ) -> tuple[Any, _Found]:
+        found = self._found(theta, start, batch, on_error, callback)
         shown = found.result.status == Status.SOLVED if on_error == "raise" else found.good
         values = np.where(shown[:, None], found.result.values, np.nan).reshape(*batch, -1)
 
         @tf.custom_gradient
         def attached(*tensors: Any) -> Any:
-            return tf.constant(values), lambda cotangent: self._pull(found, on_error, cotangent, tensors)
+            def pull(cotangent: Any) -> list[Any]:
+                return [*self._pull(found, on_error, cotangent, tensors[: len(theta)]), *(tf.zeros_like(t) for t in tensors[len(theta) :])]
 
-        return attached(*theta), found
+            return tf.constant(values), pull
+
+        return attached(*theta, *fixed), found
 
     def _pull(self, found: _Found, on_error: str, cotangent: Any, tensors: Any) -> Any:
         if not tf.executing_eagerly():
@@ -174,6 +191,10 @@ class LeastSquaresLayer:
 
     def _in_graph(self, theta: list[Any], start: np.ndarray, batch: tuple[int, ...], on_error: str) -> Any:
         p = self.prepared
+        if p.options.linear not in ("auto", "dense"):
+            raise UnsupportedTransformError(
+                "inside of tf.function systems are dense", where=f"linear='{p.options.linear}'", expected="'auto' or 'dense'"
+            )
         if p.options.backward != "implicit":
             raise UnsupportedTransformError("inside of tf.function the derivative is implicit", got=f"backward='{p.options.backward}'")
 
@@ -192,6 +213,17 @@ class LeastSquaresLayer:
         if on_error == "raise":  # where there is no derivative, the derivative is NaN, not the value
             flat = values + (flat - values) * tf.where(good, tf.ones_like(nan), nan)
         return tf.where(shown, flat, nan)
+
+
+def _guarded(p: Prepared, init: Mapping[str, Any]) -> list[Any]:
+    """Starts of variables with fixed elements: a tape that watches one and asks for its gradient is refused."""
+
+    def refuse(name: str) -> Any:
+        raise UnsupportedTransformError(FIXED[0], where=f"init['{name}']", mend=FIXED[1])
+
+    names = [v.name for v in p.program.variables if v.fixed is not None and v.fixed.any()]
+    tensors = [(n, init[n]) for n in names if isinstance(init.get(n), (tf.Tensor, tf.Variable)) and init[n].dtype.is_floating]
+    return [tf.custom_gradient(lambda t, n=n: (tf.identity(t), lambda g: refuse(n)))(tf.convert_to_tensor(t)) for n, t in tensors]
 
 
 def _check(status: np.ndarray) -> np.ndarray:

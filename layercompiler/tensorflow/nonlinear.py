@@ -36,12 +36,17 @@ class NonlinearLayer:
         """
         return self._run(args, named, init, lambda theta, start: self.inner(*theta, init=start))
 
-    def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
-        """Solve in eager mode, and tell what happened to each instance; never raises for those that did not converge."""
+    def solve(
+        self, *args: Any, init: Mapping[str, Any] | None = None, callback: Callable[..., Any] | None = None, **named: Any
+    ) -> LeastSquaresSolution:
+        """Solve in eager mode, and tell what happened to each instance; never raises for those that did not converge.
+
+        `callback` as in `LeastSquaresLayer.solve`.
+        """
         found: list[LeastSquaresSolution] = []
 
         def solve(theta: Any, start: Any) -> tuple[Any, ...]:
-            found.append(self.inner.solve(*theta, init=start))
+            found.append(self.inner.solve(*theta, init=start, callback=callback))
             return found[0].outputs
 
         return self.compiled.solution(self._run(args, named, init, solve, True), found[0])

@@ -173,7 +173,9 @@ def _starts(prepared: Prepared, init: Mapping[str, Any] | None) -> dict[str, np.
         given = init.get(v.name)
         if v.fixed is None or not v.fixed.any() or not isinstance(given, Tensor):
             continue
-        if (given.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0 and forward_ad.unpack_dual(given).tangent is not None:
+        if (given.requires_grad and torch.is_grad_enabled()) or (
+            forward_ad._current_level >= 0 and forward_ad.unpack_dual(given).tangent is not None
+        ):
             raise UnsupportedTransformError(FIXED[0], where=f"init['{v.name}']", mend=FIXED[1])
     return {k: _host(v) for k, v in init.items()}
 

@@ -28,12 +28,16 @@ class LeastSquaresOptions:
         linear: How steps and derivatives solve their systems on the host: "lanes" (compiled sparse LDL', an instance per SIMD lane),
             "schur" (elimination of block-diagonal variables, such as the points of a bundle adjustment), "cg" (conjugate gradients,
             preconditioned by the diagonal blocks, for systems whose factors are too large), "dense" (LAPACK), "plain" (LAPACK, or qdldl
-            where sparse), or "auto". jax always solves dense systems in its own arrays.
+            where sparse), or "auto". jax always solves dense systems in its own arrays, and refuses others.
         eliminate: Variables that "schur" eliminates: a name or several; None for all that can be.
         backward: "implicit" (exact), "gauss_newton" (approximate: it drops the second derivatives of the residuals, and is off by as
-            much as they matter: some percent at large residuals), "truncated" (through the last `truncation` steps), "unrolled" (through
-            all), "dlm" (a difference along one direction, approximate).
-        truncation: Steps of "truncated".
+            much as they matter: some percent at large residuals), "truncated" (through `truncation` Gauss-Newton steps at the solution,
+            damped where second derivatives would lead them away: the first terms of a series whose sum is exact), "unrolled" (through all
+            steps that were taken, their dampings, trust radii and active bounds held: near the exact one by as much as the steps came
+            near the solution), "dlm" (a difference along one direction, approximate). All return the solution with its own status, and
+            none differentiates an instance in silence that did not converge, or whose Hessian is not positive definite. Steps that are
+            unrolled go all the way to the tolerance without Newton's method, which only polishes what came there.
+        truncation: Steps of "truncated"; none have the derivative zero.
         epsilon: Relative size of the difference of "dlm".
         trace: Record the residuals once for each shape of the inputs (torch), so that Python's overhead is paid once.
     """
