@@ -75,7 +75,7 @@ def run(
     bound = instances(solver, theta, shared)
     state = descent.start(bound, values, options, solver.method)
     rough = options.polish and loop is None
-    came = None
+    came = state
     for target in (max(ROUGH, options.tolerance), options.tolerance) if rough else (options.tolerance,):
         state = descend(bound, state, solver, target, options.max_iterations)
         came = state
