@@ -24,6 +24,7 @@ class Status(IntEnum):
     FAILED = 7
     STALLED = 8
     INDEFINITE = 9
+    NOT_CONVEX = 10
     CONVERGED = 0
 
     @property
@@ -42,6 +43,7 @@ _MESSAGES = {
     Status.NONFINITE_INPUT: "a parameter value is NaN or infinite",
     Status.FAILED: "the engine failed",
     Status.STALLED: "no step lowers the cost any more, and the gradient is not small",
+    Status.NOT_CONVEX: "the matrix of the quadratic objective is not positive semidefinite",
     Status.INDEFINITE: "stationary, but the Hessian is not positive definite: no derivative",
 }
 

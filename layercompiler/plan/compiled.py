@@ -22,6 +22,7 @@ from layercompiler.frameworks import layer
 from layercompiler.plan.ambiguity import ambiguity
 from layercompiler.plan.arguments import Arguments
 from layercompiler.plan.binding import Binding
+from layercompiler.plan.convexity import convex, open_to_doubt
 from layercompiler.plan.evaluation import Bound, Evaluation
 from layercompiler.plan.report import report
 from layercompiler.plan.search import Search
@@ -91,6 +92,16 @@ class CompiledProblem:
         return self.options.workers or CORES
 
     @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """What is tried, in turn, after the engine's first run."""
+        return self.search.later
+
+    @property
+    def refining(self) -> str:
+        """How points of an engine are taken to rounding."""
+        return f"Newton on the residual map, at most {self.options.refinements} steps"
+
+    @property
     def zsize(self) -> int:
         """Length of the primal-dual vector of one instance."""
         return self.structure.n + self.structure.m
@@ -124,7 +135,9 @@ class CompiledProblem:
         options = options or self.options
         values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error == "raise")
         bound = Bound.of(self, values)
-        found = self.search(bound.scaled, bound.products, values.finite, options, began, self._start(warm_start, values))
+        open_ = values.finite & convex(self.program, bound.full) if open_to_doubt(self.program) else values.finite
+        found = self.search(bound.scaled, bound.products, open_, options, began, self._start(warm_start, values))
+        found.status[values.finite & ~open_] = Status.NOT_CONVEX
         linear = found.linear
         if linear is None and (found.status == Status.SOLVED).any() and self.search.affordable(values.count, options, began):
             linear = self.map.linearize(bound.scaled, found.point, self.threads)

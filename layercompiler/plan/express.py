@@ -11,6 +11,7 @@ from typing import Any
 from layercompiler import kernels
 from layercompiler.derivatives.residual_map import TARGET
 from layercompiler.kernels.express import NONNEGATIVE, NONPOSITIVE, NOT_ZERO
+from layercompiler.plan.convexity import open_to_doubt
 from layercompiler.plan.evaluation import ACCURATE
 from layercompiler.plan.search import EXACT
 from layercompiler.solvers import Options
@@ -39,7 +40,7 @@ def express(problem: Any, options: Options) -> kernels.Express | None:
     conic: Any = getattr(engine, "conic", None)
     newton: Any = getattr(problem.map, "newton", None)
     dense: Any = getattr(problem, "dense", None)
-    if dense is None and (conic is None or newton is None):
+    if dense is None and (conic is None or newton is None or open_to_doubt(program)):
         return None
     scaling = problem.map.equilibrate.kernel if problem.map.equilibrate is not None else None
     s, substitution = problem.structure, binding.substitution

@@ -22,8 +22,8 @@ def report(compiled: Parts) -> str:
             else "presolve      nothing to substitute"
         ),
         f"cones         {cones}",
-        f"solver        {compiled.search.describe()}; then {', '.join(f'{e.name} at {tol:g}' for e, tol in compiled.search.attempts[1:])}",
-        f"refinement    Newton on the residual map, at most {compiled.options.refinements} steps",
+        f"solver        {compiled.search.describe()}; then {', '.join(compiled.fallbacks)}",
+        f"refinement    {compiled.refining}",
         f"derivative    symmetric system of order {compiled.map.order}, {compiled.map.describe}",
         f"on error      {compiled.on_error}; solved means relative residual <= {compiled.options.tolerance:g}",
     ]

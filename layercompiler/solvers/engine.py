@@ -29,7 +29,7 @@ class Options:
     Attributes:
         tolerance: Relative residual ||F|| up to which an instance counts as solved. It is checked on the data by us.
         engine_tolerance: Tolerance that the engine stops at before refinement; None lets the plan choose.
-        max_iterations: Iteration limit of the engine; None for the engine's own.
+        max_iterations: Iteration limit of the engine (of each of the dense kernels' methods); None for the engine's own.
         time_limit: Seconds for the whole call; None for none.
         refinements: Most Newton steps on the residual map; 0 keeps the engine's point.
         workers: Threads for host engines; None for the number of cores.
@@ -244,7 +244,7 @@ def engine(name: str) -> type[Engine]:
         ours = kind.package.startswith("layercompiler")
         mend = f"pip install 'layercompiler[{kind.extra or kind.package}]'"
         raise MissingDependencyError(
-            f"solver '{key}' needs the package '{kind.package}'",
+            f"solver '{key}' needs " + ("the compiled kernels, which were not built" if ours else f"the package '{kind.package}'"),
             mend="install a C++17 compiler and reinstall layercompiler, or use another solver" if ours else mend,
         )
     return kind

@@ -124,10 +124,13 @@ def _embed(program: Program, idle: Any, settings: Settings) -> tuple[Any, ...]:
 
     turn = xp.zeros_like(end.iterations[0]) if xp.name in ("jax", "tensorflow") else 0
     best = Point(*xp.while_loop(goes_on, step, (end.x, end.y, end.v, xp.full_like(end.x[:, 0], xp.inf), turn))[:4])
+    _, convex = xp.cholesky(xp.add_diagonal(end.scaling.program.Q, primal.CONVEX + 0.0 * end.scaling.program.p))
     good = solvable & (best.residual <= settings.tolerance)
     code = xp.where(
         good, xp.zeros_like(end.status), xp.where(end.status == 0, xp.full_like(end.status, int(Status.INACCURATE)), end.status)
     )
+    # A stationary point of an objective that is not convex is no solution.
+    code = xp.where(convex | idle, code, xp.full_like(code, int(Status.NOT_CONVEX)))
     keep = solvable & (xp.isfinite(best.residual))
     none = xp.full_like(best.residual, xp.inf)
     x, y, v = select(xp, keep, best.x, end.x), select(xp, keep, best.y, end.y), select(xp, keep, best.v, end.z - end.s)
