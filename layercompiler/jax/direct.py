@@ -46,7 +46,7 @@ class Direct(ABC):
         leads = self._leads(shapes)
         full = np.broadcast_shapes(*leads)
         varies = self._varies(leads, full)
-        return varies and self._solve(math.prod(full), varies, keep)
+        return None if varies is None else self._solve(math.prod(full), varies, keep)
 
     def pull(self, shapes: Sequence[Dims], words: Dims, given: dict[int, Dims], wanted: dict[int, Dims]) -> Calls | None:
         """The call that pulls cotangents of the outputs `given`, of these shapes, back to parameters `wanted`, with these batch axes."""
@@ -55,7 +55,7 @@ class Direct(ABC):
         if words[:-1] != full or any(s != (*full, *self.results[k]) for k, s in given.items()):
             return None
         varies, own = self._varies(leads, full), {i: _varies(dims, full) for i, dims in wanted.items()}
-        return varies and (None if None in own.values() else self._pull(math.prod(full), varies, list(given), own))
+        return None if varies is None or None in own.values() else self._pull(math.prod(full), varies, list(given), own)
 
     def recall(self, mark: int, count: int, arrays: Sequence[np.ndarray]) -> Any:
         """The evaluation that compiled code left behind at these points, to be differentiated here; None where it is no longer there.

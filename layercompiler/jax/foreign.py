@@ -43,7 +43,7 @@ def serves(ctx: Any) -> bool:
 
 
 def emit(ctx: Any, values: Sequence[Any], run: Callable[..., Any], work: Any = None) -> Sequence[Any]:
-    """The operations that call `run` with arrays that lie in XLA's memory, and write its results there; the kernels' `work` is done in float64."""
+    """The operations that call `run` with arrays that lie in XLA's memory, and write its results there; `work` is of float64."""
     takes, gives = list(ctx.avals_in), list(ctx.avals_out)
     inner = ctx
     if work is not None and any(_narrow(a.dtype) for a in (*takes, *gives)):

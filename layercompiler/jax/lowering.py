@@ -36,7 +36,7 @@ UNCACHED = _if_known(mlir.register_lowering, cacheable=False)
 
 
 def lower(run: Callable[..., Any], direct: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """The lowering rule that calls `run` on the host, on a thread of XLA's; `direct` may give the call of the kernels that stands in for it.
+    """The lowering rule that calls `run` on the host, on a thread of XLA's; `direct` may give the kernels' call that stands in for it.
 
     Where there is no foreign function to call, jax calls back. Then 64-bit results cross as 32-bit words: jax rounds what a callback
     returns to what the callback's thread may hold, and the context manager `jax.enable_x64(True)` holds for the thread that traced.

@@ -152,7 +152,8 @@ class ExpressCall:
         self.express, self.ledger = express, ledger
         ends, chosen = given or (), wanted or {}
         counts = (len(sources), len(outputs), len(ends), len(chosen))
-        self._plan = longs([given is not None, count, threads, keep, *counts, *sources, *varies, *outputs, *ends, *chosen, *chosen.values()])
+        sizes = (*sources, *varies, *outputs)
+        self._plan = longs([given is not None, count, threads, keep, *counts, *sizes, *ends, *chosen, *chosen.values()])
 
     def number(self, python: Any) -> int:
         """See `DenseCall.number`."""
