@@ -94,7 +94,7 @@ def _step(xp: Any, A: Any, val: Any, entering: Any, side: Any, k: Any, worst: An
     line, of = _line(xp, A, r), xp.gather(side, r, 1)
     pivot = xp.gather(line, r, 1) + of - 1.0
     line = xp.where(there, pivot - of, line)
-    scaled = line * xp.where(going, -1.0 / pivot, xp.zeros_like(pivot))
+    scaled = line / xp.where(going, -pivot, xp.full_like(pivot, xp.inf))
     A = xp.axpy(scaled[:, :, None], line[:, None, :], A)
     side = xp.where(there, -side, side)
     k, worst = _choose(xp, side, val, entering)
