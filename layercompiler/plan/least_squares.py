@@ -324,7 +324,7 @@ class Prepared:
         if not finite.all() and self.on_error == "raise":
             raise NonFiniteInputError(
                 "a parameter or a start holds NaN or an infinity",
-                where=f"batch index {_places(np.asarray(~finite), call.batch)}",
+                where=_places(np.asarray(~finite), call.batch),
                 mend="mend the values, or export with on_error='flag' to keep the other instances",
             )
         result = self.solver.solve(call.start, call.theta, call.shared, callback)
@@ -358,14 +358,16 @@ class Prepared:
             f"{int(bad.sum())} of {len(bad)} instances did not converge ({said})",
             solution=cast(Any, solution),
             indices=tuple(tuple(int(k) for k in np.unravel_index(i, batch)) for i in np.flatnonzero(bad)),
-            where=f"batch index {_places(bad, batch)}, largest gradient {np.max(result.gradient[bad], initial=0.0):.3g}",
+            where=f"{_places(bad, batch)}, largest gradient {np.max(result.gradient[bad], initial=0.0):.3g}",
             mend="start nearer, allow more iterations (options=dict(max_iterations=...)), or export with on_error='flag'",
         )
 
 
 def _places(bad: np.ndarray, batch: tuple[int, ...]) -> str:
+    if not batch:
+        return "the instance"
     places = [tuple(int(k) for k in np.unravel_index(i, batch)) for i in np.flatnonzero(bad)]
-    return ", ".join(map(str, places[:8])) + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
+    return "batch index " + ", ".join(map(str, places[:8])) + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
 
 
 class HostLayer:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from layercompiler.plan.compiled import CompiledProblem
-    from layercompiler.programs.least_squares import LeastSquaresProgram
+from layercompiler.plan.parts import Parts
+from layercompiler.programs.least_squares import LeastSquaresProgram
 
 
-def report(compiled: CompiledProblem) -> str:
+def report(compiled: Parts) -> str:
     """The passes from the user's problem to the plan, with sizes, and the choices with their reasons."""
     program, elimination, structure = compiled.program, compiled.elimination, compiled.structure
     full = elimination.full
