@@ -15,6 +15,7 @@ from layercompiler.errors import DtypeError, UnsupportedTransformError
 from layercompiler.jax import native
 from layercompiler.jax.host import Host
 from layercompiler.jax.primitives import solve as solve_batch
+from layercompiler.plan.arguments import NUMBERS, REAL_PARTS
 from layercompiler.status import Solution
 
 
@@ -149,10 +150,13 @@ def _array(value: Any, name: str) -> jax.Array:
         array = value if isinstance(value, jax.Array) else jnp.asarray(value)
     except (TypeError, ValueError) as error:
         got = type(value).__name__
-        raise DtypeError(f"parameter {name!r} is not an array", where=f"parameter {name!r}", expected="real numbers", got=got) from error
+        raise DtypeError(
+            f"parameter {name!r} is not an array", where=f"parameter {name!r}", expected="real numbers", got=got, mend=NUMBERS
+        ) from error
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool):
         got = f"{'complex ' * jnp.issubdtype(array.dtype, jnp.complexfloating)}dtype {array.dtype}"
-        raise DtypeError(f"parameter {name!r} is not real", where=f"parameter {name!r}", expected="a real dtype", got=got)
+        mend = REAL_PARTS if got.startswith("complex") else NUMBERS
+        raise DtypeError(f"parameter {name!r} is not real", where=f"parameter {name!r}", expected="a real dtype", got=got, mend=mend)
     return array
 
 
