@@ -160,9 +160,9 @@ def _stop_where_failed(status: Any) -> Any:
 def info(compiled: Any, values: Sequence[jax.Array], found: dict[str, Any], seconds: float) -> Info:
     """Per-instance facts as numpy arrays; the flags are judged on the host."""
     status, residual, iterations = (np.asarray(found[k]) for k in ("status", "residual", "iterations"))
-    flags = np.zeros(status.shape, bool), np.ones(status.shape, bool)
+    degenerate, unique = np.zeros(status.shape, bool), np.ones(status.shape, bool)
     if status.size:
         x, v = np.asarray(found["x"]), np.asarray(found["v"])
-        flags = compiled.judge([np.asarray(a, np.float64) for a in values], x, v, status == Status.SOLVED)
+        degenerate, unique = compiled.judge([np.asarray(a, np.float64) for a in values], x, v, status == Status.SOLVED)
     name = np.full(status.shape, "interior_point", dtype=object)
-    return Info(status, residual, iterations.astype(int), np.zeros(status.shape, int), *flags, name, seconds)
+    return Info(status, residual, iterations.astype(int), np.zeros(status.shape, int), degenerate, unique, name, seconds)

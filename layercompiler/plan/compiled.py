@@ -202,7 +202,7 @@ class CompiledProblem:
         return bound, point, linear
 
     def judge(self, arrays: Sequence[Any], x: np.ndarray, v: np.ndarray, solved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(degenerate, unique), batch shape each, of solutions (x, v) of the reduced program, (B, n) and (B, m), that were found elsewhere."""
+        """(degenerate, unique), batch shape each, of solutions (x, v) of the reduced program, (B, n) and (B, m)."""
         bound = Bound.of(self, self.reader.read(arrays, check=False, raise_nonfinite=False))
         flat = solved.reshape(-1)
         if bound.scaling is not None:

@@ -219,9 +219,9 @@ def run(native: Native, theta: Sequence[Tensor], batch: tuple[int, ...], told: b
 def info(compiled: Any, theta: Sequence[Tensor], found: dict[str, Tensor], seconds: float) -> Info:
     """Per-instance facts as numpy arrays; the flags are judged on the host."""
     status, residual, iterations = (found[k].numpy(force=True) for k in ("status", "residual", "iterations"))
-    flags = np.zeros(status.shape, bool), np.ones(status.shape, bool)
+    degenerate, unique = np.zeros(status.shape, bool), np.ones(status.shape, bool)
     if status.size:
         x, v = (found[k].numpy(force=True) for k in ("x", "v"))
-        flags = compiled.judge([t.numpy(force=True) for t in theta], x, v, status == Status.SOLVED)
+        degenerate, unique = compiled.judge([t.numpy(force=True) for t in theta], x, v, status == Status.SOLVED)
     name = np.full(status.shape, "interior_point", dtype=object)
-    return Info(status, residual, iterations.astype(int), np.zeros(status.shape, int), *flags, name, seconds)
+    return Info(status, residual, iterations.astype(int), np.zeros(status.shape, int), degenerate, unique, name, seconds)

@@ -1,4 +1,7 @@
-"""`info.unique` against linear programs: the solutions are x + d with Q d = A d = 0, G d = 0 in rows with a multiplier, G d <= 0 in weakly active ones."""
+"""`info.unique` against linear programs.
+
+The solutions are x + d with Q d = A d = 0, G d = 0 in rows with a multiplier, G d <= 0 in weakly active ones.
+"""
 
 import cvxpy as cp
 import numpy as np
