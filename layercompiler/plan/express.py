@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from layercompiler import kernels
-from layercompiler.kernels import library
 from layercompiler.derivatives.residual_map import TARGET
+from layercompiler.kernels import library
 from layercompiler.kernels.express import HARD, NONNEGATIVE, NONPOSITIVE, NOT_ZERO
 from layercompiler.plan.evaluation import ACCURATE
 from layercompiler.plan.search import EXACT
@@ -103,7 +103,7 @@ class Express:
 
 
 class ExpressEvaluation:
-    """A batch that the express way has solved; what is beyond its first reverse derivatives is that of the general way at the same point."""
+    """A batch that the express way has solved; what is beyond reverse derivatives is that of the general way at the same point."""
 
     def __init__(
         self, problem: Any, passage: kernels.Passage, arrays: list[np.ndarray], batch: tuple[int, ...], outputs: tuple[np.ndarray, ...]
