@@ -32,7 +32,7 @@ template <class V> struct Conic {
 
   V *even_p, *P, *A, *q, *b, *D, *E, *x, *y, *s, *best_x, *best_y, *best_s;
   V *dx, *dy, *ds, *x2, *y2, *Px, *Px2, *Aty, *Ax, *rx, *ry, *offset, *wdy, *work_m, *lambda, *w, *inverse_h, *diagonal;
-  V *entries, *panels, *pivots, *inverse, *factor_work, *start_panels, *start_inverse, *kb, *kx, *kr, *kn, *cone_memory, *square;
+  V *entries, *panels, *pivots, *inverse, *factor_work, *start_panels, *start_inverse, *kb, *kx, *kr, *kn, *cone_memory, *square, *inverse_own, *touched, *own_rhs;
   V c, tau, kappa, best_tau, best_merit, norm_b, norm_q;
   Mask<V> active, dual_only;
   int64_t instance[N];  // of each lane; -1: none
@@ -54,7 +54,7 @@ template <class V> struct Conic {
     int64_t k = p.largest_order;
     int64_t start = p.p_entries ? 0 : g.panel + g.n;
     return start + 2 * p.p_entries + p.a_entries + 16 * (int64_t)p.n + 20 * (int64_t)p.m + g.entries + g.panel + 2 * (int64_t)g.n + factor_room(g) +
-           8 * (int64_t)p.size + p.cone_storage + 6 * k * k + 4 * k + 64 + 8 * 48;
+           8 * (int64_t)p.size + p.cone_storage + 6 * k * k + 4 * k + 3 * p.owned + p.touches + 64 + 8 * 56;
   }
 
   Conic(const ConicJob& job, void* scratch) : p(*job.program), o(job.options), g(*job.program->schedule), free_(static_cast<V*>(scratch)), profile(job.profile) {
@@ -76,11 +76,13 @@ template <class V> struct Conic {
       for (V** v : list) *v = take(2 * (int64_t)p.size);
     }
     cone_memory = take(p.cone_storage), square = take(6 * k * k + 4 * k);
+    inverse_own = take(p.owned), touched = take(p.touches), own_rhs = take(2 * p.owned);
   }
 
 #include "conic_data.hpp"
 #include "conic_scaling.hpp"
 #include "conic_steps.hpp"
+#include "conic_owned.hpp"
 #include "conic_kkt.hpp"
 
   // Adds the time since the last call to a part of the profile.

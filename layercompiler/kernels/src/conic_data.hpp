@@ -101,4 +101,5 @@
     }
     for (int64_t k = 0; k < p.a_entries; k++)
       if (p.a_slot[k] >= 0) entries[p.a_slot[k]] = A[k];
+    scale_owned();
   }

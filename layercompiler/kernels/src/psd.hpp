@@ -29,6 +29,30 @@ template <class V> LC_INLINE void jacobi_angle(V pp, V qq, V pq, Mask<V> rotate,
 
 #include "psd_alone.hpp"
 
+template <class V, bool TA, bool TB, int MI, int MJ> LC_INLINE void multiply_tile(const V* a, const V* b, int k, V* c, int i, int j) {
+  V sum[MI][MJ];
+#pragma GCC unroll 4
+  for (int r = 0; r < MI; r++)
+#pragma GCC unroll 4
+    for (int t = 0; t < MJ; t++) sum[r][t] = V{};
+  for (int l = 0; l < k; l++)
+#pragma GCC unroll 4
+    for (int r = 0; r < MI; r++) {
+      V left = TA ? a[l * k + i + r] : a[(i + r) * k + l];
+#pragma GCC unroll 4
+      for (int t = 0; t < MJ; t++) sum[r][t] = fma(left, TB ? b[(j + t) * k + l] : b[l * k + j + t], sum[r][t]);
+    }
+#pragma GCC unroll 4
+  for (int r = 0; r < MI; r++)
+#pragma GCC unroll 4
+    for (int t = 0; t < MJ; t++) c[(i + r) * k + j + t] = sum[r][t];
+}
+template <class V, bool TA, bool TB, int MI> static void multiply_rows(const V* a, const V* b, int k, V* c, int i) {
+  int j = 0;
+  for (; j + 4 <= k; j += 4) multiply_tile<V, TA, TB, MI, 4>(a, b, k, c, i, j);
+  for (; j + 2 <= k; j += 2) multiply_tile<V, TA, TB, MI, 2>(a, b, k, c, i, j);
+  if (j < k) multiply_tile<V, TA, TB, MI, 1>(a, b, k, c, i, j);
+}
 // c = a b with a or b transposed on request.
 template <class V, bool TA, bool TB> static void multiply(const V* a, const V* b, int k, V* c) {
   if constexpr (by_entries<V>) {
@@ -40,16 +64,9 @@ template <class V, bool TA, bool TB> static void multiply(const V* a, const V* b
       return multiply_alone<TA>(a, turned, k, c);
     }
   }
-  for (int i = 0; i < k; i++)
-    for (int j = 0; j < k; j += 4) {
-      int w = k - j < 4 ? k - j : 4;
-      V sum[4] = {V{}, V{}, V{}, V{}};
-      for (int l = 0; l < k; l++) {
-        V left = TA ? a[l * k + i] : a[i * k + l];
-        for (int t = 0; t < w; t++) sum[t] = fma(left, TB ? b[(j + t) * k + l] : b[l * k + j + t], sum[t]);
-      }
-      for (int t = 0; t < w; t++) c[i * k + j + t] = sum[t];
-    }
+  int i = 0;
+  for (; i + 2 <= k; i += 2) multiply_rows<V, TA, TB, 2>(a, b, k, c, i);
+  if (i < k) multiply_rows<V, TA, TB, 1>(a, b, k, c, i);
 }
 
 // out = t u t' (or t' u t); u symmetric.
