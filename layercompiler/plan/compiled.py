@@ -17,6 +17,7 @@ import numpy as np
 
 from layercompiler import kernels
 from layercompiler.derivatives.lanes import residual_map
+from layercompiler.derivatives.smoothing import SmoothedMap
 from layercompiler.frameworks import layer
 from layercompiler.plan.ambiguity import ambiguity
 from layercompiler.plan.arguments import Arguments
@@ -54,6 +55,7 @@ class CompiledProblem:
         self.reader = Arguments(program)
         self.binding = Binding(program, self.elimination) if kernels.available() else None
         self.fingerprint = _fingerprint(program)
+        self._smoothed_maps: dict[float, SmoothedMap] = {}
         self._plan(solver)
 
     def _plan(self, solver: str) -> None:
@@ -92,6 +94,12 @@ class CompiledProblem:
     def zsize(self) -> int:
         """Length of the primal-dual vector of one instance."""
         return self.structure.n + self.structure.m
+
+    def smoothed_map(self, mu: float) -> SmoothedMap:
+        """The residual map with the barrier of weight `mu`, made on first use."""
+        if mu not in self._smoothed_maps:
+            self._smoothed_maps[mu] = SmoothedMap(self.structure, self._samples(), mu)
+        return self._smoothed_maps[mu]
 
     def batch_shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """Broadcast batch shape of arguments of the given shapes."""

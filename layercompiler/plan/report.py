@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from layercompiler.plan.compiled import CompiledProblem
+from layercompiler.plan.parts import Parts
 
 
-def report(compiled: CompiledProblem) -> str:
+def report(compiled: Parts) -> str:
     """The passes from the user's problem to the plan, with sizes, and the choices with their reasons."""
     program, elimination, structure = compiled.program, compiled.elimination, compiled.structure
     full = elimination.full
