@@ -80,11 +80,11 @@ def test_matrix_variables_eliminated_or_not(orders, kind):
         assert ours.order < theirs.order - sum(k * (k + 1) // 2 for k in orders[-1:])
         found, other = ours.solve(*data), theirs.solve(*wide[1])
         right = [0] if kind == "solvable" else [1, 2]
-        assert np.isin([found.status, other.status], [*right, Status.MAX_ITERATIONS, Status.NUMERICAL_ERROR]).all()
+        assert np.isin([found.status, other.status], [*right, Status.ITERATION_LIMIT, Status.INACCURATE]).all()
         assert np.isin(found.status, right).mean() >= (1.0 if kind == "solvable" else 0.8)
         if kind == "solvable":
-            value = lambda r: (r.x * data[1]).sum(1)  # noqa: E731
-            assert np.abs(value(found) - value(other)).max() < 1e-5 * (1 + np.abs(value(other)).max())
+            value, reference = ((r.x * data[1]).sum(1) for r in (found, other))
+            assert np.abs(value - reference).max() < 1e-5 * (1 + np.abs(reference).max())
             assert found.quality.max() < 1e-8
         alone = ours.solve(*(v[4:5] for v in data))
         for a, b in zip(fields(alone), fields(found, slice(4, 5)), strict=True):
