@@ -176,7 +176,7 @@
     unpack(y + k.row, d, Ly);
     cholesky(Ly, d);
     multiply<V, true, false>(Ly, R, d, M);
-    orthogonalise(M, R, d);  // M = U Lambda, R = Ls V
+    orthogonalise(M, R, d, 1e-6);  // M = U Lambda, R = Ls V
     for (int j = 0; j < d; j++) {
       V a = V{};
       for (int i = 0; i < d; i++) a = fma(M[i * d + j], M[i * d + j], a);

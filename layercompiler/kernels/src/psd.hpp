@@ -16,15 +16,15 @@ template <class V> static void pack(const V* m, int k, V* v) {
   }
 }
 
-// The rotation that makes two columns orthogonal, the identity in lanes that need none; angles above 1e-8 keep the sweeps going: with none of them in a sweep
-// what is left is the product of two small ones.
-template <class V> LC_INLINE void jacobi_angle(V pp, V qq, V pq, Mask<V> rotate, V& cosine, V& sine, Mask<V>& busy) {
+// The rotation that makes two columns orthogonal, the identity in lanes that need none; angles above `enough` keep the sweeps going: with none of them in a
+// sweep what is left is the product of two small ones.
+template <class V> LC_INLINE void jacobi_angle(V pp, V qq, V pq, Mask<V> rotate, double enough, V& cosine, V& sine, Mask<V>& busy) {
   const V one = splat<V>(1.0), zero = V{};
   V zeta = (qq - pp) / (pq + pq), size = vabs(zeta) + root(fma(zeta, zeta, one));
   V t = select<V>(zeta >= zero, one / size, -one / size), c = one / root(fma(t, t, one)), s = t * c;
   cosine = select<V>(rotate, c, one);
   sine = select<V>(rotate, s, zero);
-  busy = busy | (rotate & (vabs(t) > splat<V>(1e-8)));
+  busy = busy | (rotate & (vabs(t) > splat<V>(enough)));
 }
 
 #include "psd_alone.hpp"
@@ -98,13 +98,13 @@ template <class V> static V cholesky(V* m, int k) {
 
 // One-sided Jacobi: rotates the columns of a (and of `with` alike) until they are orthogonal, in the rounds of a tournament, whose pairs are disjoint. A lane
 // that is done is rotated by the identity, bit for bit.
-template <class V> static void orthogonalise(V* a, V* with, int k) {
+template <class V> static void orthogonalise(V* a, V* with, int k, double enough) {
   const int half = (k + 1) / 2, even = 2 * half;
   if constexpr (by_entries<V>) {
-    if (half <= wide) return orthogonalise_alone<1>(a, with, k);
-    if (half <= 2 * wide) return orthogonalise_alone<2>(a, with, k);
-    if (half <= 3 * wide) return orthogonalise_alone<3>(a, with, k);
-    if (half <= 4 * wide) return orthogonalise_alone<4>(a, with, k);
+    if (half <= wide) return orthogonalise_alone<1>(a, with, k, enough);
+    if (half <= 2 * wide) return orthogonalise_alone<2>(a, with, k, enough);
+    if (half <= 3 * wide) return orthogonalise_alone<3>(a, with, k, enough);
+    if (half <= 4 * wide) return orthogonalise_alone<4>(a, with, k, enough);
   }
   Mask<V> running = all_of<V>();
   for (int sweep = 0; sweep < 30; sweep++) {
@@ -121,10 +121,10 @@ template <class V> static void orthogonalise(V* a, V* with, int k) {
           qq = fma(y, y, qq);
           pq = fma(x, y, pq);
         }
-        Mask<V> rotate = running & (vabs(pq) > splat<V>(1e-15) * root(pp * qq));
+        Mask<V> rotate = running & (pq * pq > splat<V>(1e-30) * pp * qq);
         if (!any<V>(rotate)) continue;
         V c, s;
-        jacobi_angle<V>(pp, qq, pq, rotate, c, s, busy);
+        jacobi_angle<V>(pp, qq, pq, rotate, enough, c, s, busy);
         V* const both[2] = {a, with};
         for (V* m : both)
           for (int i = 0; i < k; i++) {
