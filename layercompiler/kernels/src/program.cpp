@@ -147,6 +147,15 @@ void ConicProgram::find_owners() {
   }
 }
 
+int64_t ConicProgram::flops() const {
+  int64_t sum = symbolic_->flops();
+  for (const Owner& o : owner_) {
+    const int64_t order = cone_[o.cone].order;
+    sum += 4 * o.count * order * order * order;
+  }
+  return sum;
+}
+
 void ConicProgram::assemble() {
   const int32_t n = view_.n, m = view_.m;
   touch_start_ = {0};

@@ -27,6 +27,7 @@ class ConicProgram {
   ConicProgram(const ConicPattern& pattern, const Target* target, bool analyse = true);
   const Program& view() const { return view_; }
   const Symbolic& symbolic() const { return *symbolic_; }
+  int64_t flops() const;  // of a factorisation and the blocks of owned cones
   const Target* target() const { return target_; }
 
  private:
