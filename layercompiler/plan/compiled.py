@@ -10,6 +10,7 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from layercompiler.plan.ambiguity import ambiguity
 from layercompiler.plan.arguments import Arguments
 from layercompiler.plan.binding import Binding
 from layercompiler.plan.evaluation import Bound, Evaluation
+from layercompiler.plan.express import Express, express
 from layercompiler.plan.report import report
 from layercompiler.plan.search import Search
 from layercompiler.plan.smoothed import check, smoothed
@@ -110,6 +112,18 @@ class CompiledProblem:
     def arguments(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         """Values in parameter order from positional and named arguments."""
         return self.reader.bind(args, kwargs)
+
+    @cached_property
+    def express(self) -> Express | None:
+        """The express way of plain calls; None where there is none, or `evaluate` is as short."""
+        way = express(self, self.options) if kernels.available() and self.parameters else None
+        return None if way is None or getattr(self, "matrices", None) is not None else Express(self, way)
+
+    def outcome(self, arrays: Sequence[np.ndarray], *, warm_start: Any = None, options: Options | None = None) -> Any:
+        """What `evaluate` gives, without the facts of the instances where that is faster: outputs, point and derivatives."""
+        plain = warm_start is None and (options is None or options == self.options)
+        found = self.express(arrays) if plain and self.express is not None else None
+        return found or self.evaluate(arrays, warm_start=warm_start, options=options)
 
     def evaluate(self, arrays: Sequence[Any], *, warm_start: Any = None, options: Options | None = None) -> Evaluation:
         """Solve a batch.

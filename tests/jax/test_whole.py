@@ -118,7 +118,7 @@ def test_what_the_kernels_leave_open_goes_to_the_host(on_error, monkeypatch):
     arrays[0][1] = np.nan
     both = value_and_pull(layer)
     if on_error == "raise":
-        with pytest.raises(jax.errors.JaxRuntimeError, match="NonFinite|not finite|finite"):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="finite"):
             jax.block_until_ready(jax.jit(both)(*arrays))
         arrays[0][1], arrays[1][1] = fine[0][1], -1.0  # was declared not to be negative
         with pytest.raises(jax.errors.JaxRuntimeError, match="DomainError"):
