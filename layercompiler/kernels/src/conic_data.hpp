@@ -94,7 +94,7 @@
     for (int j = 0; j < p.n; j++) D[j] = num(1);
     for (int i = 0; i < p.m; i++) E[i] = num(1);
     auto factor_of = [&](V a) { return num(1) / root(select<V>(a > num(1e-4), vmin(a, num(1e4)), select<V>(a > V{}, num(1e-4), num(1)))); };
-    for (int sweep = 0; sweep < 6; sweep++) {
+    for (int sweep = 0; sweep < 10; sweep++) {
       for (int j = 0; j < p.n; j++) cn[j] = V{};
       for (int i = 0; i < p.m; i++) rn[i] = V{};
       column_norms_p(cn);
