@@ -37,6 +37,13 @@ def cotangent(xp: Any, square: Any) -> Any:
     return _join(xp, square, _BERNOULLI, lambda t: (1 - t / 2 * xp.cos(t / 2) / xp.sin(t / 2)) / (t * t))
 
 
+def cotangent_rest(xp: Any, square: Any, part: Any) -> Any:
+    """`cotangent` where part = (t / 2) cot(t / 2) is known."""
+    near = square < _NEAR
+    one = xp.ones_like(square)
+    return xp.where(near, _horner(xp.where(near, square, one), _BERNOULLI), (1 - part) / xp.where(near, one, square))
+
+
 def angle_over_sine(xp: Any, sine_square: Any, cosine: Any) -> Any:
     """atan2(n, w) / n for n^2 and w >= 0."""
     near = sine_square < 0.01 * cosine * cosine
