@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from layercompiler.errors import DtypeError, SolveError, UnsupportedTransformError
+from layercompiler.jax.layer import _array
+from layercompiler.plan.arguments import starts
 from layercompiler.plan.least_squares import CompiledLeastSquares, LeastSquaresSolution, Prepared
 from layercompiler.solvers.least_squares import Result
 from layercompiler.solvers.least_squares.linear import PIVOT
@@ -64,6 +66,10 @@ class LeastSquaresLayer:
             outputs, MappingProxyType(dict(zip(p.program.outputs, outputs, strict=True))), value, p.info(result, batch)
         )
 
+    def report(self) -> str:
+        """The variables and residuals, and how they are solved and differentiated."""
+        return self.prepared.report(self.compiled.choices())
+
     def __repr__(self) -> str:
         return f"layercompiler.jax.LeastSquaresLayer({self.compiled.describe()})"
 
@@ -79,7 +85,8 @@ class LeastSquaresLayer:
             raise DtypeError(
                 "least squares in jax needs 64-bit numbers", mend="jax.config.update('jax_enable_x64', True) before the first array"
             )
-        given = [jnp.asarray(v) for v in p.arguments.bind(args, named)]
+        given = [_array(v, name) for v, name in zip(p.arguments.bind(args, named), p.names, strict=True)]
+        init = starts(init, lambda value: value)
         kinds = [g.dtype for g in given if jnp.issubdtype(g.dtype, jnp.floating)]
         dtype = jnp.result_type(*kinds) if kinds else jnp.float64
         theta = [g.astype(jnp.float64) for g in given]

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from layercompiler.derivatives.data_gradient import Adjoint, Gradients
 from layercompiler.derivatives.residual_map import Point
 from layercompiler.errors import UnsupportedTransformError
-from layercompiler.plan.evaluation import Bound, Evaluation, _Tangent
+from layercompiler.plan.evaluation import Bound, Evaluation, Tangent
+from layercompiler.plan.parts import Parts
 from layercompiler.programs.cone import Structure
 from layercompiler.solvers.closest import ClosestPoints
 from layercompiler.status import Info
-
-if TYPE_CHECKING:
-    from layercompiler.plan.dense import DenseProblem
 
 
 class ClosestEvaluation(Evaluation):
@@ -36,7 +34,7 @@ class ClosestEvaluation(Evaluation):
 
     def __init__(
         self,
-        problem: DenseProblem,
+        problem: Parts,
         bound: Bound,
         point: Point,
         linear: Any,
@@ -80,7 +78,7 @@ class ClosestEvaluation(Evaluation):
         adjoint, chain = self._adjoint(*self._pull_outputs(self._cotangents(cotangents))), self.bound.chain
         return chain.to_parameters(chain.pull(adjoint.gradients(self.problem.program.structure), self._clean))
 
-    def _push(self, channels: Sequence[np.ndarray | None]) -> _Tangent:
+    def _push(self, channels: Sequence[np.ndarray | None]) -> Tangent:
         t, found = self._push_data(channels), self.found
         e, d = self.problem.elimination, self.bound.full
         K = found.least.violated

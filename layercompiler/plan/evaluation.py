@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +23,10 @@ from layercompiler.errors import DerivativeError, ShapeError
 from layercompiler.plan.arguments import Values
 from layercompiler.plan.chain import Chain
 from layercompiler.plan.failure import failure
+from layercompiler.plan.parts import Parts
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.programs.presolve import Reduction
 from layercompiler.status import Info, Solution, Status
-
-if TYPE_CHECKING:
-    from layercompiler.plan.compiled import CompiledProblem
 
 ACCURATE = 1e-9  # relative residual of the linear system below which a derivative is returned as it is
 _LEAST_SQUARES = 3000  # largest system that falls back to dense least squares
@@ -58,7 +56,7 @@ class Bound:
             return Products.of(self.structure, self.scaled)
 
     @classmethod
-    def of(cls, problem: CompiledProblem, values: Values) -> Bound:
+    def of(cls, problem: Parts, values: Values) -> Bound:
         """Bind checked arguments."""
         chain, binding, equilibrate = Chain(problem.program, values), problem.binding, problem.map.equilibrate
         if binding is not None and values.count:
@@ -84,7 +82,7 @@ class Evaluation:
 
     fresh = True  # whether gradients are the caller's to write to, without a copy
 
-    def __init__(self, problem: CompiledProblem, bound: Bound, point: Point, linear: Linearization | None, info: Info) -> None:
+    def __init__(self, problem: Parts, bound: Bound, point: Point, linear: Linearization | None, info: Info) -> None:
         self.problem, self.bound, self.point, self.info = problem, bound, point, info
         self._linear = linear
         self.batch, self.count = bound.values.batch, bound.values.count
@@ -223,7 +221,7 @@ class Evaluation:
         for a, b in ((h, k), (k, h)):
             ddv = ddv + np.sum((self._P(a.P, self.x) + _or_zero(a.q)) * b.x, axis=1)
         ddv = ddv + mixed.value(self.x, self._P(mixed.P, self.x))
-        both = _Tangent(ddx, ddy, np.zeros((1, 1)), None, None, None, None, None, ddv)
+        both = Tangent(ddx, ddy, np.zeros((1, 1)), None, None, None, None, None, ddv)
         out = []
         for o, f in zip(self.problem.outputs, self._flat, strict=True):
             flat = both.raw(o)
@@ -354,7 +352,7 @@ class Evaluation:
         triples = zip(self.problem.outputs, g, self._flat, strict=True)
         return [p if p is None or not o.exponential else p * self._clean(f) for o, p, f in triples]
 
-    def _pull_outputs_along(self, g: Sequence[np.ndarray | None], h: _Tangent) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def _pull_outputs_along(self, g: Sequence[np.ndarray | None], h: Tangent) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Derivative of `_pull_outputs` along a tangent."""
         s = self.problem.program.structure
         gx, gy, gv, dgv = np.zeros((self.count, s.n)), np.zeros((self.count, s.m)), None, None
@@ -381,12 +379,12 @@ class Evaluation:
 
     # Tangents ------------------------------------------------------------------------------------------------------------
 
-    def _push_data(self, channels: Sequence[np.ndarray | None]) -> _Tangent:
+    def _push_data(self, channels: Sequence[np.ndarray | None]) -> Tangent:
         P, q, d, A, b = (m.linear(channels) for m in self.problem.program.maps)
         none = np.zeros((1, 1))
-        return _Tangent(none, none, none, P, q, d, A, b, none)
+        return Tangent(none, none, none, P, q, d, A, b, none)
 
-    def _push(self, channels: Sequence[np.ndarray | None]) -> _Tangent:
+    def _push(self, channels: Sequence[np.ndarray | None]) -> Tangent:
         """Tangents of the data, of x, y, v and of the objective along channel tangents."""
         t = self._push_data(channels)
         d = self.bound.full
@@ -396,7 +394,7 @@ class Evaluation:
         dx, dy = self._solve(-r_x, -r_y)
         dv = self._A(d.A, dx) + dy + r_y
         value = t.value(self.x, Px) + np.sum((self._P(d.P, self.x) + d.q) * dx, axis=1)
-        return _Tangent(dx, dy, dv, t.P, t.q, t.d, t.A, t.b, value)
+        return Tangent(dx, dy, dv, t.P, t.q, t.d, t.A, t.b, value)
 
     # Small things --------------------------------------------------------------------------------------------------------
 
@@ -409,7 +407,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class _Tangent:
+class Tangent:
     """Tangents of the solution and of the data; None for data that do not move."""
 
     x: np.ndarray

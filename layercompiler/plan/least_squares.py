@@ -14,8 +14,9 @@ import numpy as np
 
 from layercompiler import arrays, frameworks
 from layercompiler.derivatives.rule import attach
-from layercompiler.errors import BuildError, MissingDependencyError, NonFiniteInputError, OptionError, ShapeError, SolveError
-from layercompiler.plan.arguments import Arguments
+from layercompiler.errors import BuildError, MissingDependencyError, NonFiniteInputError, OptionError, ShapeError, SolveError, nearest
+from layercompiler.plan import report
+from layercompiler.plan.arguments import Arguments, real
 from layercompiler.programs.least_squares import LeastSquaresProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions, Result, Solver
 from layercompiler.solvers.least_squares.options import METHODS
@@ -124,6 +125,18 @@ class CompiledLeastSquares:
         """One line."""
         return f"least squares by {self.method.replace('_', '-')}, backward: {self.options.backward}"
 
+    def choices(self) -> list[str]:
+        """How it is solved and differentiated, as lines of a report."""
+        return [
+            f"solver        {self.method.replace('_', '-')}",
+            f"derivative    {self.options.backward}",
+            f"on error      {self.on_error}",
+        ]
+
+    def report(self) -> str:
+        """The variables and residuals, and how they are solved and differentiated; residual functions are traced for it."""
+        return self.to("numpy").report()
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_prepared"}
 
@@ -167,6 +180,12 @@ class Prepared:
         self.arguments = Arguments(cast(Any, SimpleNamespace(parameters=program.parameters, channels=())))
         self.short: Any = None  # a framework's short way for plain calls, with what it needs
 
+    def report(self, choices: Sequence[str]) -> str:
+        """What was made ready, with sizes, and then the `choices`."""
+        program = self.program
+        first = f"problem       nonlinear least squares, {len(program.parameters)} parameters, {len(program.outputs)} outputs"
+        return "\n".join([first, *report.least_squares(program), *choices])
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the parameters."""
@@ -190,8 +209,9 @@ class Prepared:
         batch = self.arguments.batch_shape(shapes)
         for name, value in (init or {}).items():
             if name not in self.program.variable_names:
+                known = self.program.variable_names
                 raise ShapeError(
-                    f"there is no variable '{name}' to start", where="init", expected=f"some of {list(self.program.variable_names)}"
+                    f"there is no variable '{name}' to start", where="init", expected=f"some of {list(known)}", mend=nearest(name, known)
                 )
             shape = self.program.variables[self.program.variable_names.index(name)].shape
             lead = tuple(np.shape(value))[: np.ndim(value) - len(shape)]
@@ -304,7 +324,7 @@ class Prepared:
         if not finite.all() and self.on_error == "raise":
             raise NonFiniteInputError(
                 "a parameter or a start holds NaN or an infinity",
-                where=f"batch index {_places(np.asarray(~finite), call.batch)}",
+                where=_places(np.asarray(~finite), call.batch),
                 mend="mend the values, or export with on_error='flag' to keep the other instances",
             )
         result = self.solver.solve(call.start, call.theta, call.shared, callback)
@@ -338,14 +358,16 @@ class Prepared:
             f"{int(bad.sum())} of {len(bad)} instances did not converge ({said})",
             solution=cast(Any, solution),
             indices=tuple(tuple(int(k) for k in np.unravel_index(i, batch)) for i in np.flatnonzero(bad)),
-            where=f"batch index {_places(bad, batch)}, largest gradient {np.max(result.gradient[bad], initial=0.0):.3g}",
+            where=f"{_places(bad, batch)}, largest gradient {np.max(result.gradient[bad], initial=0.0):.3g}",
             mend="start nearer, allow more iterations (options=dict(max_iterations=...)), or export with on_error='flag'",
         )
 
 
 def _places(bad: np.ndarray, batch: tuple[int, ...]) -> str:
+    if not batch:
+        return "the instance"
     places = [tuple(int(k) for k in np.unravel_index(i, batch)) for i in np.flatnonzero(bad)]
-    return ", ".join(map(str, places[:8])) + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
+    return "batch index " + ", ".join(map(str, places[:8])) + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
 
 
 class HostLayer:
@@ -358,7 +380,7 @@ class HostLayer:
 
     def __init__(self, compiled: Any, outputs: Sequence[str]) -> None:
         self.compiled, self._outputs = compiled, tuple(outputs)
-        names = [n for n in ("torch", "jax", "tensorflow") if importlib.util.find_spec(n)]
+        names = [n for n in frameworks.FRAMEWORKS[1:] if importlib.util.find_spec(n)]
         if not names:
             raise MissingDependencyError(
                 "nonlinear least squares needs the derivatives of a framework",
@@ -375,19 +397,26 @@ class HostLayer:
 
     def __call__(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> tuple[np.ndarray, ...]:
         """Solve for one array per parameter, (batch..., *shape), by position or name; a tuple of arrays, one per output."""
-        outputs = self._layer(*self._given(args), init=init, **dict(zip(named, self._given(named.values()), strict=True)))
+        outputs = self._layer(*self._given(args), init=init, **self._named(named))
         return tuple(self._xp.numpy(x) for x in outputs)
 
     def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
         """Solve, and tell what happened to each instance. `callback` as in torch, where torch is installed."""
         options = {"callback": named.pop("callback")} if "callback" in named else {}
-        found = self._layer.solve(*self._given(args), init=init, **options, **dict(zip(named, self._given(named.values()), strict=True)))
+        found = self._layer.solve(*self._given(args), init=init, **options, **self._named(named))
         outputs = tuple(self._xp.numpy(x) for x in found.outputs)
         named_outputs = MappingProxyType(dict(zip(self._outputs, outputs, strict=True)))
         return LeastSquaresSolution(outputs, named_outputs, self._xp.numpy(found.value), found.info)
 
-    def _given(self, values: Any) -> list[Any]:
-        return [self._xp.new(np.asarray(v, dtype=np.float64)) for v in values]
+    def report(self) -> str:
+        """What the compiler found, and how it is solved and differentiated."""
+        return self._layer.report()
+
+    def _given(self, values: Sequence[Any]) -> list[Any]:
+        return [self._xp.new(real(f"number {i + 1}", v)) for i, v in enumerate(values)]
+
+    def _named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self._xp.new(real(name, v)) for name, v in values.items()}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}[numpy]({self.compiled.describe()})"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +14,10 @@ from layercompiler.derivatives.dense import DenseLinearization
 from layercompiler.derivatives.residual_map import Point
 from layercompiler.kernels import DenseQP, DenseSolution
 from layercompiler.plan.evaluation import ACCURATE, Bound, Evaluation
+from layercompiler.plan.parts import Parts
 from layercompiler.problems.qp import QP, compile_qp
 from layercompiler.programs.cone import ConeProgram
 from layercompiler.status import Info
-
-if TYPE_CHECKING:
-    from layercompiler.plan.dense import DenseProblem
 
 ORDER = ("Q", "p", "A", "b", "G", "h")  # of the kernel's operands
 
@@ -118,7 +116,7 @@ class MatrixEvaluation(Evaluation):
 
     def __init__(
         self,
-        problem: DenseProblem,
+        problem: Parts,
         matrices: Matrices,
         arrays: Sequence[np.ndarray],
         call: Call,

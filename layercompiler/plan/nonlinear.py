@@ -10,9 +10,10 @@ from typing import Any, cast
 import numpy as np
 
 from layercompiler import arrays, frameworks
-from layercompiler.errors import ShapeError
+from layercompiler.errors import ShapeError, nearest
 from layercompiler.expressions.graph import Graph
-from layercompiler.plan.arguments import Arguments
+from layercompiler.plan import report
+from layercompiler.plan.arguments import Arguments, real
 from layercompiler.plan.least_squares import CompiledLeastSquares, HostLayer, LeastSquaresSolution
 from layercompiler.programs.nonlinear import NonlinearProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions
@@ -68,20 +69,7 @@ class CompiledNonlinear:
             *(f"              {term}" for term in program.terms),
             f"before        {len(program.before.nodes)} operations on parameters only, computed once per call",
         ]
-        for v in inner.variables:
-            bounds = " with bounds" if v.lower is not None or v.upper is not None else ""
-            lines.append(f"variable      {v.name}: {v.size} unknowns{bounds}")
-        for b in inner.blocks:
-            width = sum(inner.variables[k].dof for k in b.on)
-            if b.sparsity is None:
-                jacobian = "dense"
-            else:
-                colors = int(np.max(b.sparsity.colors, initial=-1)) + 1 if b.sparsity.colors is not None else width
-                jacobian = f"{len(b.sparsity.rows)} nonzeros, {colors} colours"
-            loss = "squares" if b.robust is None else b.robust.name
-            lines.append(f"residuals     {b.dim} rows ({loss}), Jacobian {b.dim} x {width}: {jacobian}")
-        lines += [f"solver        {self.inner.method.replace('_', '-')}", f"derivative    {self.inner.options.backward}"]
-        return "\n".join([*lines, f"on error      {self.on_error}"])
+        return "\n".join([*lines, *report.least_squares(inner), *self.inner.choices()])
 
     # The call, in any framework ------------------------------------------------------------------------------------------
 
@@ -132,8 +120,13 @@ class CompiledNonlinear:
         given: dict[str, np.ndarray] = {}
         for name, value in init.items():
             if name not in program.variables:
-                raise ShapeError(f"there is no variable '{name}' to start", where="init", expected=f"some of {list(program.variables)}")
-            array, shape = np.asarray(value, dtype=np.float64), program.variables[name]
+                raise ShapeError(
+                    f"there is no variable '{name}' to start",
+                    where="init",
+                    expected=f"some of {list(program.variables)}",
+                    mend=nearest(name, program.variables),
+                )
+            array, shape = real(name, value), program.variables[name]
             if tuple(array.shape[array.ndim - len(shape) :]) != shape:
                 raise ShapeError(
                     f"the start of '{name}' has the wrong shape", where="init", expected=f"{shape} after any batch", got=str(array.shape)

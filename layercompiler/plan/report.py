@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
 
-if TYPE_CHECKING:
-    from layercompiler.plan.compiled import CompiledProblem
+from layercompiler.plan.parts import Parts
+from layercompiler.programs.least_squares import LeastSquaresProgram
 
 
-def report(compiled: CompiledProblem) -> str:
+def report(compiled: Parts) -> str:
     """The passes from the user's problem to the plan, with sizes, and the choices with their reasons."""
     program, elimination, structure = compiled.program, compiled.elimination, compiled.structure
     full = elimination.full
@@ -31,3 +31,21 @@ def report(compiled: CompiledProblem) -> str:
         f"on error      {compiled.on_error}; solved means relative residual <= {compiled.options.tolerance:g}",
     ]
     return "\n".join(lines)
+
+
+def least_squares(program: LeastSquaresProgram) -> list[str]:
+    """One line per variable and per block of residuals of a least-squares program."""
+    lines = []
+    for v in program.variables:
+        bounds = " with bounds" if v.lower is not None or v.upper is not None else ""
+        lines.append(f"variable      {v.name}: {v.size} unknowns{bounds}")
+    for b in program.blocks:
+        width = sum(program.variables[k].dof for k in b.on)
+        if b.sparsity is None:
+            jacobian = "dense"
+        else:
+            colors = int(np.max(b.sparsity.colors, initial=-1)) + 1 if b.sparsity.colors is not None else width
+            jacobian = f"{len(b.sparsity.rows)} nonzeros, {colors} colours"
+        loss = "squares" if b.robust is None else b.robust.name
+        lines.append(f"residuals     {b.dim} rows ({loss}), Jacobian {b.dim} x {width}: {jacobian}")
+    return lines

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layercompiler.derivatives.residual_map import Point
-from layercompiler.derivatives.smoothing import SmoothedMap
 from layercompiler.derivatives.system import Linearization
 from layercompiler.errors import OptionError
 from layercompiler.plan.evaluation import Bound, Evaluation
 from layercompiler.programs.cone import Structure
 from layercompiler.solvers import Options
 from layercompiler.status import Solution
-
-if TYPE_CHECKING:
-    from layercompiler.plan.compiled import CompiledProblem
 
 
 def check(structure: Structure, options: Options) -> None:
@@ -73,7 +68,7 @@ class SmoothedEvaluation(Evaluation):
         if scaling is not None:
             y, s = exact.point.y * scaling.y, (exact.point.y - v) * scaling.s
             x, v = x * scaling.x, y - s
-        return _map(self.problem, self.mu).center(self.bound.scaled, x, v, self.bad)
+        return self.problem.smoothed_map(self.mu).center(self.bound.scaled, x, v, self.bad)
 
     @property
     def point(self) -> Point:  # type: ignore[override]
@@ -103,10 +98,3 @@ class SmoothedEvaluation(Evaluation):
     @cached_property
     def _flat(self) -> tuple[np.ndarray, ...]:  # type: ignore[override]
         return tuple(self._read(o) for o in self.problem.outputs)
-
-
-def _map(problem: CompiledProblem, mu: float) -> SmoothedMap:
-    maps: dict[float, Any] = problem.__dict__.setdefault("_smoothed_maps", {})
-    if mu not in maps:
-        maps[mu] = SmoothedMap(problem.structure, problem._samples(), mu)
-    return maps[mu]

@@ -14,6 +14,8 @@ from layercompiler.programs.cone import ConeProgram, OutputSpec, ParameterSpec, 
 
 NAMES = ("Q", "p", "G", "h", "A", "b")
 
+_FORMS = "QP(2, 3) has 2 variables and 3 inequalities; QP(Q, p, G, h) takes arrays, None for what is absent"
+
 
 class QP:
     """A quadratic program given by its matrices, without CVXPY.
@@ -44,20 +46,22 @@ class QP:
         if given and all(isinstance(g, (int, np.integer)) for g in given):
             sizes = [int(g) for g in given] + [0, 0]
             if len(given) > 3 or sizes[0] < 1 or min(sizes) < 0:
-                raise BuildError("wrong sizes of a QP", expected="QP(n, inequalities, equalities)", got=f"QP{given}")
+                raise BuildError("wrong sizes of a QP", expected="QP(n, inequalities, equalities)", got=f"QP{given}", mend=_FORMS)
             self.n, self.inequalities, self.equalities = sizes[:3]
             self.values: dict[str, np.ndarray] = {}
             return
         if not 2 <= len(given) <= 6:
-            raise BuildError("a QP is given by its sizes or by its arrays", expected="QP(Q, p, G, h, A, b)", got=f"{len(given)} arguments")
+            raise BuildError(
+                "a QP is given by its sizes or by its arrays", expected="QP(Q, p, G, h, A, b)", got=f"{len(given)} arguments", mend=_FORMS
+            )
         arrays = {k: np.array(a, dtype=float) for k, a in zip(NAMES, given, strict=False) if a is not None}
         if "Q" not in arrays and "p" not in arrays:
-            raise BuildError("a QP needs Q or p", expected="QP(Q, p, ...)", got=f"QP of {sorted(arrays)}")
+            raise BuildError("a QP needs Q or p", expected="QP(Q, p, ...)", got=f"QP of {sorted(arrays)}", mend=_FORMS)
         self.n = int(arrays["p" if "p" in arrays else "Q"].shape[-1])
         self.inequalities, self.equalities = (len(arrays[k]) if k in arrays else 0 for k in ("G", "A"))
         for matrix, vector in (("G", "h"), ("A", "b")):
             if (matrix in arrays) != (vector in arrays):
-                raise BuildError(f"{matrix} and {vector} come together", got=f"QP of {sorted(arrays)}")
+                raise BuildError(f"{matrix} and {vector} come together", got=f"QP of {sorted(arrays)}", mend=_FORMS)
         for name, shape in self.shapes.items():
             a = arrays.setdefault(name, np.zeros(shape))
             if a.shape != shape or not np.isfinite(a).all():
@@ -133,7 +137,12 @@ def compile_qp(qp: QP, parameters: Sequence[str] | None, variables: Sequence[str
 def _named(names: Sequence[Any], known: dict[str, Any], what: str) -> list[str]:
     out = [str(k) for k in names]
     if not set(out) <= set(known) or (what == "parameter" and len(set(out)) < len(out)):
-        raise BuildError(f"unknown {what} of a QP", expected=f"some of {list(known)}, each once", got=f"{out}")
+        mend = (
+            "x is the solution, y and z are the duals of the equalities and of the inequalities"
+            if what == "output"
+            else "list the arrays that change from call to call"
+        )
+        raise BuildError(f"unknown {what} of a QP", expected=f"some of {list(known)}, each once", got=f"{out}", mend=mend)
     return out
 
 

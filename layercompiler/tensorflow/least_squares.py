@@ -11,11 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from layercompiler.errors import DerivativeError, ShapeError, SolveError, UnsupportedTransformError
+from layercompiler.plan.arguments import starts
 from layercompiler.plan.least_squares import Call, CompiledLeastSquares, LeastSquaresSolution, Prepared
 from layercompiler.solvers.least_squares import Result
 from layercompiler.solvers.least_squares.linear import PIVOT
 from layercompiler.solvers.least_squares.traced import run
 from layercompiler.status import Status
+from layercompiler.tensorflow.layer import _tensor
 
 _ZERO = tf.UnconnectedGradients.ZERO
 
@@ -71,6 +73,10 @@ class LeastSquaresLayer:
         named_outputs = MappingProxyType(dict(zip(p.program.outputs, outputs, strict=True)))
         return LeastSquaresSolution(outputs, named_outputs, value, p.info(found.result, batch))
 
+    def report(self) -> str:
+        """The variables and residuals, and how they are solved and differentiated."""
+        return self.prepared.report(self.compiled.choices())
+
     def __repr__(self) -> str:
         return f"layercompiler.tensorflow.LeastSquaresLayer({self.compiled.describe()})"
 
@@ -82,9 +88,9 @@ class LeastSquaresLayer:
 
     def _run(self, args: Any, named: Any, init: Any, on_error: str) -> tuple[tuple[Any, ...], Any, Any]:
         p = self.prepared
-        given = [tf.convert_to_tensor(v) for v in p.arguments.bind(args, named)]
+        given = [_tensor(v, name) for v, name in zip(p.arguments.bind(args, named), p.names, strict=True)]
         dtype = next((t.dtype for t in given if t.dtype.is_floating), tf.float64)
-        host = {k: np.asarray(v) for k, v in (init or {}).items()}
+        host = starts(init) or {}
         shapes: Any = [tuple(t.shape) for t in given]
         if any(n is None for shape in shapes for n in shape):
             raise ShapeError(

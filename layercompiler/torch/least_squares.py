@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from layercompiler.errors import DerivativeError, UnsupportedTransformError
+from layercompiler.plan.arguments import starts
 from layercompiler.plan.least_squares import CompiledLeastSquares, LeastSquaresSolution, Prepared
 from layercompiler.solvers.least_squares.linear import PIVOT
 from layercompiler.solvers.least_squares.traced import unrolled
@@ -102,6 +103,10 @@ class LeastSquaresLayer(torch.nn.Module):
         value = torch.from_numpy(node.result.cost * program.scale + program.constant).reshape(node.batch).to(device=device, dtype=dtype)
         return LeastSquaresSolution(outputs, MappingProxyType(dict(zip(program.outputs, outputs, strict=True))), value, info)
 
+    def report(self) -> str:
+        """The variables and residuals, and how they are solved and differentiated."""
+        return self.prepared.report(self.compiled.choices())
+
     def extra_repr(self) -> str:
         """One line about the problem."""
         return self.compiled.describe()
@@ -114,7 +119,7 @@ class LeastSquaresLayer(torch.nn.Module):
             if not rules._plain():  # the residuals are spelled out where they see plain tensors
                 return None
             way = prepared.short = Direct.of(prepared, _general)
-        return None if way is None else way(tensors, init if init is None else {k: _host(v) for k, v in init.items()})
+        return None if way is None else way(tensors, starts(init, _host))
 
     @torch.compiler.disable
     def _run(self, tensors: Any, named: Any, init: Any, callback: Any, on_error: str | None = None) -> Any:
@@ -147,7 +152,7 @@ class _Node:
 
     def __init__(self, prepared: Prepared, init: Any, callback: Any, on_error: str) -> None:
         self.prepared, self.callback, self.on_error = prepared, callback, on_error
-        self.init = None if init is None else {k: _host(v) for k, v in init.items()}
+        self.init = starts(init, _host)
         self.batch: tuple[int, ...] = ()
         self.call: Any = None
         self.result: Any = None

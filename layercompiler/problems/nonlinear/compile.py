@@ -62,7 +62,10 @@ def _output(item: Any, problem: cp.Problem, fixed: cp.Problem, constants: dict[i
         return fixed.objective.expr
     if not isinstance(item, cp.Expression):
         raise ParameterMismatchError(
-            "an output is neither a variable, an expression nor the problem's objective", where=str(item), got=type(item).__name__
+            "an output is neither a variable, an expression nor the problem's objective",
+            where=str(item),
+            got=type(item).__name__,
+            mend="list the cvxpy objects themselves, as in variables=[x, problem.objective]",
         )
     known = {v.id for v in problem.variables()} | {p.id for p in problem.parameters()}
     missing = [leaf.name() for leaf in [*item.variables(), *item.parameters()] if leaf.id not in known]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from layercompiler.errors import OptionError
+from layercompiler.errors import OptionError, nearest
 
 METHODS = ("levenberg_marquardt", "gauss_newton", "dogleg")
 BACKWARD = ("implicit", "gauss_newton", "truncated", "unrolled", "dlm")
@@ -88,5 +88,6 @@ class LeastSquaresOptions:
             raise OptionError("options are LeastSquaresOptions or a dict of their fields", got=type(value).__name__)
         for name in value:
             if name not in names:
-                raise OptionError(f"unknown option '{name}'", expected=f"some of {names}", got=repr(name))
+                mend = nearest(name, names, "see layercompiler.LeastSquaresOptions")
+                raise OptionError(f"unknown option '{name}'", where="options", expected=f"some of {names}", got=repr(name), mend=mend)
         return cls(**value)
