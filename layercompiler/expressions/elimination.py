@@ -1,12 +1,12 @@
 """Jacobians and Hessians of graphs of scalars with few operations: the nodes between columns and outputs are eliminated one by one.
 
-Forward mode carries all columns through every node, and reverse mode all outputs. Here, a node leaves the graph of partial derivatives when that
-is cheap: products of what comes to it with what goes on take its place. A function of few numbers in the middle of a residual (of a
-distance, an angle, a relative pose) is thus differentiated by these few. Second derivatives are edges between nodes, one for each
+Forward mode carries all columns through every node, and reverse mode all outputs. Here, a node leaves the graph of partial derivatives
+when that is cheap: products of what comes to it with what goes on take its place. A function of few numbers in the middle of a residual
+(of a distance, an angle, a relative pose) is thus differentiated by these few. Second derivatives are edges between nodes, one for each
 pair, and are pushed towards the columns by the same rule.
 
-Source: Griewank and Walther, "Evaluating Derivatives", 2008, sections 9.2 and 10.3; Gower and Mello, "A new framework for the computation of
-Hessians", 2012.
+Source: Griewank and Walther, "Evaluating Derivatives", 2008, sections 9.2 and 10.3; Gower and Mello, "A new framework for the
+computation of Hessians", 2012.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def jacobian(graph: Scalars, outputs: Sequence[int], seeds: Seeds) -> list[dict[
 
 
 def hessian(graph: Scalars, output: int, seeds: Seeds) -> tuple[dict[int, int], dict[tuple[int, int], int]]:
-    """(gradient by columns, its derivatives {(j, i): of entry i along column j}); the latter are not symmetric where directions do not commute."""
+    """(gradient by columns, its derivatives {(j, i): of entry i along column j}); these are symmetric where directions commute."""
     linear = _Linearized(graph, [output], seeds)
     adjoint = graph.adjoints({output: graph.one}, seeds)
     for k in linear.nodes:

@@ -40,6 +40,8 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 }
 _COMMUTE = {"add", "mul", "equal", "min", "max"}
 _FLAT = {"less", "less_equal", "equal", "sign"}  # derivative zero wherever there is one
+# branches, and operations whose derivatives need not be finite in a branch that is not taken
+_GUARDED = {"select", "div", "sqrt", "log", "pow", "asin", "acos", "acosh", "atanh", "log1p", "tan", "atan2"}
 
 
 class TooLargeError(BuildError):
@@ -234,7 +236,7 @@ class Scalars:
         return rules[name]()
 
     def _chain(self, partial: int, d: int, k: int) -> int:
-        return self.chain(partial, d) if self.operation[k] == "select" else self.call("mul", partial, d)
+        return self.chain(partial, d) if self.operation[k] in _GUARDED else self.call("mul", partial, d)
 
     def chain(self, partial: int, d: int) -> int:
         """The product of two derivatives: exactly zero in a branch where one of them is, so that what is not taken cannot spoil it."""

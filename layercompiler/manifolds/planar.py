@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from layercompiler.manifolds.group import Group, matrix, parts
-from layercompiler.manifolds.series import cotangent, cotangent_rest, sinc, third, versine
+from layercompiler.manifolds.series import NEAR, cotangent, cotangent_rest, sinc, third, versine
 
 
 class Rotation2(Group):
@@ -101,8 +101,10 @@ class Motion2(Group):
         t = xp.atan2(s, c)
         h, square = t / 2, t * t
         sign = xp.where(s < 0, -xp.ones_like(s), xp.ones_like(s))
-        # cot(t / 2) from sine and cosine, sums of numbers of one sign
-        k = 1 - square * cotangent_rest(xp, square, h * (s + sign * (1 + c)) / (s + sign * (1 - c)))
+        # |cot(t / 2)| from sine and cosine: sums of positive numbers, and harmless near zero, where it is not looked at
+        a = sign * s
+        below = xp.where(square < NEAR, xp.ones_like(s), a + 1 - c)
+        k = 1 - square * cotangent_rest(xp, square, sign * h * (a + 1 + c) / below)
         return xp.stack([k * x + h * y, k * y - h * x, t], axis=-1)
 
     def compose(self, xp: Any, x: Any, y: Any) -> Any:
