@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from layercompiler.manifolds.group import Group, matrix, parts
-from layercompiler.manifolds.series import cotangent, sinc, third, versine
+from layercompiler.manifolds.series import NEAR, cotangent, cotangent_rest, sinc, third, versine
 
 
 class Rotation2(Group):
@@ -53,6 +53,10 @@ class Rotation2(Group):
         """One: the group commutes."""
         return xp.ones_like(x[..., :1, None])
 
+    def bracket(self, xp: Any, u: Any, v: Any) -> Any:
+        """Zero."""
+        return 0 * (u * v)
+
     def jacobian(self, xp: Any, v: Any) -> Any:
         """One."""
         return xp.ones_like(v[..., None])
@@ -95,7 +99,12 @@ class Motion2(Group):
         """See `Group.log`."""
         c, s, x, y = parts(x, 1, 1, 1, 1)
         t = xp.atan2(s, c)
-        h, k = t / 2, 1 - t * t * cotangent(xp, t * t)
+        h, square = t / 2, t * t
+        sign = xp.where(s < 0, -xp.ones_like(s), xp.ones_like(s))
+        # |cot(t / 2)| from sine and cosine: sums of positive numbers, and harmless near zero, where it is not looked at
+        a = sign * s
+        below = xp.where(square < NEAR, xp.ones_like(s), a + 1 - c)
+        k = 1 - square * cotangent_rest(xp, square, sign * h * (a + 1 + c) / below)
         return xp.stack([k * x + h * y, k * y - h * x, t], axis=-1)
 
     def compose(self, xp: Any, x: Any, y: Any) -> Any:
@@ -124,6 +133,11 @@ class Motion2(Group):
         c, s, a, b = parts(x, 1, 1, 1, 1)
         o = xp.zeros_like(c)
         return matrix(xp, [[c, -s, b], [s, c, -a], [o, o, xp.ones_like(c)]])
+
+    def bracket(self, xp: Any, u: Any, v: Any) -> Any:
+        """See `Group.bracket`."""
+        (x, y, t), (a, b, s) = parts(u, 1, 1, 1), parts(v, 1, 1, 1)
+        return xp.stack([s * y - t * b, t * a - s * x, 0 * (t * s)], axis=-1)
 
     def jacobian(self, xp: Any, v: Any) -> Any:
         """See `Group.jacobian`."""

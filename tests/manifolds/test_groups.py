@@ -75,6 +75,17 @@ def test_tangents_and_jacobians(name, angle):
 
 
 @pytest.mark.parametrize("name", GROUPS)
+def test_brackets_are_derivatives_of_adjoints(name):
+    G, rng, h = getattr(manifolds, name), np.random.default_rng(4), 1e-4
+    u, v = rng.standard_normal((2, G.dof))
+
+    def slope(h):
+        return (G.adjoint(HOST, G.exp(HOST, h * u)) - G.adjoint(HOST, G.exp(HOST, -h * u))) @ v / (2 * h)
+
+    np.testing.assert_allclose(G.bracket(HOST, u, v), (4 * slope(h / 2) - slope(h)) / 3, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", GROUPS)
 def test_interpolation_ends_at_its_ends_and_composes(name):
     G, rng = getattr(manifolds, name), np.random.default_rng(3)
     x, y = G.random(rng), G.random(rng)
