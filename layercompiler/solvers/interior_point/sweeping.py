@@ -37,22 +37,31 @@ def sweep(xp: Any, R: Any, q: Any, going: Any, every: int = 1) -> tuple[Any, Any
         See above; two is added to the diagonal of the tableau at active rows.
     """
     going = xp.broadcast_to(going[:, None], q[:, :1].shape)
-    val = xp.where(going, q, xp.zeros_like(q))
-    side, zero = xp.ones_like(q), xp.zeros_like(q)
-    R = xp.where(going[:, :, None], R, xp.zeros_like(q)[:, :, None])
+    tableau, side, sure, count = run(xp, begin(xp, R, q, xp.ones_like(q), going), every)
+    return side < 0, (going & sure)[:, 0], count, tableau
+
+
+def begin(xp: Any, tableau: Any, val: Any, side: Any, going: Any) -> tuple[Any, ...]:
+    """The state in which steps begin, see `_step`; with everything at rest where it is not `going` (B, 1)."""
+    zero = xp.zeros_like(val)
+    val, tableau = xp.where(going, val, zero), xp.where(going[:, :, None], tableau, zero[:, :, None])
     first, worst = _choose(xp, side, val, zero)
-    state = (R, val, zero, side, first, worst, worst < -SIGN, xp.astype(zero[:, :1], xp.int32))
-    limit = 4 * q.shape[1] + 8
+    return tableau, val, zero, side, first, worst, worst < -SIGN, xp.astype(zero[:, :1], xp.int32)
+
+
+def run(xp: Any, state: tuple[Any, ...], every: int = 1) -> tuple[Any, Any, Any, Any]:
+    """(tableau, side, whether all signs are right (B, 1), steps (B,)) after the last step."""
+    limit = 4 * state[1].shape[1] + 8
     if xp.name in ("jax", "tensorflow"):
-        end = xp.while_loop(
+        state = xp.while_loop(
             lambda *now: (now[-1] < limit) & xp.any(now[6]),
             lambda *now: (*_step(xp, *now[:-1]), now[-1] + 1),
             (*state, xp.zeros_like(state[-1][0, 0])),
         )
     else:
-        end, _ = _steps(xp)(state, limit, 0, every)
-    tableau, _, _, side, _, worst, _, count = end[:8]
-    return side < 0, (going & (worst >= -SIGN))[:, 0], count[:, 0], tableau
+        state, _ = _steps(xp)(state, limit, 0, every)
+    tableau, _, _, side, _, worst, _, count = state[:8]
+    return tableau, side, worst >= -SIGN, count[:, 0]
 
 
 @cache
