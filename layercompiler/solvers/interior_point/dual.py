@@ -119,8 +119,8 @@ def _by_sweeps(program: Program) -> Found:
     xp, cone, numbers = program.xp, program.cone, program.arrays
     Y, inverse, unit, ok, *state = traced(small.start, xp, cone)(*numbers)
     tableau, side, sure, count = run(xp, tuple(state))
-    *best, exact, P = traced(small.finish, xp, cone)(tableau, side, Y, inverse, unit, ok, *numbers)
-    here = small.Inverse(program, best[2], P, ok)
+    *best, exact, H = traced(small.finish, xp, cone)(tableau, side, Y, inverse, unit, ok, *numbers)
+    here = small.Inverse(program, best[2], inverse, Y, H, ok)
     return Found(Point(*best), here, count, True) if bool(exact) else _polished(xp, best, here, ok & sure[:, 0], count)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from layercompiler.solvers.interior_point import sweeping
 from layercompiler.solvers.interior_point.elimination import FINEST, INDEPENDENT, NEWTON, stacked
-from layercompiler.solvers.interior_point.program import TINY, Point, Program, missing, point, times, triangular, unsolved
+from layercompiler.solvers.interior_point.program import TINY, Point, Program, missing, point, times, times_transposed, triangular, unsolved
 from layercompiler.solvers.interior_point.symmetric import Symmetric
 
 _ROWS = 24  # inequalities, from where block pivoting is faster
@@ -38,29 +38,36 @@ class Inverse:
     Attributes:
         program: The numbers.
         v: (B, m).
-        P: (B, n + k + m, n + k + m).
+        inverse: (B or 1, n, n), that of Q.
+        Y: (B or 1, k + m, n).
+        H: (B, k + m, k + m).
         ok: (B,), where it exists.
     """
 
     program: Program
     v: Any
-    P: Any
+    inverse: Any
+    Y: Any
+    H: Any
     ok: Any
 
     @property
     def factors(self) -> tuple[Any, ...]:
         """What a later call needs."""
-        return (self.P,)
+        return self.inverse, self.Y, self.H
 
     def take(self, index: Any) -> Inverse:
         """The instances `index`."""
-        return Inverse(self.program.take(index), self.v[index], self.P[index], self.ok[index])
+        held = (a if a.shape[0] == 1 else a[index] for a in (self.inverse, self.Y))
+        return Inverse(self.program.take(index), self.v[index], *held, self.H[index], self.ok[index])
 
     def refined(self, right: tuple[Any, Any, Any], turns: int = 1, finest: float = FINEST) -> tuple[tuple[Any, Any, Any], Any]:
         """See `elimination.Linearized.refined`."""
         xp, program = self.program.xp, self.program
+        B = max(self.H.shape[0], *(r.shape[0] for r in right))
+        right = tuple(r if r.shape[0] == B else xp.broadcast_to(r, (B, r.shape[1])) for r in right)  # type: ignore[assignment]
         zero, off = tuple(xp.zeros_like(r) for r in right), xp.full_like(right[0][:, 0], xp.inf)
-        fixed = (program.Q, program.A, program.G, self.v, self.P, self.ok, *right, xp.full_like(off[0], finest))
+        fixed = (program.Q, program.A, program.G, self.v, *self.factors, self.ok, *right, xp.full_like(off[0], finest))
         (*step, _, _, _, off, _), _ = _rounds(xp, program.cone)((*fixed, *zero, *right, off, self.ok), turns, 0, 1)
         return tuple(step), off  # type: ignore[return-value]
 
@@ -92,6 +99,9 @@ def start(xp: Any, cone: Symmetric, *numbers: Any) -> tuple[Any, ...]:
         val = val - val[:, r : r + 1] / pivot * line
         line = line - where[r]
         R = R - (line / pivot)[:, :, None] * line[:, None, :]
+    left = xp.linalg.diagonal(R)[:, k:]  # what the equalities leave of the length of a row
+    again = xp.concat([xp.ones_like(R[:, :k, 0]), 1.0 / xp.sqrt(xp.where(left > INDEPENDENT, left, xp.ones_like(left)))], axis=1)
+    R, val, unit = R * (again[:, :, None] * again[:, None, :]), val * again, unit * again
     ok = xp.broadcast_to(ok & xp.isfinite(xp.sum(val, axis=1)), (B,))
     val, one = val[:, k:], xp.ones_like(val)
     val = val / xp.clip(xp.max(xp.abs(val), axis=1, keepdims=True), 1e-30, None)
@@ -101,24 +111,21 @@ def start(xp: Any, cone: Symmetric, *numbers: Any) -> tuple[Any, ...]:
 
 
 def finish(xp: Any, cone: Symmetric, tableau: Any, side: Any, Y: Any, inverse: Any, unit: Any, ok: Any, *numbers: Any) -> tuple[Any, ...]:
-    """Arrays of the point, whether all are exact, and P."""
+    """Arrays of the point, whether all are exact, and H."""
     program = Program(xp, cone, *numbers)
     on = xp.where(side < 0, unit + xp.zeros_like(side), xp.zeros_like(side))
     H = (2.0 * xp.eye_like(Y, on.shape[1]) - tableau) * (on[:, :, None] * on[:, None, :])
-    HY = xp.matmul(H, Y)
-    corner, flat = inverse - xp.matmul(xp.matrix_transpose(Y), HY), xp.matrix_transpose(HY)
-    P = xp.concat([xp.concat([corner, flat], axis=2), xp.concat([HY, -H], axis=2)], axis=1)
     like = xp.zeros_like(side[:, :1])
-    step = _apply(xp, P, like - program.p, like + program.b, like + program.h)
+    step = _apply(xp, inverse, Y, H, like - program.p, like + program.b, like + program.h)
     found = _arrive(program, step, side[:, program.A.shape[1] :] < 0, ok)
-    return *found.arrays, xp.all(found.residual <= 1e-12), P
+    return *found.arrays, xp.all(found.residual <= 1e-12), H
 
 
-def _apply(xp: Any, P: Any, *right: Any) -> tuple[Any, Any, Any]:
-    """P times a right-hand side (r_x, r_y, r_z)."""
-    n, k = right[0].shape[1], right[1].shape[1]
-    step = times(xp, P, xp.concat(right, axis=1))
-    return step[:, :n], step[:, n : n + k], step[:, n + k :]
+def _apply(xp: Any, inverse: Any, Y: Any, H: Any, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
+    """The step of a right-hand side."""
+    k = r_y.shape[1]
+    both = times(xp, H, times(xp, Y, r_x) - xp.concat([r_y, r_z], axis=1))
+    return times(xp, inverse, r_x) - times_transposed(xp, Y, both), both[:, :k], both[:, k:]
 
 
 def _arrive(program: Program, step: tuple[Any, Any, Any], active: Any, ok: Any) -> Point:
@@ -131,14 +138,14 @@ def _arrive(program: Program, step: tuple[Any, Any, Any], active: Any, ok: Any) 
 @cache
 def _rounds(xp: Any, cone: Symmetric) -> Any:
     """`_refine` in a loop, see `Arrays.repeated`."""
-    return xp.repeated(lambda *held: _refine(xp, cone, *held), 10, 17)
+    return xp.repeated(lambda *held: _refine(xp, cone, *held), 12, 19)
 
 
 def _refine(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
     """A step with what is missing solved for; what is missing then, relative size of it, and where to go on."""
-    Q, A, G, v, P, ok = held[:6]
-    right, finest, before, rest = held[6:9], held[9], held[10:13], held[13:16]
-    step = tuple(a + b for a, b in zip(before, _apply(xp, P, *rest), strict=True))
+    Q, A, G, v, inverse, Y, H, ok = held[:8]
+    right, finest, before, rest = held[8:11], held[11], held[12:15], held[15:18]
+    step = tuple(a + b for a, b in zip(before, _apply(xp, inverse, Y, H, *rest), strict=True))
     left = missing(Program(xp, cone, Q, right[0], A, right[1], G, right[2]), v, right, step)  # type: ignore[arg-type]
     off = unsolved(xp, left, right)  # type: ignore[arg-type]
     return *step, *left, off, (off > finest) & ok

@@ -182,8 +182,8 @@ def linear_solve(
     xp = program.xp
     if not factors:
         return _robust(program, v, right, settings)
-    if len(factors) == 1:
-        step, off = small.Inverse(program, v, factors[0], by_dual).refined(right, _REFINEMENTS)
+    if len(factors) == 3:
+        step, off = small.Inverse(program, v, *factors, by_dual).refined(right, _REFINEMENTS)
     else:
         form = elimination.Elimination(program, *factors[:5], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more
         step, off = elimination.Linearized(form, v, factors[5], factors[6], by_dual).refined(right, _REFINEMENTS)
