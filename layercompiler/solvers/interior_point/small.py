@@ -58,8 +58,8 @@ class Inverse:
 
     def take(self, index: Any) -> Inverse:
         """The instances `index`."""
-        held = (a if a.shape[0] == 1 else a[index] for a in (self.inverse, self.Y))
-        return Inverse(self.program.take(index), self.v[index], *held, self.H[index], self.ok[index])
+        inverse, Y = (a if a.shape[0] == 1 else a[index] for a in (self.inverse, self.Y))
+        return Inverse(self.program.take(index), self.v[index], inverse, Y, self.H[index], self.ok[index])
 
     def refined(self, right: tuple[Any, Any, Any], turns: int = 1, finest: float = FINEST) -> tuple[tuple[Any, Any, Any], Any]:
         """See `elimination.Linearized.refined`."""
