@@ -26,17 +26,17 @@ from typing import Any
 
 import numpy as np
 
+from layercompiler.solvers.interior_point import small
 from layercompiler.solvers.interior_point.complementarity import Complementarity, State, traced
 from layercompiler.solvers.interior_point.elimination import Elimination, Linearized, unordered
 from layercompiler.solvers.interior_point.pivoting import pivot, pivot_all
 from layercompiler.solvers.interior_point.program import Point, Program, put, select
-from layercompiler.solvers.interior_point.sweeping import sweep
+from layercompiler.solvers.interior_point.sweeping import run, sweep
 from layercompiler.solvers.interior_point.symmetric import Symmetric
 
 EXACT = 1e-12  # relative residual that needs no further round
 POOR = 1e-10  # above it another form is tried
 _REFINEMENTS = 3
-_SMALL = 24  # inequalities: the calls of block pivoting would cost more than its factors save
 # Before each try of a Newton step: tolerance where the active rows show, tolerance where they do not, and most iterations.
 _ROUNDS = ((1e-2, 1e-9, 20), (0.0, 1e-11, 30))
 _CURVED_ROUNDS = ((1e-4, 1e-9, 12), (1e-7, 1e-9, 12), (0.0, 1e-11, 25))
@@ -54,7 +54,7 @@ class Found:
     """
 
     point: Point
-    at: Linearized
+    at: Linearized | small.Inverse
     iterations: Any
     exact: bool = False
 
@@ -76,7 +76,9 @@ def solve(program: Program, compact: bool, every: int, near: bool = True) -> Fou
         return Found(at.newton(), at, xp.astype(xp.zeros_like(program.p[:, 0]), xp.int32))
     if not compact:
         return _swept(program) if near and not cone.groups else _in_one_loop(program, every)
-    return _by_compaction(program, every) if cone.groups else _by_pivoting(program)
+    if cone.groups:
+        return _by_compaction(program, every)
+    return (_by_sweeps if small.is_small(program) else _by_pivoting)(program)
 
 
 def _prepare(xp: Any, cone: Symmetric, *numbers: Any) -> tuple[Any, ...]:
@@ -112,40 +114,40 @@ def _sides(xp: Any, active: Any, like: Any) -> Any:
     return xp.where(active, xp.ones_like(like), -xp.ones_like(like))
 
 
-def _finish(xp: Any, cone: Symmetric, active: Any, *held: Any) -> tuple[Any, ...]:
-    """The Newton step at these active rows: arrays of the point, whether all are exact, and what `Linearized` holds besides the form."""
-    numbers, (L, W, La, V, row, R, ok), (u, t, q, scale) = held[:6], held[6:13], held[13:]
-    here = Linearized.at(Elimination(Program(xp, cone, *numbers), L, W, La, V, row, R, ok), _sides(xp, active, q))
-    found = here.arrive(here.solve_reduced(u, t, q * scale))
-    return *found.arrays, xp.all(found.residual <= EXACT), here.v, here.order, here.Lt, here.ok
-
-
-def _by_pivoting(program: Program) -> Found:
-    """On the orthant: block pivoting, the dual active-set method for what it leaves and for small problems, and refinement."""
+def _by_sweeps(program: Program) -> Found:
+    """Small ones: the dual active-set method, and refinement."""
     xp, cone, numbers = program.xp, program.cone, program.arrays
-    held = traced(_prepare, xp, cone)(*numbers)
-    form, q = Elimination(program, *held[:7]), held[9]
-    able = xp.broadcast_to(form.ok, (program.batch,))
-    if cone.m <= _SMALL:
-        active, sure, count, _ = sweep(xp, form.R, q, able)
-        *best, exact, v, order, Lt, ok = traced(_finish, xp, cone)(active, *numbers, *held[:11])
-        here = Linearized(form, v, order, Lt, ok)
-    else:
-        active, sure, count = pivot(xp, form.R, q, q < 0, able)
-        left = xp.nonzero(~sure & able)[0]
-        if len(left):
-            rows, known, steps, _ = sweep(xp, form.R if form.R.shape[0] == 1 else form.R[left], q[left], able[left])
-            active, sure, count = put(xp, active, left, rows), put(xp, sure, left, known), put(xp, count, left, count[left] + steps)
-        here = Linearized.collected(form, _sides(xp, active, q))
-        *best, exact = traced(_arrive, xp, cone)(*numbers, *held[:11], here.v, here.order, here.Lt, here.ok)[:5]
-    if bool(exact):
-        return Found(Point(*best), here, count, True)
-    near = xp.nonzero(~(best[3] <= EXACT) & able & sure)[0]
+    Y, inverse, unit, ok, *state = traced(small.start, xp, cone)(*numbers)
+    tableau, side, sure, count = run(xp, tuple(state))
+    *best, exact, H = traced(small.finish, xp, cone)(tableau, side, Y, inverse, unit, ok, *numbers)
+    here = small.Inverse(program, best[2], inverse, Y, H, ok)
+    return Found(Point(*best), here, count, True) if bool(exact) else _polished(xp, best, here, ok & sure[:, 0], count)
+
+
+def _polished(xp: Any, best: list[Any], here: Any, able: Any, count: Any) -> Found:
+    """What was found, refined where it is not exact and `able` (B,)."""
+    near = xp.nonzero(~(best[3] <= EXACT) & able)[0]
     if len(near):
         found = here.take(near).newton(_REFINEMENTS)
         keep = xp.nonzero(found.residual < best[3][near])[0]
         best = [put(xp, a, near[keep], b[keep]) for a, b in zip(best, found.arrays, strict=True)]
     return Found(Point(*best), here, count)
+
+
+def _by_pivoting(program: Program) -> Found:
+    """On the orthant: block pivoting, the dual active-set method for what it leaves, and refinement."""
+    xp, cone, numbers = program.xp, program.cone, program.arrays
+    held = traced(_prepare, xp, cone)(*numbers)
+    form, q = Elimination(program, *held[:7]), held[9]
+    able = xp.broadcast_to(form.ok, (program.batch,))
+    active, sure, count = pivot(xp, form.R, q, q < 0, able)
+    left = xp.nonzero(~sure & able)[0]
+    if len(left):
+        rows, known, steps, _ = sweep(xp, form.R if form.R.shape[0] == 1 else form.R[left], q[left], able[left])
+        active, sure, count = put(xp, active, left, rows), put(xp, sure, left, known), put(xp, count, left, count[left] + steps)
+    here = Linearized.collected(form, _sides(xp, active, q))
+    *best, exact = traced(_arrive, xp, cone)(*numbers, *held[:11], here.v, here.order, here.Lt, here.ok)[:5]
+    return Found(Point(*best), here, count, True) if bool(exact) else _polished(xp, best, here, able & sure, count)
 
 
 def _swept(program: Program) -> Found:

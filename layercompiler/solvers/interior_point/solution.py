@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from layercompiler import arrays
-from layercompiler.solvers.interior_point import dual, elimination, primal
+from layercompiler.solvers.interior_point import dual, elimination, primal, small
 from layercompiler.solvers.interior_point.program import Point, Program, missing, put, select, unsolved
 from layercompiler.status import Status
 
@@ -88,7 +88,7 @@ def solve(program: Program, settings: Settings) -> Solved:
         fresh = _embed(program, xp.broadcast_to(~finite, (B,)), settings)
         return Solved(Point(*fresh[:4]), _nonfinite(xp, finite, fresh[4]), fresh[5], never, ())
     formed = dual.solve(program, settings.compact, settings.every, settings.on_host is not None)
-    found, iterations, factors = formed.point, formed.iterations, (*formed.at.form.arrays, formed.at.order, formed.at.Lt)
+    found, iterations, factors = formed.point, formed.iterations, formed.at.factors
     by_dual = found.residual <= dual.POOR
     if formed.exact:
         return Solved(found, xp.astype(xp.zeros_like(iterations), xp.int8), iterations, by_dual, factors, True)
@@ -185,8 +185,11 @@ def linear_solve(
     xp = program.xp
     if not factors:
         return _robust(program, v, right, settings)
-    form = elimination.Elimination(program, *factors[:5], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more
-    step, off = elimination.Linearized(form, v, factors[5], factors[6], by_dual).refined(right, _REFINEMENTS)
+    if len(factors) == 3:
+        step, off = small.Inverse(program, v, *factors, by_dual).refined(right, _REFINEMENTS)
+    else:
+        form = elimination.Elimination(program, *factors[:5], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more
+        step, off = elimination.Linearized(form, v, factors[5], factors[6], by_dual).refined(right, _REFINEMENTS)
     poor = ~by_dual | ~(off <= _ACCURATE)
     if settings.compact:
         if bool(xp.any(poor)):

@@ -16,11 +16,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 SIGN = 1e-11  # where the largest of q is one: smaller numbers have no sign
 _LEAST = 1e-12  # pivot, where the diagonal of R is one
-_ENTERS = 1e30  # weight that keeps a row that is on its way ahead of all others
 
 
 def sweep(xp: Any, R: Any, q: Any, going: Any, every: int = 1) -> tuple[Any, Any, Any, Any]:
@@ -37,22 +34,31 @@ def sweep(xp: Any, R: Any, q: Any, going: Any, every: int = 1) -> tuple[Any, Any
         See above; two is added to the diagonal of the tableau at active rows.
     """
     going = xp.broadcast_to(going[:, None], q[:, :1].shape)
-    val = xp.where(going, q, xp.zeros_like(q))
-    side, zero = xp.ones_like(q), xp.zeros_like(q)
-    R = xp.where(going[:, :, None], R, xp.zeros_like(q)[:, :, None])
-    first, worst = _choose(xp, side, val, zero)
-    state = (R, val, zero, side, first, worst, worst < -SIGN, xp.astype(zero[:, :1], xp.int32))
-    limit = 4 * q.shape[1] + 8
+    tableau, side, sure, count = run(xp, begin(xp, R, q, xp.ones_like(q), going), every)
+    return side < 0, (going & sure)[:, 0], count, tableau
+
+
+def begin(xp: Any, tableau: Any, val: Any, side: Any, going: Any) -> tuple[Any, ...]:
+    """The state in which steps begin, see `_step`; with everything at rest where it is not `going` (B, 1)."""
+    zero = xp.zeros_like(val)
+    val, tableau = xp.where(going, val, zero), xp.where(going[:, :, None], tableau, zero[:, :, None])
+    worst, first = _choose(xp, side, val)
+    return tableau, val, zero[:, :1], side, first, worst, worst < -SIGN, xp.astype(zero[:, :1], xp.int32)
+
+
+def run(xp: Any, state: tuple[Any, ...], every: int = 1) -> tuple[Any, Any, Any, Any]:
+    """(tableau, side, whether all signs are right (B, 1), steps (B,)) after the last step."""
+    limit = 4 * state[1].shape[1] + 8
     if xp.name in ("jax", "tensorflow"):
-        end = xp.while_loop(
+        state = xp.while_loop(
             lambda *now: (now[-1] < limit) & xp.any(now[6]),
             lambda *now: (*_step(xp, *now[:-1]), now[-1] + 1),
             (*state, xp.zeros_like(state[-1][0, 0])),
         )
     else:
-        end, _ = _steps(xp)(state, limit, 0, every)
-    tableau, _, _, side, _, worst, _, count = end[:8]
-    return side < 0, (going & (worst >= -SIGN))[:, 0], count[:, 0], tableau
+        state, _ = _steps(xp)(state, limit, 0, every)
+    tableau, _, _, side, _, worst, _, count = state[:8]
+    return tableau, side, worst >= -SIGN, count[:, 0]
 
 
 @cache
@@ -61,44 +67,41 @@ def _steps(xp: Any) -> Any:
     return xp.repeated(lambda *held: _step(xp, *held), 0, 6)
 
 
-def _choose(xp: Any, side: Any, val: Any, entering: Any) -> tuple[Any, Any]:
-    """The row that is to become active, and how wrong its sign is."""
-    score = xp.where(side > 0, val, xp.zeros_like(val)) - _ENTERS * entering
-    return xp.argmin(score, axis=1, keepdims=True), xp.min(score, axis=1, keepdims=True)
+def _choose(xp: Any, side: Any, val: Any) -> tuple[Any, Any]:
+    """(how wrong its sign is, the row that is to become active)."""
+    return xp.smallest(xp.where(side > 0, val, xp.zeros_like(val)))
 
 
-def _step(xp: Any, A: Any, val: Any, entering: Any, side: Any, k: Any, worst: Any, going: Any, count: Any) -> tuple[Any, ...]:
+def _step(xp: Any, A: Any, val: Any, gone: Any, side: Any, k: Any, worst: Any, going: Any, count: Any) -> tuple[Any, ...]:
     """Row k becomes active, or what stands in its way leaves.
 
     Args:
         xp: Array functions.
         A: The tableau.
         val: z of active rows, s of the others.
-        entering: z of the row that is on its way to become active.
+        gone: (B, 1), as are all but `side`: z of row k, which is on its way to become active.
         side: -1 for active rows, else 1.
         k: The row to become active.
         worst: How wrong its sign is.
         going: Where there is a step to take.
         count: Steps.
     """
-    rows = xp.new(np.arange(val.shape[1]))[None]
-    here, col, zero = rows == k, _line(xp, A, k), xp.zeros_like(val)
-    rate = xp.where((here | (side < 0)) & (col > _LEAST), col / xp.clip(xp.abs(val), 1e-14, None), zero)
-    fastest, r = xp.max(rate, axis=1, keepdims=True), xp.argmax(rate, axis=1, keepdims=True)
+    col = _line(xp, A, k)
+    may = xp.placed(xp.clip(side, None, 0.0), k, -1.0)  # only active rows and k end a step
+    fastest, r = xp.largest(may * (_LEAST - col) / xp.clip(xp.abs(val), 1e-14, None))
     going = going & (fastest > 0)  # else no z is feasible
-    length = xp.where(going, 1.0 / xp.clip(fastest, 1e-300, None), xp.zeros_like(worst))
-    there = (rows == r) & going
-    entering = xp.where(here, entering + length, entering)
-    val = xp.where(there, entering, val + length * (side * col))
-    entering = xp.where(there, zero, entering)
-    line, of = _line(xp, A, r), xp.gather(side, r, 1)
-    pivot = xp.gather(line, r, 1) + of - 1.0
-    line = xp.where(there, pivot - of, line)
-    scaled = line / xp.where(going, -pivot, xp.full_like(pivot, xp.inf))
-    A = xp.axpy(scaled[:, :, None], line[:, None, :], A)
-    side = xp.where(there, -side, side)
-    k, worst = _choose(xp, side, val, entering)
-    return A, val, entering, side, k, worst, going & (worst < -SIGN), count + xp.astype(going, count.dtype)
+    val_r, side_r = xp.gather(val, r, 1), xp.gather(side, r, 1)
+    length = xp.where(going, xp.abs(val_r), xp.zeros_like(gone)) / xp.clip(xp.gather(col, r, 1), _LEAST, None)
+    gone, zero, blocked = gone + length, xp.zeros_like(gone), going & (r != k)
+    val = xp.placed(xp.axpy(length * side, col, val), r, xp.where(going, xp.where(blocked, zero, gone), val_r))
+    line = _line(xp, A, r)
+    corner = xp.gather(line, r, 1)
+    line = xp.placed(line, r, corner - 1.0)
+    scaled = line / xp.where(going, 1.0 - corner - side_r, xp.full_like(corner, xp.inf))
+    A, side = xp.axpy(scaled[:, :, None], line[:, None, :], A), xp.placed(side, r, xp.where(going, -side_r, side_r))
+    worst, first = _choose(xp, side, val)
+    worst, k = xp.where(blocked, -xp.ones_like(worst), worst), xp.where(blocked, k, first)
+    return A, val, xp.where(blocked, gone, zero), side, k, worst, going & (worst < -SIGN), count + xp.astype(going, count.dtype)
 
 
 def _line(xp: Any, A: Any, index: Any) -> Any:
