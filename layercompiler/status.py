@@ -57,7 +57,9 @@ class Info:
         refinements: Newton steps taken on the residual map.
         degenerate: True where the matrix of the residual map is singular or nearly so; the derivative is then the
             minimum-norm element.
-        unique: False where the primal solution is one of many.
+        unique: False where the outputs that read the primal solution can have other values at other solutions. Weakly active
+            inequalities that pin a null space down are reckoned with; at a kink of a cone that is no product of rays every null
+            vector counts. Programs too large for dense null spaces are judged by the linear system at the solution.
         engine: Name of the engine that solved each instance (an array of strings).
         time: Wall time of the whole call, in seconds.
     """

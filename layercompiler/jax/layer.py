@@ -129,7 +129,8 @@ def solve(host: Host, args: tuple[Any, ...], named: dict[str, Any], warm_start: 
     if _natively(host) and arrays:
         began, batch = time.perf_counter(), host.problem.batch_shape([a.shape for a in arrays])
         outputs, facts = host.native([a.astype(jnp.float64) for a in arrays], batch)
-        told = native.info(facts, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        told = native.info(host.problem, arrays, facts, seconds)
         outputs: Any = tuple(y.astype(dtype) for y in outputs)
         named_outputs: Any = dict(zip((o.name for o in host.problem.outputs), outputs, strict=True))
         return Solution(outputs, named_outputs, np.asarray(facts["value"]), told)

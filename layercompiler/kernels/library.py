@@ -11,7 +11,7 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 
-ABI = 22
+ABI = 25
 _POINTER, _LONG, _INT, _REAL, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_char_p
 _PROTOTYPES = {
     "lc_abi": (_INT, []),
@@ -47,7 +47,9 @@ _PROTOTYPES = {
     "lc_solved_adjoint": (_INT, [_POINTER, _TEXT, _INT]),
     "lc_ffi_handler": (_POINTER, [_POINTER]),
     "lc_ffi_fail": (None, [_TEXT]),
-    "lc_ffi_call_new": (_LONG, [_POINTER] * 4),
+    "lc_ffi_call_new": (_LONG, [_POINTER]),
+    "lc_ffi_dense_new": (_LONG, [_POINTER] * 4),
+    "lc_ffi_express_new": (_LONG, [_POINTER] * 4),
     "lc_ffi_call_free": (None, [_LONG]),
     "lc_ledger_new": (_POINTER, []),
     "lc_ledger_free": (None, [_POINTER]),

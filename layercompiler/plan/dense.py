@@ -21,7 +21,6 @@ from layercompiler.derivatives.residual_map import Point
 from layercompiler.derivatives.scaling import Equilibrator, Scaling
 from layercompiler.errors import OptionError
 from layercompiler.kernels import DenseSolution, operations
-from layercompiler.plan.ambiguity import ambiguity
 from layercompiler.plan.closest import ClosestEvaluation
 from layercompiler.plan.compiled import CompiledProblem
 from layercompiler.plan.evaluation import Bound, Evaluation
@@ -132,7 +131,10 @@ class DenseProblem(CompiledProblem):
         if self.matrices is not None and quick is not None and free and warm_start is None:
             found = self.matrices.kernel.solve(*quick.operands, threads=threads, quick=True)
             if not found.troubles:
-                return smoothed(self.matrix_evaluation(arrays, quick, found, threads, began), options)
+                evaluation = self.matrix_evaluation(arrays, quick, found, threads, began)
+                if evaluation.info.degenerate.any():
+                    evaluation.info = self._doubted(evaluation.info, evaluation.bound, evaluation.point, None)
+                return smoothed(evaluation, options)
         values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error != "flag")
         bound = Bound.of(self, values)
         answer = self._solve(bound, values, options, self._start(warm_start, values), free, threads, found)
@@ -141,16 +143,10 @@ class DenseProblem(CompiledProblem):
         if answer.factors is not None:
             linear = DenseLinearization(self.map, bound.scaled, point, answer.factors, answer.reach, threads)
         info = self._facts(answer, values.batch, began)
-        singular = (answer.status == Status.SOLVED) & ~(answer.reach <= SINGULAR)
-        if singular.any():
+        solved = answer.status == Status.SOLVED
+        if (solved & ~(answer.reach <= SINGULAR)).any():
             linear = linear or self.map.linearize(bound.scaled, point, threads)
-            ambiguous, many = ambiguity(self.program, *self._calm(bound, point, linear))
-            shape = values.batch
-            info = replace(
-                info,
-                degenerate=info.degenerate | (singular & ambiguous).reshape(shape),
-                unique=info.unique & ~(singular & many).reshape(shape),
-            )
+        info = self._doubted(info, bound, point, linear)
         evaluation = Evaluation(self, bound, point, linear, info)
         if answer.closest is not None:
             evaluation = ClosestEvaluation(self, bound, point, linear, info, *answer.closest, threads)
@@ -308,12 +304,19 @@ class DenseProblem(CompiledProblem):
         none = np.zeros((len(x), 0))
         return Point(self.structure.cones, x, v, y, none, none, answer.norm)
 
-    def _calm(self, bound: Bound, point: Point, linear: DenseLinearization) -> tuple[Bound, Point, Any]:
+    def _doubted(self, info: Info, bound: Bound, point: Point, linear: Any) -> Info:
+        """Flags of a batch, once those that kinks and singular systems make doubtful have been looked at."""
+        flat = [a.reshape(-1) for a in (info.status == Status.SOLVED, info.degenerate, info.unique)]
+        degenerate, unique = (a.reshape(info.status.shape) for a in self._flags(bound, point, linear, *flat))
+        return replace(info, degenerate=degenerate, unique=unique)
+
+    def _calm(self, bound: Bound, point: Point, linear: Any) -> tuple[Bound, Point, Any]:
         """The same in equilibrated coordinates, where sizes can be compared."""
         data, scaling = Equilibrator(self.structure)(bound.scaled)
         if scaling is None:
             return bound, point, linear
-        scaled = replace(point, x=point.x / scaling.x, v=point.v / scaling.y, y=point.y / scaling.y)
+        v = np.where(point.y != 0.0, point.v / scaling.y, point.v / scaling.s)
+        scaled = replace(point, x=point.x / scaling.x, v=v, y=point.y / scaling.y)
         return replace(bound, scaled=data, scaling=scaling), scaled, _Scaled(linear, scaling)
 
     def _facts(self, answer: Answer, shape: tuple[int, ...], began: float) -> Info:

@@ -240,22 +240,23 @@ class _State:
 def certified(structure: Structure, data: Data, products: Products, raw: object) -> np.ndarray:
     """(B,) bool: claims of infeasibility whose certificate holds on the data.
 
-    Primal infeasible: y in K*, A'y = 0, b'y < 0. Dual infeasible: Px = 0, -Ax in K, q'x < 0.
+    Primal infeasible: y in K*, A'y = 0, b'y < 0. Dual infeasible: Px = 0, -Ax in K, q'x < 0. A product that is rounding beside its terms is
+    none: where q is a combination of rows, directions along which nothing changes look like a fall.
     """
-    tolerance = 1e-6
+    tolerance, rounding = 1e-6, 1e-12
     out = np.zeros(data.batch, bool)
     claims_primal, claims_dual = raw.status == Status.PRIMAL_INFEASIBLE, raw.status == Status.DUAL_INFEASIBLE
     with np.errstate(all="ignore"):
         if claims_primal.any():
             y = np.where(np.isfinite(raw.y), raw.y, 0.0)
             gain = -np.sum(data.b * y, axis=1)
-            y = y / np.where(gain > 0, gain, np.nan)[:, None]
+            y = y / np.where(gain > rounding * np.sum(np.abs(data.b * y), axis=1), gain, np.nan)[:, None]
             defect = np.maximum(np.abs(products.AT(y)).max(axis=1, initial=0.0), structure.cones.dual_violation(y))
             out |= claims_primal & (defect <= tolerance * (1 + np.abs(y).max(axis=1, initial=0.0)))
         if claims_dual.any():
             x = np.where(np.isfinite(raw.x), raw.x, 0.0)
             gain = -np.sum(data.q * x, axis=1)
-            x = x / np.where(gain > 0, gain, np.nan)[:, None]
+            x = x / np.where(gain > rounding * np.sum(np.abs(data.q * x), axis=1), gain, np.nan)[:, None]
             defect = np.maximum(np.abs(products.P(x)).max(axis=1, initial=0.0), structure.cones.primal_violation(-products.A(x)))
             out |= claims_dual & (defect <= tolerance * (1 + np.abs(x).max(axis=1, initial=0.0)))
     return out

@@ -18,7 +18,7 @@ from layercompiler.errors import DtypeError, LayerCompilerError, MissingDependen
 from layercompiler.memory import Memory
 from layercompiler.plan.arguments import NUMBERS, REAL_PARTS
 from layercompiler.status import Solution
-from layercompiler.tensorflow.operators import UNKNOWN, Point
+from layercompiler.tensorflow.operators import UNKNOWN, Point, eager
 from layercompiler.tensorflow.operators import solve as solve_batch
 
 if keras.backend.backend() != "tensorflow":
@@ -184,7 +184,7 @@ def _run(memory: Memory, options: Any, args: tuple[Any, ...], named: dict[str, A
     compiled = memory.problem
     values = compiled.arguments(args, named)
     tensors = [_tensor(v, p.name) for v, p in zip(values, compiled.parameters, strict=True)]
-    shapes = _shapes(compiled, [t.shape for t in tensors])
+    shapes = () if eager(tensors) else _shapes(compiled, [t.shape for t in tensors])
     dtype = _dtype(values, [t.dtype for t in tensors])
     if not tensors:
         return tuple(tf.cast(y, dtype) for y in compiled.evaluate([], options=options).outputs)

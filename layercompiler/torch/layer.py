@@ -188,7 +188,8 @@ def solve(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_st
             tensors = _bind(bound, tensors, named)
         began = time.perf_counter()
         outputs, found = _run_natively(bound, tensors, True)  # type: ignore[reportCallIssue]
-        facts = native.info(found, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        facts = native.info(bound.compiled, _read(tensors, bound.parameters)[0], found, seconds)
         values = dict(zip((o.name for o in bound.compiled.outputs), outputs, strict=True))
         return Solution(outputs, MappingProxyType(values), found["value"], facts, torch.zeros(0))
     outputs, z = run(bound, tensors, named, warm_start)

@@ -87,7 +87,7 @@ def solve(program: Program, settings: Settings) -> Solved:
         never, finite = xp.astype(zero, xp.bool), _finite(program)
         fresh = _embed(program, xp.broadcast_to(~finite, (B,)), settings)
         return Solved(Point(*fresh[:4]), _nonfinite(xp, finite, fresh[4]), fresh[5], never, ())
-    formed = dual.solve(program, settings.compact, settings.every)
+    formed = dual.solve(program, settings.compact, settings.every, settings.on_host is not None)
     found, iterations, factors = formed.point, formed.iterations, (*formed.at.form.arrays, formed.at.order, formed.at.Lt)
     by_dual = found.residual <= dual.POOR
     if formed.exact:
