@@ -118,6 +118,16 @@ class NotLeastSquaresError(BuildError):
     code = "LC-BUILD-LEAST-SQUARES"
 
 
+class UnsupportedResidualError(BuildError, NotImplementedError):
+    """A residual function looks at the numbers of its arguments: it branches on them, or takes them out of the framework.
+
+    Example:
+        `lambda x: x - 1 if x[0] > 0 else x` fails; `lambda x: torch.where(x[0] > 0, x - 1, x)` does the same.
+    """
+
+    code = "LC-BUILD-RESIDUAL"
+
+
 class InputError(LayerCompilerError, ValueError):
     """An argument of a call is wrong."""
 

@@ -40,7 +40,7 @@ _MESSAGES = {
     Status.ITERATION_LIMIT: "iteration limit reached",
     Status.TIME_LIMIT: "time limit reached",
     Status.INACCURATE: "the residual stayed above the accepted tolerance",
-    Status.NONFINITE_INPUT: "a parameter value is NaN or infinite",
+    Status.NONFINITE_INPUT: "a parameter value is NaN, infinite or outside of its domain",
     Status.FAILED: "the engine failed",
     Status.STALLED: "no step lowers the cost any more, and the gradient is not small",
     Status.NOT_CONVEX: "the matrix of the quadratic objective is not positive semidefinite",

@@ -95,6 +95,8 @@ class LeastSquaresLayer:
         batch = p.batch_shape([t.shape for t in theta], init)
         start = jnp.asarray(p.start(batch, init))
         aligned = p.aligned(theta, batch)
+        if p.domains and not p.xp.traced(*aligned):
+            p.domains.outside([np.asarray(t) for t in aligned])
         key = (batch, tuple(a.shape for a in aligned), on_error)
         if key not in self._compiled:
             self._compiled[key] = jax.jit(lambda start, *theta: self._whole(start, theta, batch, on_error))
@@ -109,8 +111,10 @@ class LeastSquaresLayer:
         p = self.prepared
         fixed = [jax.lax.stop_gradient(t) for t in theta]
         call = p.regular(fixed, np.zeros(0), batch)
-        found = run(p.solver, start, call.theta, call.shared)
-        values, status, pivots = found[0], found[1], found[-1]
+        values, status, *rest = run(p.solver, start, call.theta, call.shared)
+        if p.domains:
+            status = jnp.where(p.domains.traced(p.xp, fixed, batch).reshape(-1), int(Status.NONFINITE_INPUT), status)
+        found, pivots = (values, status, *rest), rest[-1]
         bad = status != int(Status.SOLVED)
         mode = p.options.backward
         if on_error == "flag":

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from layercompiler.manifolds.group import Group, matrix, parts
+from layercompiler.manifolds.group import Group, matrix, parts, square
 from layercompiler.manifolds.series import NEAR, cotangent, cotangent_rest, sinc, third, versine
 
 
@@ -69,9 +69,9 @@ class Rotation2(Group):
         """Of length one."""
         return x / xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
 
-    def invalid(self, x: np.ndarray) -> np.ndarray:
+    def invalid(self, xp: Any, x: Any) -> Any:
         """Not of length one to six digits."""
-        return ~(np.abs((x * x).sum(-1) - 1) < 2e-6)
+        return ~(xp.abs(square(xp, x) - 1) < 2e-6)
 
 
 class Motion2(Group):
@@ -159,6 +159,9 @@ class Motion2(Group):
         length = xp.sqrt(xp.sum(x[..., :2] * x[..., :2], axis=-1, keepdims=True))
         return xp.concat([x[..., :2] / length, x[..., 2:]], axis=-1)
 
-    def invalid(self, x: np.ndarray) -> np.ndarray:
+    def invalid(self, xp: Any, x: Any) -> Any:
         """Its rotation not of length one to six digits."""
-        return ~(np.abs((x[..., :2] ** 2).sum(-1) - 1) < 2e-6)
+        return ROTATION.invalid(xp, x[..., :2])
+
+
+ROTATION = Rotation2()

@@ -103,9 +103,9 @@ class Rotation3(Group):
         """Of length one."""
         return x / xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
 
-    def invalid(self, x: np.ndarray) -> np.ndarray:
+    def invalid(self, xp: Any, x: Any) -> Any:
         """Not of length one to six digits."""
-        return ~(np.abs((x * x).sum(-1) - 1) < 2e-6)
+        return ~(xp.abs(square(xp, x) - 1) < 2e-6)
 
 
 class Motion3(Group):
@@ -181,9 +181,9 @@ class Motion3(Group):
         """Its rotation of length one."""
         return xp.concat([ROTATION.normalize(xp, x[..., :4]), x[..., 4:]], axis=-1)
 
-    def invalid(self, x: np.ndarray) -> np.ndarray:
+    def invalid(self, xp: Any, x: Any) -> Any:
         """Its rotation not of length one to six digits."""
-        return ROTATION.invalid(x[..., :4])
+        return ROTATION.invalid(xp, x[..., :4])
 
 
 def _corner(xp: Any, diagonal: Any, off: Any) -> Any:

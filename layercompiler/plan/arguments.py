@@ -116,7 +116,7 @@ class Arguments:
             lead = a.shape[: a.ndim - len(p.shape)]
             logged = position in self.logged
             if p.attributes and (check or (logged and raise_nonfinite)):
-                _check_domain(p, a, lead, getattr(given, "dtype", np.dtype(float)))
+                check_domain(p, a, lead, getattr(given, "dtype", np.dtype(float)))
             values = _rows(a, p, batch, count)
             flat.append(values)
             with np.errstate(all="ignore"):
@@ -205,7 +205,7 @@ def _listed(places: Sequence[tuple[int, ...]]) -> str:
     return shown + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
 
 
-def _check_domain(parameter: ParameterSpec, a: np.ndarray, lead: tuple[int, ...], dtype: Any) -> None:
+def check_domain(parameter: ParameterSpec, a: np.ndarray, lead: tuple[int, ...], dtype: Any) -> None:
     """Raise where values violate the declared attributes; NaN passes (it is reported as such)."""
     eps = 1e3 * float(np.finfo(dtype).eps) if np.dtype(dtype if isinstance(dtype, np.dtype) else float).kind == "f" else 1e-9
     k = len(parameter.shape)

@@ -17,6 +17,7 @@ from layercompiler.derivatives.rule import attach
 from layercompiler.errors import BuildError, MissingDependencyError, NonFiniteInputError, OptionError, ShapeError, SolveError, nearest
 from layercompiler.plan import report
 from layercompiler.plan.arguments import Arguments, real
+from layercompiler.plan.domain import Domains
 from layercompiler.programs.least_squares import LeastSquaresProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions, Result, Solver
 from layercompiler.solvers.least_squares.options import METHODS
@@ -178,6 +179,7 @@ class Prepared:
         self.xp = arrays.get(framework)
         self.solver = Solver(program, self.xp, options, method)
         self.arguments = Arguments(cast(Any, SimpleNamespace(parameters=program.parameters, channels=())))
+        self.domains = Domains(program, options.check_domain)
         self.short: Any = None  # a framework's short way for plain calls, with what it needs
 
     def report(self, choices: Sequence[str]) -> str:
@@ -235,7 +237,7 @@ class Prepared:
         for v in self.program.variables:
             given = np.asarray((init or {}).get(v.name, v.init), dtype=np.float64)
             if v.manifold.name != "euclidean" and v.name in (init or {}):
-                bad = v.manifold.invalid(given.reshape(*given.shape[: given.ndim - len(v.shape)], v.elements, v.manifold.ambient))
+                bad = v.manifold.invalid(arrays.get("numpy"), given.reshape(*given.shape[: given.ndim - len(v.shape)], v.elements, v.manifold.ambient))
                 if bad.any():
                     raise ShapeError(
                         f"the start of '{v.name}' holds numbers that are no elements of {v.manifold.name}",
@@ -318,12 +320,19 @@ class Prepared:
     def solve(self, call: Call, callback: Any = None) -> Result:
         """Solve; instances whose numbers are not finite get their own status."""
         finite = np.isfinite(call.start).all(axis=1)
-        for t, s, p in zip(call.theta, call.shared, self.program.parameters, strict=True):
-            good = np.isfinite(self.xp.numpy(t))
+        host = [self.xp.numpy(t) for t in call.theta]
+        for t, s, p in zip(host, call.shared, self.program.parameters, strict=True):
+            good = np.isfinite(t)
             finite &= good.all() if s else good.reshape(call.count, math.prod(p.shape)).all(axis=1)
+        if self.domains and call.count:
+            shaped = [
+                t if s else t.reshape(*call.batch, *p.shape) for t, s, p in zip(host, call.shared, self.program.parameters, strict=True)
+            ]
+            outside = self.domains.outside(shaped, finite.reshape(call.batch))
+            finite &= ~np.broadcast_to(outside, call.batch).reshape(-1)
         if not finite.all() and self.on_error == "raise":
             raise NonFiniteInputError(
-                "a parameter or a start holds NaN or an infinity",
+                "a parameter or a start holds NaN or an infinity" + (", or a radius is not positive" if self.domains else ""),
                 where=_places(np.asarray(~finite), call.batch),
                 mend="mend the values, or export with on_error='flag' to keep the other instances",
             )

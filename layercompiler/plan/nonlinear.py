@@ -13,10 +13,12 @@ from layercompiler import arrays, frameworks
 from layercompiler.errors import ShapeError, nearest
 from layercompiler.expressions.graph import Graph
 from layercompiler.plan import report
-from layercompiler.plan.arguments import Arguments, real
+from layercompiler.plan.arguments import Arguments, check_domain, real
 from layercompiler.plan.least_squares import CompiledLeastSquares, HostLayer, LeastSquaresSolution
 from layercompiler.programs.nonlinear import NonlinearProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions
+
+_SIGNS = frozenset(("nonneg", "nonpos", "pos", "neg"))
 
 
 class CompiledNonlinear:
@@ -91,6 +93,8 @@ class CompiledNonlinear:
             told: See above.
         """
         program = self.program
+        if self.inner.options.check_domain and not xp.traced(*theta):
+            self._check(xp, theta)
         after = program.after if told else self.answer
         batch = self.arguments.batch_shape([tuple(t.shape) for t in theta])
         start = None if init is None else self.starts(xp, theta, init)
@@ -109,6 +113,12 @@ class CompiledNonlinear:
                 value = xp.where(xp.reshape(good, (*good.shape, *(1,) * len(shape))), value, xp.full_like(value, np.nan))
             out.append(value)
         return tuple(out)
+
+    def _check(self, xp: Any, theta: Sequence[Any]) -> None:
+        for p, t in zip(self.program.parameters, theta, strict=True):
+            if p.attributes:  # matrices that were single numbers are symmetric to single precision only
+                kind = np.float64 if set(p.attributes) <= _SIGNS else np.float32
+                check_domain(p, xp.numpy(t), tuple(t.shape)[: len(t.shape) - len(p.shape)], np.dtype(kind))
 
     def starts(self, xp: Any, theta: Sequence[Any], init: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Starts of the unknowns from starts of the user's variables.

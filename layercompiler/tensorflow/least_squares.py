@@ -186,6 +186,9 @@ class LeastSquaresLayer:
         stopped = [tf.stop_gradient(t) for t in theta]
         call = p.regular(stopped, start, batch)
         values, status, *_, pivots = (tf.stop_gradient(f) for f in run(p.solver, tf.constant(start), call.theta, call.shared))
+        if p.domains:
+            outside = tf.reshape(p.domains.traced(p.xp, stopped, batch), (-1,))
+            status = tf.where(outside, tf.fill(status.shape, tf.constant(int(Status.NONFINITE_INPUT), status.dtype)), status)
         solved = status == int(Status.SOLVED)
         if on_error == "raise":
             solved = p.xp.host(_check, solved, status)  # all true where it returns

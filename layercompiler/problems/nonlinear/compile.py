@@ -198,6 +198,10 @@ def _block(split: _Split, loss: str, terms: list[Term], solved: Sequence[Solved]
     graph, on, places = split.inner([root])
     kind = None if loss == "square" else _LOSSES[loss]()
     radius = None if kind is None else _argument(split, [t.radius for t in terms if t.radius is not None])
+    if radius is not None and radius.value is not None and not (radius.value > 0).all():
+        raise NotLeastSquaresError(
+            "the radius of a robust loss is not positive", where=terms[0].source, expected="numbers > 0", got=f"{radius.value.min():g}"
+        )
     mass = _argument(split, [t.weight for t in terms])
     if mass.value is not None and np.all(mass.value == 1):
         mass = None

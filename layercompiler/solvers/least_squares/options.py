@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -31,11 +32,14 @@ class LeastSquaresOptions:
             where sparse), or "auto". jax always solves dense systems in its own arrays.
         eliminate: Variables that "schur" eliminates: a name or several; None for all that can be.
         backward: "implicit" (exact), "gauss_newton" (approximate: it drops the second derivatives of the residuals, and is off by as
-            much as they matter: some percent at large residuals), "truncated" (through the last `truncation` steps), "unrolled" (through
-            all), "dlm" (a difference along one direction, approximate).
+            much as they matter: some percent at large residuals), "truncated" (through the last `truncation` steps; "truncated(5)" says
+            both), "unrolled" (through all), "dlm" (a difference along one direction, approximate).
         truncation: Steps of "truncated".
         epsilon: Relative size of the difference of "dlm".
         trace: Record the residuals once for each shape of the inputs (torch), so that Python's overhead is paid once.
+        check_domain: Raise at a call whose parameters are outside of what they were declared or are used as: radii of robust losses are
+            positive, scales are not negative, elements of groups are elements, parameters of CVXPY have their attributes. Inside of a
+            transform, where there is nothing to raise for, and for radii without this check, such an instance is not solved.
     """
 
     max_iterations: int = 100
@@ -51,8 +55,13 @@ class LeastSquaresOptions:
     truncation: int = 5
     epsilon: float = 1e-4
     trace: bool = True
+    check_domain: bool = True
 
     def __post_init__(self) -> None:
+        spelled = re.fullmatch(r"truncated\s*\(\s*(?:k\s*=\s*)?(\d+)\s*\)", str(self.backward))
+        if spelled:
+            object.__setattr__(self, "backward", "truncated")
+            object.__setattr__(self, "truncation", int(spelled[1]))
         if self.eliminate is not None:
             object.__setattr__(self, "eliminate", (self.eliminate,) if isinstance(self.eliminate, str) else tuple(self.eliminate))
             if self.linear not in ("auto", "schur"):
