@@ -270,6 +270,8 @@ def _device(tensors: Sequence[Tensor]) -> torch.device | None:
 
 def _tensor(value: Any, name: str) -> Tensor:
     """A tensor from numbers, lists or numpy arrays; lists become float64, so that nothing is rounded on the way."""
+    if isinstance(value, np.ndarray) and (min(value.strides, default=0) < 0 or not value.dtype.isnative):  # torch has no such tensors
+        value = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
     try:
         return torch.as_tensor(value) if isinstance(value, (np.ndarray, np.generic)) else torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
