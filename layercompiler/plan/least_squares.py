@@ -237,7 +237,9 @@ class Prepared:
         for v in self.program.variables:
             given = np.asarray((init or {}).get(v.name, v.init), dtype=np.float64)
             if v.manifold.name != "euclidean" and v.name in (init or {}):
-                bad = v.manifold.invalid(arrays.get("numpy"), given.reshape(*given.shape[: given.ndim - len(v.shape)], v.elements, v.manifold.ambient))
+                bad = v.manifold.invalid(
+                    arrays.get("numpy"), given.reshape(*given.shape[: given.ndim - len(v.shape)], v.elements, v.manifold.ambient)
+                )
                 if bad.any():
                     raise ShapeError(
                         f"the start of '{v.name}' holds numbers that are no elements of {v.manifold.name}",

@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -86,8 +86,8 @@ def factor(
 
     Args:
         residual: r(*variables, *data, *shared) -> (m,), for ONE factor: smooth, without side effects, and without looking at numbers
-            (`where` instead of `if`); factors and batches are mapped over. In the framework of the layer, or, where its first argument is called `xp`, in
-            array functions for all frameworks. Elements of groups arrive as `layercompiler.manifolds.Element`.
+            (`where` instead of `if`); factors and batches are mapped over. In the framework of the layer, or, where its first argument is
+            called `xp`, in array functions for all frameworks. Elements of groups arrive as `layercompiler.manifolds.Element`.
         on: Names of the variables it reads; one may come twice.
         index: Elements that each factor reads: integers (factors, len(on)), or (factors,) for one variable, or a tuple with one array per
             variable, None where the factor reads the whole variable. None: a single factor reads the variables whole.
@@ -233,10 +233,12 @@ def _bounds(where: str, v: Variable) -> tuple[np.ndarray | None, ...]:
             bound = None if given is None else np.broadcast_to(np.asarray(given, float), v.shape)
         except ValueError:
             raise ShapeError(
-                f"the {side} bound does not broadcast", where=where, expected=str(v.shape), got=str(np.shape(given))
+                f"the {side} bound does not broadcast", where=where, expected=str(v.shape), got=str(np.shape(cast(Any, given)))
             ) from None
         if bound is not None and (np.isnan(bound).any() or (bound == never).any()):
-            raise BuildError(f"a {side} bound is NaN or leaves nothing", where=where, expected=f"numbers other than {never}", got=str(given))
+            raise BuildError(
+                f"a {side} bound is NaN or leaves nothing", where=where, expected=f"numbers other than {never}", got=str(given)
+            )
         found.append(bound)
     low, high = found
     if low is not None and high is not None and (low > high).any():
