@@ -13,6 +13,7 @@ PLAIN = [
     *("ordering.cpp", "symbolic.cpp", "program.cpp", "residual.cpp", "pool.cpp", "targets.cpp"),
     *("api.cpp", "api_dense_qp.cpp", "api_matrices.cpp", "api_ffi.cpp", "api_grid.cpp", "simplex.cpp", "least_squares.cpp", "machine.cpp"),
     *("gather.cpp", "pullback.cpp", "scaling.cpp", "substitution.cpp", "routes.cpp", "express.cpp", "express_adjoint.cpp"),
+    *("ffi_dense.cpp", "ffi_express.cpp"),
 ]
 PER_TARGET = ["target.cpp", "dense_target.cpp", "grid_target.cpp", "tape_target.cpp"]
 # gnu++17 with contraction off: every fused multiply-add is written as one, so that an instance gives the same bits in every pack width.

@@ -1,4 +1,4 @@
-"""Measures when the dense kernels beat the lanes engine, which is what the constants in layercompiler/plan/dense.py say.
+"""Measures when the dense kernels beat the lanes engine, which is what the constants in layercompiler/plan/crossover.py say.
 
     python -m benchmarks.crossover [--batch 64] [--seconds 0.5]
 
@@ -15,7 +15,7 @@ import numpy as np
 
 import layercompiler as lc
 from layercompiler import kernels
-from layercompiler.plan import dense
+from layercompiler.plan import crossover
 from tests.corpus import stored
 from tests.qp.test_agreement import LINEAR
 
@@ -59,11 +59,11 @@ def main():
             theta = [np.repeat(a[None], options.batch, axis=0) for a in point.theta]
             (lanes, ours), compiled = measure(case.problem, theta, case.parameters, case.variables, options.seconds)
             s = compiled.structure
-            operations = kernels.operations(s.n, *dense._rows(s))
+            operations = kernels.operations(s.n, *crossover._rows(s))
             cones = kernels.cone_list(s.cones.blocks)
             flops = kernels.Conic(s.n, (s.P_rows, s.P_cols), (s.A_rows, s.A_cols), cones).flops
-            model = dense.advantage(s, flops)
-            choice = "dense" if operations <= dense._TINY or model > 1 else "lanes"
+            model = crossover.advantage(s, flops)
+            choice = "dense" if operations <= crossover._TINY or model > 1 else "lanes"
             facts = f"{size + ' ' + name:28s} {s.n:4d} {s.m:4d} {operations:12.0f} {lanes:9.2f} {ours:9.2f}"
             print(f"{facts} {lanes / ours:8.2f} {model:6.2f}  {choice}")
 

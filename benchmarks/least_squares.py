@@ -315,8 +315,8 @@ def scenes(seconds, sizes):
     for cameras, points in sizes:
         scene = problems.scene(cameras, points)
         makers = {
+            "layercompiler": lambda s=scene: OursScene(s, "auto"),
             "layercompiler (Schur)": lambda s=scene: OursScene(s),
-            "layercompiler (sparse)": lambda s=scene: OursScene(s, "auto"),
         }
         if 6 * cameras + 3 * points < 1000:
             makers["layercompiler (dense)"] = lambda s=scene: OursScene(s, "dense")
@@ -331,7 +331,7 @@ def scenes(seconds, sizes):
         best = measure(layers, seconds)
         exact = layers[first].positions(layers[first].forward()).detach()
         lines += [f"{cameras} cameras, {points} points, {len(scene.seen)} observations:", ""]
-        lines += ["| | forward | forward + backward | times Schur | gap |", "|---|---|---|---|---|"]
+        lines += ["| | forward | forward + backward | times ours | gap |", "|---|---|---|---|---|"]
         for name, layer in layers.items():
             gap = float((layer.positions(layer.forward()).detach() - exact).abs().max())
             forward, both = best[name]

@@ -5,13 +5,12 @@ Framework independent: each framework's `CvxpyLayer` is its `Layer` with a `Fron
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from layercompiler.errors import OptionError, ParameterMismatchError, UnsupportedConeError
+from layercompiler.errors import OptionError, ParameterMismatchError, UnsupportedConeError, nearest
 from layercompiler.plan.dense import compile_program
 
 ENGINES = {"scs": "scs", "ecos": "ecos", "clarabel": "clarabel", "cuclarabel": "clarabel", "moreau": "moreau", "lanes": "lanes"}
@@ -97,9 +96,8 @@ def translate(solver: str | None, solver_args: Mapping[str, Any] | None) -> tupl
     name = engine(solver)
     for key, value in (solver_args or {}).items():
         if key not in _KNOWN:
-            near = difflib.get_close_matches(key, _KNOWN, n=1)
             raise OptionError(
-                f"unknown solver argument {key!r}", mend=f"did you mean {near[0]!r}?" if near else f"known are {sorted(_KNOWN)}"
+                f"unknown solver argument {key!r}", where="solver_args", mend=nearest(key, _KNOWN, f"known are {sorted(_KNOWN)}")
             )
         if key in ("solve_method", "solver"):
             name = engine(value)
@@ -175,7 +173,11 @@ class Front:
     ) -> None:
         for what, given in (("parameters", parameters), ("variables", variables)):
             if not isinstance(given, (list, tuple)):
-                raise ParameterMismatchError(f"the layer's {what} must be a list or tuple", got=type(given).__name__)
+                raise ParameterMismatchError(
+                    f"the layer's {what} must be a list or tuple",
+                    got=type(given).__name__,
+                    mend=f"pass {what}=[...], also for a single one",
+                )
         _check_all_listed(problem, parameters)
         self._arguments = {"verbose": verbose, **(solver_args or {})}
         name, options = translate(solver, self._arguments)

@@ -5,6 +5,8 @@ Every class is also the natural builtin (ValueError, ImportError, ...), so code 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -38,6 +40,13 @@ class LayerCompilerError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.__dict__)
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The `mend` of an unknown name: the known one that is most like it, or else `otherwise`."""
+    names = list(known)
+    close = [n for n in names if n.lower() == name.lower()] or difflib.get_close_matches(name, names, 1)
+    return f"did you mean '{close[0]}'?" if close else otherwise
 
 
 def _rebuild(cls: type[LayerCompilerError], state: dict[str, Any]) -> LayerCompilerError:
@@ -107,6 +116,16 @@ class NotLeastSquaresError(BuildError):
     """
 
     code = "LC-BUILD-LEAST-SQUARES"
+
+
+class UnsupportedResidualError(BuildError, NotImplementedError):
+    """A residual function looks at the numbers of its arguments: it branches on them, or takes them out of the framework.
+
+    Example:
+        `lambda x: x - 1 if x[0] > 0 else x` fails; `lambda x: torch.where(x[0] > 0, x - 1, x)` does the same.
+    """
+
+    code = "LC-BUILD-RESIDUAL"
 
 
 class InputError(LayerCompilerError, ValueError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layercompiler import frameworks
-from layercompiler.errors import NotAProblemError, OptionError, StoreError
+from layercompiler.errors import NotAProblemError, OptionError, ParameterMismatchError, StoreError, nearest
 from layercompiler.plan import CompiledProblem, compile_program
 from layercompiler.plan.nonlinear import CompiledNonlinear
 from layercompiler.programs.blackbox import BlackBox
@@ -82,17 +82,28 @@ def compile(
         OptionError: An unknown solver or option.
     """
     if on_error not in ("raise", "flag", "closest"):
-        raise OptionError("unknown value of on_error", expected="'raise', 'flag' or 'closest'", got=repr(on_error))
+        mend = nearest(str(on_error), ("raise", "flag", "closest"), "'raise' stops at a failed instance, 'flag' marks it with NaN")
+        raise OptionError("unknown value of on_error", expected="'raise', 'flag' or 'closest'", got=repr(on_error), mend=mend)
+    for what, given in (("parameters", parameters), ("variables", variables)):
+        if isinstance(given, str) or hasattr(given, "shape"):
+            raise ParameterMismatchError(
+                f"`{what}` is a list", where=str(given), expected=f"{what}=[...]", got=type(given).__name__, mend=f"{what}=[{given}]"
+            )
     request = Request(parameters, variables, solver, on_error, gp, options, estimator)
     compiled = _compiler(problem, request)(problem, request)
     if on_error == "closest" and not isinstance(compiled, CompiledProblem):
-        raise OptionError("only linear and quadratic programs have a closest one", where="on_error='closest'", got=type(compiled).__name__)
+        raise OptionError(
+            "only linear and quadratic programs have a closest one",
+            where="on_error='closest'",
+            got=type(compiled).__name__,
+            mend="on_error='flag' marks failed instances",
+        )
     return compiled
 
 
 def export(
     problem: Any,
-    framework: str,
+    framework: str = "",
     *,
     parameters: Sequence[Any] | None = None,
     variables: Sequence[Any] | None = None,
@@ -106,7 +117,7 @@ def export(
 
     Args:
         problem: A `cvxpy.Problem`, or an already compiled one.
-        framework: "torch", "jax", "tensorflow" or "numpy".
+        framework: "torch", "jax", "tensorflow" or "numpy"; it must be given.
         parameters: See `compile`; likewise the other arguments.
         variables: See `compile`.
         solver: See `compile`.
@@ -119,6 +130,7 @@ def export(
         A layer: called with one tensor per parameter, (batch..., *shape), it returns a tuple of tensors.
 
     Raises:
+        OptionError: No framework is named, or an unknown one.
         MissingDependencyError: The framework is not installed.
     """
     frameworks.checked(framework)
@@ -149,7 +161,9 @@ def _compiler(problem: Any, request: Request) -> Callable[[Any, Request], Any]:
 
 def _check_solver(solver: Any, others: Sequence[str] = ()) -> None:
     if solver is None or not isinstance(solver, str):
-        raise OptionError("the solver is given by name", expected="a string such as 'auto'", got=repr(solver))
+        raise OptionError(
+            "the solver is given by name", where="solver", expected="a string", got=repr(solver), mend="leave `solver` out, or pass 'auto'"
+        )
     if solver.lower() not in ("auto", *others):
         engine(solver)
 

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-from layercompiler.errors import MissingDependencyError, OptionError
+from layercompiler.errors import MissingDependencyError, OptionError, nearest
 
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
 
@@ -20,7 +20,13 @@ def checked(framework: str) -> str:
     """
     name = str(framework).lower()
     if name not in FRAMEWORKS:
-        raise OptionError("unknown framework", expected=f"one of {list(FRAMEWORKS)}", got=repr(framework))
+        raise OptionError(
+            "unknown framework" if framework else "no framework is named",
+            where="the second argument of `export`",
+            expected=f"one of {list(FRAMEWORKS)}",
+            got=repr(framework) if framework else "none",
+            mend=nearest(name, FRAMEWORKS, "layercompiler.export(problem, 'torch', ...)"),
+        )
     if importlib.util.find_spec(name) is None:
         raise MissingDependencyError(f"framework '{name}' is not installed", mend=f"pip install 'layercompiler[{name}]'")
     return name

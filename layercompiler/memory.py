@@ -29,12 +29,13 @@ class Memory:
     """The last few evaluations of one compiled problem; any number of threads may share it.
 
     Args:
-        problem: A `CompiledProblem`; only `evaluate` and `restore` are used.
+        problem: A `CompiledProblem`; only `outcome` (where it is there, else `evaluate`) and `restore` are used.
         capacity: How many evaluations are kept; the one used longest ago goes first.
     """
 
     def __init__(self, problem: Any, capacity: int = CAPACITY) -> None:
         self.problem, self._capacity = problem, capacity
+        self._outcome = getattr(problem, "outcome", None) or problem.evaluate
         self._entries: tuple[_Entry, ...] = ()
         self._lock = threading.Lock()
         self._mark = 1 + secrets.randbits(62)  # so that no other memory's are the same, in this process or another
@@ -51,9 +52,9 @@ class Memory:
             **settings: `warm_start` and `options` of `evaluate`.
         """
         if not keep:
-            return self.problem.evaluate([_readable(a) for a in arrays], **settings)
+            return self._outcome([_readable(a) for a in arrays], **settings)
         copies = tuple(_copy(a) for a in arrays)
-        evaluation = self.problem.evaluate([_readable(a) for a in copies], **settings)
+        evaluation = self._outcome([_readable(a) for a in copies], **settings)
         return self._keep(copies, evaluation.z, evaluation, settings.get("options"))
 
     def put(self, arrays: Sequence[np.ndarray], evaluation: Any, options: Any = None) -> None:

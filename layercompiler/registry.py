@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Generic, TypeVar
 
-from layercompiler.errors import OptionError
+from layercompiler.errors import OptionError, nearest
 
 T = TypeVar("T")
 
@@ -42,5 +42,7 @@ class Registry(Generic[T]):
         """
         names = self.names()
         if name not in names:
-            raise OptionError(f"unknown {self.what} {name!r}", expected=f"one of {sorted(names)}", got=repr(name))
+            raise OptionError(
+                f"unknown {self.what} {name!r}", expected=f"one of {sorted(names)}", got=repr(name), mend=nearest(name, names)
+            )
         return self._kinds[name]

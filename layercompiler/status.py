@@ -24,6 +24,7 @@ class Status(IntEnum):
     FAILED = 7
     STALLED = 8
     INDEFINITE = 9
+    NOT_CONVEX = 10
     CONVERGED = 0
 
     @property
@@ -39,9 +40,10 @@ _MESSAGES = {
     Status.ITERATION_LIMIT: "iteration limit reached",
     Status.TIME_LIMIT: "time limit reached",
     Status.INACCURATE: "the residual stayed above the accepted tolerance",
-    Status.NONFINITE_INPUT: "a parameter value is NaN or infinite",
+    Status.NONFINITE_INPUT: "a parameter value is NaN, infinite or outside of its domain",
     Status.FAILED: "the engine failed",
     Status.STALLED: "no step lowers the cost any more, and the gradient is not small",
+    Status.NOT_CONVEX: "the matrix of the quadratic objective is not positive semidefinite",
     Status.INDEFINITE: "stationary, but the Hessian is not positive definite: no derivative",
 }
 
@@ -57,7 +59,9 @@ class Info:
         refinements: Newton steps taken on the residual map.
         degenerate: True where the matrix of the residual map is singular or nearly so; the derivative is then the
             minimum-norm element.
-        unique: False where the primal solution is one of many.
+        unique: False where the outputs that read the primal solution can have other values at other solutions. Weakly active
+            inequalities that pin a null space down are reckoned with; at a kink of a cone that is no product of rays every null
+            vector counts. Programs too large for dense null spaces are judged by the linear system at the solution.
         engine: Name of the engine that solved each instance (an array of strings).
         time: Wall time of the whole call, in seconds.
     """

@@ -159,6 +159,18 @@ class Arrays(ABC):
         """`take_along_axis` without negative indices."""
         return self.take_along_axis(x, index, axis=axis)
 
+    def placed(self, x: Any, index: Any, value: Any) -> Any:
+        """X (b, k) with a value, (b, 1) or a number, at index (b, 1) of each row."""
+        return self.where(self.new(np.arange(x.shape[1]))[None] == index, value, x)
+
+    def largest(self, x: Any) -> tuple[Any, Any]:
+        """The largest entry of each row of x (b, k), (b, 1), and its index."""
+        return self.max(x, axis=1, keepdims=True), self.argmax(x, axis=1, keepdims=True)
+
+    def smallest(self, x: Any) -> tuple[Any, Any]:
+        """The smallest entry of each row of x (b, k), (b, 1), and its index."""
+        return self.min(x, axis=1, keepdims=True), self.argmin(x, axis=1, keepdims=True)
+
     def spread(self, values: Any, index: Any, size: int) -> Any:
         """(b, size): zeros, with values (b, k) at index (b, k), whose rows hold nothing twice."""
         at = index[:, :, None] == self.new(np.arange(size))

@@ -129,5 +129,8 @@ class TensorFlow(Arrays):
     def compile(self, f: Function) -> Function:
         return tf.function(f)
 
+    def trace(self, f: Function) -> Function:
+        return tf.function(f, autograph=False)  # what it traces has no branches to rewrite, and errors pass as they are
+
 
 ARRAYS = TensorFlow(Names())

@@ -46,6 +46,11 @@ def eager(values: Tensors, arguments: Tensors, gradient: Callable[..., list[Any]
     return list(values)
 
 
+def watched() -> bool:
+    """Whether a tape or an accumulator sees what happens now."""
+    return record.could_possibly_record()
+
+
 def node(
     host: Callable[..., list[np.ndarray]],
     arguments: Tensors,

@@ -128,6 +128,15 @@ class Torch(Arrays):
         A = A if A.shape[:-1] == d.shape else A.expand(torch.broadcast_shapes(A.shape[:-2], d.shape[:-1]) + A.shape[-2:])
         return torch.diagonal_scatter(A, A.diagonal(dim1=-2, dim2=-1) + d, 0, -2, -1)
 
+    def placed(self, x: torch.Tensor, index: torch.Tensor, value: Any) -> torch.Tensor:
+        return x.scatter(1, index, value)
+
+    def largest(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.max(x, 1, keepdim=True))  # type: ignore[return-value]
+
+    def smallest(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(torch.min(x, 1, keepdim=True))  # type: ignore[return-value]
+
     def spread(self, values: torch.Tensor, index: torch.Tensor, size: int) -> torch.Tensor:
         return values.new_zeros((len(values), size)).scatter(1, index, values)
 

@@ -7,7 +7,7 @@ residual is found by itself, and nothing is left to dispatch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ NAMES = (
     *("load", "store", "add", "sub", "mul", "div", "fma", "neg"),
     *("sqrt", "exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh"),
     *("atanh", "log1p", "expm1", "erf", "abs", "sign"),
-    *("atan2", "pow", "less", "less_equal", "equal", "select", "min", "max"),
+    *("atan2", "pow", "less", "less_equal", "equal", "select", "min", "max", "fms", "fnma"),
 )
 CODES = {name: k for k, name in enumerate(NAMES)}
 _UNARY = {name: getattr(np, {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}.get(name, name), None) for name in NAMES[8:28]}
@@ -40,6 +40,8 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 }
 _COMMUTE = {"add", "mul", "equal", "min", "max"}
 _FLAT = {"less", "less_equal", "equal", "sign"}  # derivative zero wherever there is one
+# branches, and operations whose derivatives need not be finite in a branch that is not taken
+_GUARDED = {"select", "div", "sqrt", "log", "pow", "asin", "acos", "acosh", "atanh", "log1p", "tan", "atan2"}
 
 
 class TooLargeError(BuildError):
@@ -75,9 +77,10 @@ class Scalars:
     def _node(self, key: Any, operation: str, arguments: tuple[int, ...], number: float | None) -> int:
         found = self._seen.get(key)
         if found is None:
-            found = self._seen[key] = len(self.operation)
+            found = len(self.operation)
             if found >= self.limit:
                 raise TooLargeError("a residual is too large to be spelled out in scalars", got=f"more than {self.limit} operations")
+            self._seen[key] = found
             self.operation.append(operation)
             self.arguments.append(arguments)
             self.number.append(number)
@@ -89,6 +92,7 @@ class Scalars:
         if name == "select":
             if numbers[0] is not None:
                 return a[1] if numbers[0] != 0 else a[2]
+            a = (a[0], *(self._case(k, a[0], i) for i, k in enumerate(a[1:])))
             if a[1] == a[2]:
                 return a[1]
         elif all(n is not None for n in numbers):
@@ -99,6 +103,10 @@ class Scalars:
                 return a[1]
             if numbers[1] == 0:
                 return a[0]
+            if [self.operation[k] for k in a] == ["select", "select"]:
+                (c, yes, no), (other, *two) = (self.arguments[k] for k in a)
+                if c == other and self.zero in (yes, two[0]) and self.zero in (no, two[1]):  # one of them is zero in each case
+                    return self.call("select", c, self.call("add", yes, two[0]), self.call("add", no, two[1]))
             for x, y in (a, a[::-1]):
                 if self.operation[y] == "neg":
                     return self.call("sub", x, self.arguments[y][0])
@@ -123,8 +131,8 @@ class Scalars:
         elif name == "div":
             if numbers[0] == 0:
                 return self.zero
-            if numbers[1] == 1:
-                return a[0]
+            if numbers[1] is not None and abs(math.frexp(numbers[1])[0]) == 0.5 and 1e-300 < abs(numbers[1]) < 1e300:
+                return self.call("mul", a[0], self.constant(1 / numbers[1]))  # a power of two: the same number
         elif name == "neg" and self.operation[a[0]] == "neg":
             return self.arguments[a[0]][0]
         elif name == "neg" and self.operation[a[0]] == "sub":
@@ -145,6 +153,12 @@ class Scalars:
         if name in _COMMUTE and a[0] > a[1]:
             a = a[::-1]
         return self._node((name, *a), name, a, None)
+
+    def _case(self, k: int, condition: int, otherwise: int) -> int:
+        """A node where the condition is known."""
+        if self.operation[k] == "select" and self.arguments[k][0] == condition:
+            return self.arguments[k][1 + otherwise]
+        return k
 
     def total(self, nodes: Iterable[int]) -> int:
         """The sum, in order."""
@@ -171,16 +185,22 @@ class Scalars:
         if name == "mul":
             return [(a[0], a[1]), (a[1], a[0])]
         if name == "div":
-            return [(a[0], c("div", self.one, a[1])), (a[1], c("neg", c("div", k, a[1])))]
+            inverse = c("div", self.one, a[1])
+            return [(a[0], inverse), (a[1], c("neg", c("mul", k, inverse)))]
         if name == "select":
             return [(a[1], c("select", a[0], self.one, self.zero)), (a[2], c("select", a[0], self.zero, self.one))]
         if name == "atan2":
             d = c("add", c("mul", a[0], a[0]), c("mul", a[1], a[1]))
-            return [(a[0], c("div", a[1], d)), (a[1], c("neg", c("div", a[0], d)))]
+            inverse = c("div", self.one, d)
+            return [(a[0], c("mul", a[1], inverse)), (a[1], c("neg", c("mul", a[0], inverse)))]
         if name == "pow":
             lower = c("mul", a[1], c("pow", a[0], c("sub", a[1], self.one)))
-            rest = [] if self.number[a[1]] is not None else [(a[1], c("mul", k, c("log", a[0])))]
-            return [(a[0], lower), *rest]
+            if self.number[a[1]] is not None:
+                return [(a[0], lower)]
+            # x^0 is one for all x, and 0^y zero for all y, up to the ends of where they are so
+            flat = c("mul", c("equal", a[0], self.zero), c("less_equal", self.zero, a[1]))
+            rest = c("mul", k, c("log", c("select", flat, self.one, a[0])))
+            return [(a[0], c("select", c("equal", a[1], self.zero), self.zero, lower)), (a[1], c("select", flat, self.zero, rest))]
         if name in ("min", "max"):
             first = c("less", *(a if name == "min" else a[::-1]))
             same = c("mul", c("equal", *a), self.constant(0.5))  # both halves where they are equal, as the frameworks do
@@ -216,10 +236,14 @@ class Scalars:
         return rules[name]()
 
     def _chain(self, partial: int, d: int, k: int) -> int:
-        """The partial derivative times d: at a branch, d or exactly zero, so that what is not taken cannot spoil it."""
-        if self.operation[k] == "select" and self.operation[partial] == "select":
-            condition, yes, no = self.arguments[partial]
-            return self.call("select", condition, d if yes == self.one else self.zero, d if no == self.one else self.zero)
+        return self.chain(partial, d) if self.operation[k] in _GUARDED else self.call("mul", partial, d)
+
+    def chain(self, partial: int, d: int) -> int:
+        """The product of two derivatives: exactly zero in a branch where one of them is, so that what is not taken cannot spoil it."""
+        for x, y in ((partial, d), (d, partial)):
+            if self.operation[x] == "select" and self.zero in self.arguments[x]:
+                condition, yes, no = self.arguments[x]
+                return self.call("select", condition, *(k if k == self.zero else self.chain(k, y) for k in (yes, no)))
         return self.call("mul", partial, d)
 
     def forward(self, outputs: Sequence[int], seeds: dict[int, dict[Any, int]]) -> list[dict[Any, int]]:
@@ -246,6 +270,11 @@ class Scalars:
     def reverse(self, outputs: dict[int, int], wanted: Iterable[int]) -> dict[int, int]:
         """Gradient of sum_k weight_k output_k by the wanted nodes; `outputs` holds the weights. Nodes without influence are left out."""
         goals = set(wanted)
+        gradient = self.adjoints(outputs, goals)
+        return {k: gradient[k] for k in goals if k in gradient}
+
+    def adjoints(self, outputs: dict[int, int], goals: Collection[int]) -> dict[int, int]:
+        """As `reverse`, by all nodes between the goals and the outputs."""
         order = self.order(list(outputs))
         moving = set()
         for k in order:
@@ -260,7 +289,7 @@ class Scalars:
                 if argument in moving:
                     term = self._chain(partial, g, k)
                     gradient[argument] = self.call("add", gradient.get(argument, self.zero), term)
-        return {k: gradient[k] for k in goals if k in gradient}
+        return gradient
 
     def order(self, outputs: Sequence[int]) -> list[int]:
         """The nodes that outputs are made of, in an order of evaluation."""
@@ -284,6 +313,7 @@ def program(graph: Scalars, outputs: Sequence[tuple[int, Any]]) -> tuple[np.ndar
             uses[a] = uses.get(a, 0) + 1
     for k, _ in outputs:
         uses[k] = uses.get(k, 0) + 1
+    once = {k for k, count in uses.items() if count == 1}
     constants: dict[int, int] = {}
     for k in sorted(uses):
         if graph.operation[k] == "constant":
@@ -298,6 +328,18 @@ def program(graph: Scalars, outputs: Sequence[tuple[int, Any]]) -> tuple[np.ndar
         if not uses[k] and k not in constants:
             free.append(place.pop(k))
 
+    def merged(k: int) -> tuple[str, tuple[int, ...]]:
+        """The instruction of a node: a product that is used once goes into its sum or difference."""
+        name, arguments = graph.operation[k], graph.arguments[k]
+        single = [graph.operation[a] == "mul" and a in once for a in arguments]
+        if name == "add" and any(single):
+            product, other = arguments if single[0] else arguments[::-1]
+            return "fma", (*graph.arguments[product], other)
+        if name == "sub" and any(single):
+            product, other = arguments[::-1] if single[1] else arguments
+            return "fnma" if single[1] else "fms", (*graph.arguments[product], other)
+        return name, arguments
+
     def visit(root: int) -> None:
         nonlocal top
         stack = [(root, False)]
@@ -306,42 +348,26 @@ def program(graph: Scalars, outputs: Sequence[tuple[int, Any]]) -> tuple[np.ndar
             if k in place:
                 continue
             if not ready:
+                instruction[k] = merged(k)
                 stack.append((k, True))
-                stack.extend((a, False) for a in reversed(graph.arguments[k]) if a not in place)
+                stack.extend((a, False) for a in reversed(instruction[k][1]) if a not in place)
                 continue
-            name, arguments = graph.operation[k], graph.arguments[k]
-            # a product that is used once goes into the sum
-            fused = None
-            if name == "add":
-                for x, y in (arguments, arguments[::-1]):
-                    if graph.operation[x] == "mul" and uses[x] == 1 and x != y and last.get(x) == len(code) - 1:
-                        fused = (x, y)
-            if fused is not None:
-                x, y = fused
-                _, at, p, q, _ = code.pop()
-                free.append(at)
-                place.pop(x)
-                uses[x] = 0
-                operands = (p, q, place[y])
-                release(y)
-                made = (CODES["fma"], operands)
-            elif name == "input":
+            name, arguments = instruction[k]
+            if name == "input":
                 inputs.append(keys[k])
                 made = (CODES["load"], (len(inputs) - 1, 0, 0))
             else:
-                operands = tuple(place[a] for a in arguments)
+                made = (CODES[name], (*(place[a] for a in arguments), 0, 0)[:3])
                 for a in arguments:
                     release(a)
-                made = (CODES[name], (*operands, 0, 0)[:3])
             if free:
                 at = free.pop()
             else:
                 at, top = top, top + 1
             place[k] = at
-            last[k] = len(code)
             code.append((made[0], at, *made[1]))
 
-    last: dict[int, int] = {}
+    instruction: dict[int, tuple[str, tuple[int, ...]]] = {}
     slots = []
     for k, key in outputs:
         visit(k)

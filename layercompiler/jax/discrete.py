@@ -118,9 +118,12 @@ class DiscreteLayer:
 
         Raises:
             InputError: A count, a name, a shape, a dtype or a value of a parameter is wrong, or the key is missing.
-            SolveError: An instance could not be solved, and the layer is not told to flag it; inside `jit` jax raises its own error.
+            SolveError: An instance could not be solved, and the layer is not told to flag it; in transforms jax raises its own error.
         """
-        return _draw(self._host, self._seed(key, seed), *self._theta(args, named))[:-2]
+        words, theta = self._seed(key, seed), self._theta(args, named)
+        if not any(isinstance(t, jax.core.Tracer) for t in (words, *theta)):  # so that exceptions reach the caller as they are
+            return tuple(map(jnp.asarray, self._host.draw(theta[0].dtype, np.asarray(words), *map(np.asarray, theta))[:-2]))
+        return _draw(self._host, words, *theta)[:-2]
 
     def expect(self, function: Callable[..., jax.Array], *args: Any, key: Any = None, seed: Any = None, **named: Any) -> jax.Array:
         """Estimate E f(z), with its gradient by the score function: f needs no derivative in z.

@@ -42,11 +42,11 @@ def serves(ctx: Any) -> bool:
     )
 
 
-def emit(ctx: Any, values: Sequence[Any], run: Callable[..., Any], dense: foreign.DenseCall | None = None) -> Sequence[Any]:
-    """The operations that call `run` with arrays that lie in XLA's memory, and write its results there; dense QPs are solved in float64."""
+def emit(ctx: Any, values: Sequence[Any], run: Callable[..., Any], work: Any = None) -> Sequence[Any]:
+    """The operations that call `run` with arrays that lie in XLA's memory, and write its results there; `work` is of float64."""
     takes, gives = list(ctx.avals_in), list(ctx.avals_out)
     inner = ctx
-    if dense is not None and any(_narrow(a.dtype) for a in (*takes, *gives)):
+    if work is not None and any(_narrow(a.dtype) for a in (*takes, *gives)):
         takes, gives = [_widened(a) for a in takes], [_widened(a) for a in gives]
         inner = ctx.replace(avals_in=takes, avals_out=gives)
         values = [_convert(v, a, np.float64) if _narrow(k.dtype) else v for v, a, k in zip(values, takes, ctx.avals_in, strict=True)]
@@ -57,7 +57,7 @@ def emit(ctx: Any, values: Sequence[Any], run: Callable[..., Any], dense: foreig
         for i, (k, value) in enumerate(zip(given, found, strict=True)):
             k.write(results[i], value)
 
-    call = foreign.Call(python, dense)
+    call = foreign.Call(python, work)
     # XLA holds callbacks as long as the program that it runs, which may outlive the object that Python has of it.
     ctx.module_context.add_host_callback(lambda *_: call)
     found = jax.ffi.ffi_lowering(_TARGET)(inner, *values, call=np.int64(call.number))

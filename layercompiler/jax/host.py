@@ -36,7 +36,7 @@ class Host:
     Attributes:
         native: The problem as a pure jax function, None where it cannot be one.
         asked: Whether that is used on the host too, because the user asked for it.
-        direct: Its kernel, where compiled code can call that without Python, or None.
+        direct: Its kernels, where compiled code can call them without Python, or None.
         words: 32-bit words of a point and its mark, a number that tells compiled code where its factors are.
     """
 

@@ -15,6 +15,7 @@ from layercompiler.errors import DtypeError, UnsupportedTransformError
 from layercompiler.jax import native
 from layercompiler.jax.host import Host
 from layercompiler.jax.primitives import solve as solve_batch
+from layercompiler.plan.arguments import NUMBERS, REAL_PARTS
 from layercompiler.status import Solution
 
 
@@ -128,7 +129,8 @@ def solve(host: Host, args: tuple[Any, ...], named: dict[str, Any], warm_start: 
     if _natively(host) and arrays:
         began, batch = time.perf_counter(), host.problem.batch_shape([a.shape for a in arrays])
         outputs, facts = host.native([a.astype(jnp.float64) for a in arrays], batch)
-        told = native.info(facts, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        told = native.info(host.problem, arrays, facts, seconds)
         outputs: Any = tuple(y.astype(dtype) for y in outputs)
         named_outputs: Any = dict(zip((o.name for o in host.problem.outputs), outputs, strict=True))
         return Solution(outputs, named_outputs, np.asarray(facts["value"]), told)
@@ -149,10 +151,13 @@ def _array(value: Any, name: str) -> jax.Array:
         array = value if isinstance(value, jax.Array) else jnp.asarray(value)
     except (TypeError, ValueError) as error:
         got = type(value).__name__
-        raise DtypeError(f"parameter {name!r} is not an array", where=f"parameter {name!r}", expected="real numbers", got=got) from error
+        raise DtypeError(
+            f"parameter {name!r} is not an array", where=f"parameter {name!r}", expected="real numbers", got=got, mend=NUMBERS
+        ) from error
     if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer) or array.dtype == bool):
         got = f"{'complex ' * jnp.issubdtype(array.dtype, jnp.complexfloating)}dtype {array.dtype}"
-        raise DtypeError(f"parameter {name!r} is not real", where=f"parameter {name!r}", expected="a real dtype", got=got)
+        mend = REAL_PARTS if got.startswith("complex") else NUMBERS
+        raise DtypeError(f"parameter {name!r} is not real", where=f"parameter {name!r}", expected="a real dtype", got=got, mend=mend)
     return array
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from layercompiler.errors import DtypeError, OptionError, SolveError, UnsupportedTransformError
+from layercompiler.jax.layer import _array
+from layercompiler.plan.arguments import starts
 from layercompiler.plan.least_squares import FIXED, CompiledLeastSquares, LeastSquaresSolution, Prepared
 from layercompiler.solvers.least_squares import Result, descent
 from layercompiler.solvers.least_squares.descent import RUNNING, State
@@ -88,6 +90,10 @@ class LeastSquaresLayer:
             outputs, MappingProxyType(dict(zip(p.program.outputs, outputs, strict=True))), value, p.info(result, batch)
         )
 
+    def report(self) -> str:
+        """The variables and residuals, and how they are solved and differentiated."""
+        return self.prepared.report(self.compiled.choices())
+
     def __repr__(self) -> str:
         return f"layercompiler.jax.LeastSquaresLayer({self.compiled.describe()})"
 
@@ -104,7 +110,8 @@ class LeastSquaresLayer:
             raise DtypeError(
                 "least squares in jax needs 64-bit numbers", mend="jax.config.update('jax_enable_x64', True) before the first array"
             )
-        given = [jnp.asarray(v) for v in p.arguments.bind(args, named)]
+        given = [_array(v, name) for v, name in zip(p.arguments.bind(args, named), p.names, strict=True)]
+        init = starts(init, lambda value: value)
         kinds = [g.dtype for g in given if jnp.issubdtype(g.dtype, jnp.floating)]
         dtype = jnp.result_type(*kinds) if kinds else jnp.float64
         theta = [g.astype(jnp.float64) for g in given]
@@ -134,6 +141,8 @@ class LeastSquaresLayer:
         theta, dtype, batch = self._read(args, named, init)
         start = jnp.asarray(p.start(batch, init))
         aligned = p.aligned(theta, batch)
+        if p.domains and not p.xp.traced(*aligned):
+            p.domains.outside([np.asarray(t) for t in aligned])
         key = (batch, tuple(a.shape for a in aligned), on_error)
         if key not in self._compiled:
             self._compiled[key] = jax.jit(lambda start, *theta: self._whole(start, theta, batch, on_error))
@@ -162,6 +171,9 @@ class LeastSquaresLayer:
         record: list[Any] = []
         found = run(p.solver, start, call.theta, call.shared, _recorder(record) if mode == "unrolled" else None)
         values, status, pivots = found[0], found[1], found[-1]
+        if p.domains:
+            status = jnp.where(p.domains.traced(p.xp, fixed, batch).reshape(-1), int(Status.NONFINITE_INPUT), status)
+            found = (values, status, *found[2:])
         bad = status != int(Status.SOLVED)
         values = jax.lax.stop_gradient(values)
         if on_error == "flag":

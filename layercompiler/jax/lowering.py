@@ -35,8 +35,8 @@ _TOKENLESS = _if_known(mlir.emit_python_callback, returns_token=False)
 UNCACHED = _if_known(mlir.register_lowering, cacheable=False)
 
 
-def lower(run: Callable[..., Any], dense: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """The lowering rule that calls `run` on the host, on a thread of XLA's; `dense` may give the call of the kernel that stands in for it.
+def lower(run: Callable[..., Any], direct: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The lowering rule that calls `run` on the host, on a thread of XLA's; `direct` may give the kernels' call that stands in for it.
 
     Where there is no foreign function to call, jax calls back. Then 64-bit results cross as 32-bit words: jax rounds what a callback
     returns to what the callback's thread may hold, and the context manager `jax.enable_x64(True)` holds for the thread that traced.
@@ -44,7 +44,7 @@ def lower(run: Callable[..., Any], dense: Callable[..., Any] | None = None) -> C
 
     def rule(ctx: Any, *values: Any, **params: Any) -> Any:
         if foreign.serves(ctx):
-            return foreign.emit(ctx, values, partial(run, **params), dense(*ctx.avals_in, **params) if dense else None)
+            return foreign.emit(ctx, values, partial(run, **params), direct(*ctx.avals_in, **params) if direct else None)
         wide = [a.dtype == np.float64 for a in ctx.avals_out]
         kinds = [jax.ShapeDtypeStruct((*a.shape, 2), np.uint32) if w else a for a, w in zip(ctx.avals_out, wide, strict=True)]
 

@@ -43,7 +43,7 @@ class Function:
         self._checked = jax.jit(lambda rows, batch: self._outputs(rows, batch, True), static_argnums=1)
 
     def __call__(self, values: Sequence[jax.Array], batch: tuple[int, ...]) -> tuple[list[jax.Array], dict[str, jax.Array]]:
-        """Outputs (batch..., *shape), and status, residual, iterations and value of every instance.
+        """Outputs (batch..., *shape), and status, residual, iterations, value and point (x, v) of every instance.
 
         Args:
             values: One float64 array per parameter, (batch..., *shape).
@@ -82,7 +82,8 @@ class Function:
             status = _stop_where_failed(status)
         *outputs, value = native.recover(_xp, data, found, x, y, v, status == 0)
         facts = {"status": status, "residual": residual, "iterations": iterations, "value": value}
-        return [o.reshape((*batch, *o.shape[1:])) for o in outputs], {k: f.reshape(batch) for k, f in facts.items()}
+        point = {"x": x, "v": jnp.concatenate([y, v], axis=1)}
+        return [o.reshape((*batch, *o.shape[1:])) for o in outputs], {**{k: f.reshape(batch) for k, f in facts.items()}, **point}
 
     # The solve and its derivative --------------------------------------------------------------------------------------------
 
@@ -156,9 +157,12 @@ def _stop_where_failed(status: Any) -> Any:
     return jax.pure_callback(check, jax.ShapeDtypeStruct(status.shape, status.dtype), status, vmap_method="expand_dims")
 
 
-def info(found: dict[str, Any], seconds: float) -> Info:
-    """Per-instance facts as numpy arrays."""
+def info(compiled: Any, values: Sequence[jax.Array], found: dict[str, Any], seconds: float) -> Info:
+    """Per-instance facts as numpy arrays; the flags are judged on the host."""
     status, residual, iterations = (np.asarray(found[k]) for k in ("status", "residual", "iterations"))
-    zeros, flags = np.zeros(status.shape, int), np.zeros(status.shape, bool)
+    degenerate, unique = np.zeros(status.shape, bool), np.ones(status.shape, bool)
+    if status.size:
+        x, v = np.asarray(found["x"]), np.asarray(found["v"])
+        degenerate, unique = compiled.judge([np.asarray(a, np.float64) for a in values], x, v, status == Status.SOLVED)
     name = np.full(status.shape, "interior_point", dtype=object)
-    return Info(status, residual, iterations.astype(int), zeros, flags, ~flags, name, seconds)
+    return Info(status, residual, iterations.astype(int), np.zeros(status.shape, int), degenerate, unique, name, seconds)

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from layercompiler import arrays
+from layercompiler.jax.layer import _array
 from layercompiler.jax.least_squares import LeastSquaresLayer
+from layercompiler.plan.arguments import starts
 from layercompiler.plan.least_squares import LeastSquaresSolution
 from layercompiler.plan.nonlinear import CompiledNonlinear
 
@@ -52,13 +53,18 @@ class NonlinearLayer:
 
         return self.compiled.solution(self._run(args, named, init, solve, True), found[0])
 
+    def report(self) -> str:
+        """What the compiler found, and how it is solved and differentiated."""
+        return self.compiled.report()
+
     def __repr__(self) -> str:
         return f"layercompiler.jax.NonlinearLayer({self.compiled.describe()})"
 
     def _run(self, args: Any, named: Any, init: Any, solve: Callable[..., Any], told: bool = False) -> tuple[jax.Array, ...]:
-        given = [jnp.asarray(v) for v in self.compiled.arguments.bind(args, named)]
+        compiled = self.compiled
+        given = [_array(v, name) for v, name in zip(compiled.arguments.bind(args, named), compiled.parameters, strict=True)]
         kinds = [g.dtype for g in given if jnp.issubdtype(g.dtype, jnp.floating)]
         dtype = jnp.result_type(*kinds) if kinds else jnp.float64
-        host = None if init is None else {name: np.asarray(value) for name, value in init.items()}
+        host = starts(init)
         values = self.compiled.call(_XP, [g.astype(jnp.float64) for g in given], host, solve, told)
         return tuple(v.astype(dtype) for v in values)

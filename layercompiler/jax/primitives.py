@@ -302,16 +302,16 @@ def _run_hvp(*values: Any, host: Host, given: tuple[int, ...], wrt: tuple[int, .
     return host.hvp(o.thetas, o.words, o.g, o.h, dict(wanted))
 
 
-def _dense_solve(*avals: Any, host: Host, wrt: tuple[int, ...], spread: int) -> Any:
+def _direct_solve(*avals: Any, host: Host, wrt: tuple[int, ...], spread: int) -> Any:
     return host.direct and host.direct.solve([a.shape for a in avals], bool(wrt))
 
 
-def _dense_vjp(*avals: Any, host: Host, given: tuple[int, ...], wanted: Wanted) -> Any:
+def _direct_vjp(*avals: Any, host: Host, given: tuple[int, ...], wanted: Wanted) -> Any:
     o = _Operands(avals, host, given=given)
     return host.direct and host.direct.pull([t.shape for t in o.thetas], o.words.shape, {k: g.shape for k, g in o.g.items()}, dict(wanted))
 
 
-def _primitive(name: str, run: Any, avals: Any, jvp: Any, transpose: Any = None, dense: Any = None) -> Primitive:
+def _primitive(name: str, run: Any, avals: Any, jvp: Any, transpose: Any = None, direct: Any = None) -> Primitive:
     primitive = Primitive(f"layercompiler_{name}")
     primitive.multiple_results = True
     primitive.def_impl(eager(run))
@@ -320,11 +320,11 @@ def _primitive(name: str, run: Any, avals: Any, jvp: Any, transpose: Any = None,
     if transpose is not None:
         ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = _batch_rule(primitive)
-    mlir.register_lowering(primitive, lower(run, dense), **UNCACHED)
+    mlir.register_lowering(primitive, lower(run, direct), **UNCACHED)
     return primitive
 
 
-solve_p = _primitive("solve", _run_solve, _solve_avals, _solve_jvp, dense=_dense_solve)
+solve_p = _primitive("solve", _run_solve, _solve_avals, _solve_jvp, direct=_direct_solve)
 jvp_p = _primitive("jvp", _run_jvp, lambda *v, host, wrt: _outputs_avals(_Operands(v, host, wrt=wrt)), _jvp_jvp, _jvp_transpose)
 vjp_p = _primitive(
     "vjp",
@@ -332,7 +332,7 @@ vjp_p = _primitive(
     lambda *v, host, given, wanted: _parameters_avals(_Operands(v, host, given=given), wanted),
     _vjp_jvp,
     _vjp_transpose,
-    _dense_vjp,
+    _direct_vjp,
 )
 second_p = _primitive(
     "second",

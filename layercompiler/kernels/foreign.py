@@ -11,6 +11,8 @@ import numpy as np
 from layercompiler.errors import BuildError
 from layercompiler.kernels import library
 from layercompiler.kernels.dense_qp import DenseFactors, DenseQP, DenseSolution, Operands
+from layercompiler.kernels.express import Express
+from layercompiler.kernels.maps import longs
 
 MOST = 16  # parts of one call
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_void_p))
@@ -35,6 +37,11 @@ class Ledger:
     def __init__(self) -> None:
         self._library = library.require()
         self._handle = self._library.lc_ledger_new()
+
+    @property
+    def handle(self) -> int:
+        """What the kernels know it by."""
+        return self._handle or 0
 
     def take(self, kernel: DenseQP, mark: int, operands: Sequence[np.ndarray]) -> DenseSolution | None:
         """The batch whose first point carries `mark`, solved at `operands`; it is no longer in the ledger.
@@ -104,6 +111,54 @@ class DenseCall:
             (ctypes.c_void_p * 6)(*(None if c is None else library.address(c) for c in self._constants)),
         )
 
+    def number(self, python: Any) -> int:
+        """A number that stands for the call, and for `python` with what the kernel leaves open."""
+        return library.require().lc_ffi_dense_new(python, ctypes.addressof(self.plan), self.kernel.handle, self.ledger.handle)
+
+
+class ExpressCall:
+    """A whole call of a layer, or its reverse derivative, as a compiled program calls it.
+
+    The point of an instance is (z, mark), of which the mark is a whole number that says where its factors are.
+
+    Args:
+        express: The kernels of the problem as one.
+        ledger: Where solved batches wait for their derivative.
+        count: Instances.
+        threads: Threads that share the batch.
+        sources: Sizes of the parameters.
+        varies: Whether each instance has its own.
+        outputs: Sizes of the outputs.
+        given: None to solve: parameters in, outputs and points out. Else the outputs whose cotangents come in: parameters, points and
+            cotangents in, cotangents of parameters out.
+        wanted: The parameters whose cotangents are wanted, and whether for each instance or summed.
+        keep: Whether a solve is remembered.
+    """
+
+    def __init__(
+        self,
+        express: Express,
+        ledger: Ledger,
+        count: int,
+        threads: int,
+        sources: Sequence[int],
+        varies: Sequence[bool],
+        outputs: Sequence[int],
+        *,
+        given: Sequence[int] | None = None,
+        wanted: dict[int, bool] | None = None,
+        keep: bool = False,
+    ) -> None:
+        self.express, self.ledger = express, ledger
+        ends, chosen = given or (), wanted or {}
+        counts = (len(sources), len(outputs), len(ends), len(chosen))
+        sizes = (*sources, *varies, *outputs)
+        self._plan = longs([given is not None, count, threads, keep, *counts, *sizes, *ends, *chosen, *chosen.values()])
+
+    def number(self, python: Any) -> int:
+        """See `DenseCall.number`."""
+        return library.require().lc_ffi_express_new(python, self._plan, self.express.handle, self.ledger.handle)
+
 
 class Call:
     """A call that a compiled program can make, as long as this object lives.
@@ -111,15 +166,15 @@ class Call:
     Args:
         python: What is called with the addresses of the arguments and of the results, which it writes; its exceptions become errors of
             the program.
-        dense: What is done instead, where it succeeds.
+        work: What is done instead, where it succeeds.
 
     Attributes:
         number: That stands for it in the program.
     """
 
-    def __init__(self, python: Callable[[Any, Any], None], dense: DenseCall | None = None) -> None:
+    def __init__(self, python: Callable[[Any, Any], None], work: DenseCall | ExpressCall | None = None) -> None:
         self.number = -1
-        self._library, self._dense = library.require(), dense
+        self._library, self._work = library.require(), work
         fail = self._library.lc_ffi_fail
 
         def run(arguments: Any, results: Any) -> int:
@@ -131,10 +186,8 @@ class Call:
             return 0
 
         self._callback = _Callback(run)
-        plan, kernel, ledger = (None, None, None)
-        if dense is not None:
-            plan, kernel, ledger = ctypes.addressof(dense.plan), dense.kernel._handle, dense.ledger._handle
-        self.number = self._library.lc_ffi_call_new(ctypes.cast(self._callback, ctypes.c_void_p), plan, kernel, ledger)
+        at = ctypes.cast(self._callback, ctypes.c_void_p)
+        self.number = self._library.lc_ffi_call_new(at) if work is None else work.number(at)
         if self.number < 0:
             raise BuildError("a call is malformed", where="Call", got=library.reason())
 

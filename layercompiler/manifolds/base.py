@@ -41,9 +41,9 @@ class Manifold(ABC):
         """The element nearest to x, which rounding has moved off the manifold."""
         return x
 
-    def invalid(self, x: np.ndarray) -> np.ndarray:
+    def invalid(self, xp: Any, x: Any) -> Any:
         """Where x (..., ambient) is no element at all, boolean (...)."""
-        return np.zeros(x.shape[:-1], bool)
+        return xp.zeros_like(x[..., 0]) > 0
 
     def __repr__(self) -> str:
         return self.name

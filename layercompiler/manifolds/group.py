@@ -47,6 +47,10 @@ class Group(Manifold):
         """Ad (..., dof, dof): x exp(v) = exp(Ad v) x."""
 
     @abstractmethod
+    def bracket(self, xp: Any, u: Any, v: Any) -> Any:
+        """[u, v] (..., dof), how Ad turns v: Ad(exp(u)) v = v + [u, v] to first order."""
+
+    @abstractmethod
     def jacobian(self, xp: Any, v: Any) -> Any:
         """Right Jacobian (..., dof, dof): exp(v + d) = exp(v) exp(J d) to first order."""
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from layercompiler.manifolds.group import Group, matrix, parts
-from layercompiler.manifolds.series import cotangent, sinc, third, versine
+from layercompiler.manifolds.group import Group, matrix, parts, square
+from layercompiler.manifolds.series import NEAR, cotangent, cotangent_rest, sinc, third, versine
 
 
 class Rotation2(Group):
@@ -53,6 +53,10 @@ class Rotation2(Group):
         """One: the group commutes."""
         return xp.ones_like(x[..., :1, None])
 
+    def bracket(self, xp: Any, u: Any, v: Any) -> Any:
+        """Zero."""
+        return 0 * (u * v)
+
     def jacobian(self, xp: Any, v: Any) -> Any:
         """One."""
         return xp.ones_like(v[..., None])
@@ -65,9 +69,9 @@ class Rotation2(Group):
         """Of length one."""
         return x / xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
 
-    def invalid(self, x: np.ndarray) -> np.ndarray:
+    def invalid(self, xp: Any, x: Any) -> Any:
         """Not of length one to six digits."""
-        return ~(np.abs((x * x).sum(-1) - 1) < 2e-6)
+        return ~(xp.abs(square(xp, x) - 1) < 2e-6)
 
 
 class Motion2(Group):
@@ -95,7 +99,12 @@ class Motion2(Group):
         """See `Group.log`."""
         c, s, x, y = parts(x, 1, 1, 1, 1)
         t = xp.atan2(s, c)
-        h, k = t / 2, 1 - t * t * cotangent(xp, t * t)
+        h, square = t / 2, t * t
+        sign = xp.where(s < 0, -xp.ones_like(s), xp.ones_like(s))
+        # |cot(t / 2)| from sine and cosine: sums of positive numbers, and harmless near zero, where it is not looked at
+        a = sign * s
+        below = xp.where(square < NEAR, xp.ones_like(s), a + 1 - c)
+        k = 1 - square * cotangent_rest(xp, square, sign * h * (a + 1 + c) / below)
         return xp.stack([k * x + h * y, k * y - h * x, t], axis=-1)
 
     def compose(self, xp: Any, x: Any, y: Any) -> Any:
@@ -125,6 +134,11 @@ class Motion2(Group):
         o = xp.zeros_like(c)
         return matrix(xp, [[c, -s, b], [s, c, -a], [o, o, xp.ones_like(c)]])
 
+    def bracket(self, xp: Any, u: Any, v: Any) -> Any:
+        """See `Group.bracket`."""
+        (x, y, t), (a, b, s) = parts(u, 1, 1, 1), parts(v, 1, 1, 1)
+        return xp.stack([s * y - t * b, t * a - s * x, 0 * (t * s)], axis=-1)
+
     def jacobian(self, xp: Any, v: Any) -> Any:
         """See `Group.jacobian`."""
         x, y, t = parts(v, 1, 1, 1)
@@ -145,6 +159,9 @@ class Motion2(Group):
         length = xp.sqrt(xp.sum(x[..., :2] * x[..., :2], axis=-1, keepdims=True))
         return xp.concat([x[..., :2] / length, x[..., 2:]], axis=-1)
 
-    def invalid(self, x: np.ndarray) -> np.ndarray:
+    def invalid(self, xp: Any, x: Any) -> Any:
         """Its rotation not of length one to six digits."""
-        return ~(np.abs((x[..., :2] ** 2).sum(-1) - 1) < 2e-6)
+        return ROTATION.invalid(xp, x[..., :2])
+
+
+ROTATION = Rotation2()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import factorial
 from typing import Any
 
-_NEAR = 0.04  # squared angle below which the series is used: closed forms lose digits to cancellation there
+NEAR = 0.04  # squared angle below which the series is used: closed forms lose digits to cancellation there
 _TERMS = 6
 
 _SINC = [(-1) ** k / factorial(2 * k + 1) for k in range(_TERMS)]
@@ -37,6 +37,13 @@ def cotangent(xp: Any, square: Any) -> Any:
     return _join(xp, square, _BERNOULLI, lambda t: (1 - t / 2 * xp.cos(t / 2) / xp.sin(t / 2)) / (t * t))
 
 
+def cotangent_rest(xp: Any, square: Any, part: Any) -> Any:
+    """`cotangent` where part = (t / 2) cot(t / 2) is known."""
+    near = square < NEAR
+    one = xp.ones_like(square)
+    return xp.where(near, _horner(xp.where(near, square, one), _BERNOULLI), (1 - part) / xp.where(near, one, square))
+
+
 def angle_over_sine(xp: Any, sine_square: Any, cosine: Any) -> Any:
     """atan2(n, w) / n for n^2 and w >= 0."""
     near = sine_square < 0.01 * cosine * cosine
@@ -48,7 +55,7 @@ def angle_over_sine(xp: Any, sine_square: Any, cosine: Any) -> Any:
 
 
 def _join(xp: Any, square: Any, coefficients: list[float], closed: Callable[[Any], Any]) -> Any:
-    near = square < _NEAR
+    near = square < NEAR
     one = xp.ones_like(square)
     # both branches see harmless numbers where the other one is taken, so that no derivative is 0 * inf
     return xp.where(near, _horner(xp.where(near, square, one), coefficients), closed(xp.sqrt(xp.where(near, one, square))))

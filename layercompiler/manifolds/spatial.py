@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from layercompiler.manifolds.group import Group, cross, hat, matrix, parts, square
-from layercompiler.manifolds.series import angle_over_sine, cotangent, sinc, third, versine
+from layercompiler.manifolds.series import angle_over_sine, cotangent, cotangent_rest, sinc, third, versine
 
 
 class Rotation3(Group):
@@ -36,9 +36,15 @@ class Rotation3(Group):
 
     def log(self, xp: Any, x: Any) -> Any:
         """See `Group.log`; at pi, where two tangents have one element, either may come."""
+        return self.log_rest(xp, x)[0]
+
+    def log_rest(self, xp: Any, x: Any) -> tuple[Any, Any]:
+        """The tangent, and `series.cotangent` of its squared length."""
         w, v = parts(x, 1, 3)
         sign = xp.where(w < 0, -xp.ones_like(w), xp.ones_like(w))
-        return (2 * sign * angle_over_sine(xp, square(xp, v), sign * w))[..., None] * v
+        length, cosine = square(xp, v), sign * w
+        ratio = angle_over_sine(xp, length, cosine)
+        return (2 * sign * ratio)[..., None] * v, cotangent_rest(xp, 4 * ratio * ratio * length, ratio * cosine)
 
     def compose(self, xp: Any, x: Any, y: Any) -> Any:
         """See `Group.compose`."""
@@ -79,6 +85,10 @@ class Rotation3(Group):
         """The rotation's matrix."""
         return self.matrix(xp, x)
 
+    def bracket(self, xp: Any, u: Any, v: Any) -> Any:
+        """The cross product."""
+        return cross(xp, u, v)
+
     def jacobian(self, xp: Any, v: Any) -> Any:
         """See `Group.jacobian`."""
         t, W = square(xp, v), hat(xp, v)
@@ -93,9 +103,9 @@ class Rotation3(Group):
         """Of length one."""
         return x / xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
 
-    def invalid(self, x: np.ndarray) -> np.ndarray:
+    def invalid(self, xp: Any, x: Any) -> Any:
         """Not of length one to six digits."""
-        return ~(np.abs((x * x).sum(-1) - 1) < 2e-6)
+        return ~(xp.abs(square(xp, x) - 1) < 2e-6)
 
 
 class Motion3(Group):
@@ -122,9 +132,9 @@ class Motion3(Group):
     def log(self, xp: Any, x: Any) -> Any:
         """See `Group.log`."""
         q, u = parts(x, 4, 3)
-        w = ROTATION.log(xp, q)
+        w, rest = ROTATION.log_rest(xp, q)
         first = cross(xp, w, u)
-        return xp.concat([u - first / 2 + cotangent(xp, square(xp, w))[..., None] * cross(xp, w, first), w], axis=-1)
+        return xp.concat([u - first / 2 + rest[..., None] * cross(xp, w, first), w], axis=-1)
 
     def compose(self, xp: Any, x: Any, y: Any) -> Any:
         """See `Group.compose`."""
@@ -153,6 +163,11 @@ class Motion3(Group):
         R = ROTATION.matrix(xp, x[..., :4])
         return _corner(xp, R, xp.matmul(hat(xp, x[..., 4:]), R))
 
+    def bracket(self, xp: Any, u: Any, v: Any) -> Any:
+        """See `Group.bracket`."""
+        (a, p), (b, q) = parts(u, 3, 3), parts(v, 3, 3)
+        return xp.concat([cross(xp, p, b) + cross(xp, a, q), cross(xp, p, q)], axis=-1)
+
     def jacobian(self, xp: Any, v: Any) -> Any:
         """See `Group.jacobian`."""
         return _corner(xp, ROTATION.jacobian(xp, v[..., 3:]), _coupling(xp, -v))
@@ -166,9 +181,9 @@ class Motion3(Group):
         """Its rotation of length one."""
         return xp.concat([ROTATION.normalize(xp, x[..., :4]), x[..., 4:]], axis=-1)
 
-    def invalid(self, x: np.ndarray) -> np.ndarray:
+    def invalid(self, xp: Any, x: Any) -> Any:
         """Its rotation not of length one to six digits."""
-        return ROTATION.invalid(x[..., :4])
+        return ROTATION.invalid(xp, x[..., :4])
 
 
 def _corner(xp: Any, diagonal: Any, off: Any) -> Any:

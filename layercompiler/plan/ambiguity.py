@@ -17,6 +17,7 @@ from layercompiler.derivatives.residual_map import Point
 from layercompiler.plan.evaluation import Bound
 from layercompiler.programs.cone import ConeProgram
 
+_NULL = 1e-6  # what the matrix makes of a null vector of size one
 _OFF = 1e-3  # of the largest entry of a point
 _REACHES = 1e-4  # null vectors are known to about the regularisation over the next singular value
 
@@ -29,16 +30,28 @@ def ambiguity(program: ConeProgram, bound: Bound, point: Point, linear: Any) -> 
     with np.errstate(all="ignore"):
         # The regularised system amplifies the null space by one over the regularisation: one solve finds a generic null vector.
         u, t, _ = linear.solve(r_x, h, refine=0)
-        found = _effects(program, bound, point.x, point.y, u, t)
         usual = [_effects(program, bound, *_somewhere(rng, point), *_anywhere(rng, point)) for _ in range(2)]
         # A null vector that could not be found may reach everything.
-        reaches = [(~(f <= _REACHES * np.maximum(a, b))).any(axis=1) for f, a, b in zip(found, *usual, strict=True)]
+        effects = [_effects(program, bound, point.x, point.y, *part) for part in _parts(bound, point, u, t)]
+        reaches = [np.zeros(count, bool) for _ in usual[0]]
+        for found in effects:
+            for reach, f, a, b in zip(reaches, found, *usual, strict=True):
+                reach |= (~(f <= _REACHES * np.maximum(a, b))).any(axis=1)
     many, ambiguous = np.zeros(count, bool), np.zeros(count, bool)
     for k, reach in enumerate(reaches):
         if k < len(program.outputs) and program.outputs[k].source == "primal":
             many |= reach
         ambiguous |= reach
     return ambiguous, many
+
+
+def _parts(bound: Bound, point: Point, u: np.ndarray, t: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(u, t), and (u, 0) and (0, t) where they are null vectors by themselves: the larger of both hides the other."""
+    products, D = bound.products, point.projection.apply
+    a, b = (c / np.where(_largest(c) > 0, _largest(c), 1.0)[:, None] for c in (u, t))
+    of_a = np.maximum(_largest(products.P(a)), _largest(D(products.A(a))))
+    of_b = np.maximum(_largest(products.AT(b)), _largest(b - D(b)))
+    return [(u, t), (a * (of_a <= _NULL)[:, None], np.zeros_like(t)), (np.zeros_like(u), b * (of_b <= _NULL)[:, None])]
 
 
 def _anywhere(rng: np.random.Generator, point: Point) -> list[np.ndarray]:
@@ -58,7 +71,7 @@ def _somewhere(rng: np.random.Generator, point: Point) -> list[np.ndarray]:
 def _effects(program: ConeProgram, bound: Bound, x: np.ndarray, y: np.ndarray, u: np.ndarray, t: np.ndarray) -> list[np.ndarray]:
     """Changes (B, k) that (u, t), brought to unit size, makes in the entries of each output, and of the gradient of P, q, d, A and b."""
     size = np.maximum(_largest(u), _largest(t))[:, None]
-    u, t = u / size, t / size
+    u, t = (a / np.where(size > 0, size, 1.0) for a in (u, t))
     if bound.scaling is not None:
         u, t, x, y = u * bound.scaling.x, t * bound.scaling.y, x * bound.scaling.x, y * bound.scaling.y
     zero_x, zero_y = np.zeros((len(u), program.structure.n)), np.zeros((len(u), program.structure.m))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from layercompiler.errors import DtypeError, NonFiniteInputError, ParameterDomainError, ShapeError
+from layercompiler.errors import DtypeError, NonFiniteInputError, ParameterDomainError, ShapeError, nearest
 from layercompiler.programs.cone import ConeProgram, ParameterSpec
+
+REAL_PARTS = "pass the real part, or real and imaginary parts as separate parameters"
+NUMBERS = "pass an array or a tensor of numbers"
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,11 @@ class Arguments:
             )
         for name, value in kwargs.items():
             if name not in self.names:
-                close = [n for n in self.names if n.lower() == name.lower()] or difflib.get_close_matches(name, self.names, 1)
                 raise ShapeError(
                     f"the layer has no parameter '{name}'",
                     expected=f"some of {self.names}",
                     got=f"'{name}'",
-                    mend=f"did you mean '{close[0]}'?" if close else "see `layer.compiled.parameters`",
+                    mend=nearest(name, self.names, "`layer.compiled.parameters` lists them; settings go to `options` of the layer"),
                 )
             if name in values:
                 raise ShapeError(f"parameter '{name}' is given twice, by position and by name", mend="give it once")
@@ -89,7 +90,7 @@ class Arguments:
                     where=f"parameter '{p.name}'",
                     expected=f"{p.shape} after any batch dimensions",
                     got=f"{tuple(shape)}",
-                    mend=f"the last {k} dimensions must be {p.shape}; leading dimensions are the batch",
+                    mend=f"its shape must end in {p.shape}; leading dimensions are the batch",
                 )
             leads.append(tuple(shape[: len(shape) - k]))
         try:
@@ -100,11 +101,12 @@ class Arguments:
                 where=", ".join(f"'{p.name}' has batch {lead}" for p, lead in zip(self.parameters, leads, strict=True)),
                 expected="equal batch dimensions, or 1, or none (numpy broadcasting)",
                 got=" and ".join(str(lead) for lead in sorted(set(leads))),
+                mend="insert dimensions of 1 where a parameter should be repeated, as in p[:, None]",
             ) from None
 
     def read(self, arrays: Sequence[Any], check: bool, raise_nonfinite: bool) -> Values:
         """Convert and check the arrays of a call."""
-        converted = [_real(p, a) for p, a in zip(self.parameters, arrays, strict=True)]
+        converted = [real(p.name, a) for p, a in zip(self.parameters, arrays, strict=True)]
         shapes = tuple(a.shape for a in converted)
         batch = self.batch_shape(shapes)
         count = math.prod(batch)
@@ -114,7 +116,7 @@ class Arguments:
             lead = a.shape[: a.ndim - len(p.shape)]
             logged = position in self.logged
             if p.attributes and (check or (logged and raise_nonfinite)):
-                _check_domain(p, a, lead, getattr(given, "dtype", np.dtype(float)))
+                check_domain(p, a, lead, getattr(given, "dtype", np.dtype(float)))
             values = _rows(a, p, batch, count)
             flat.append(values)
             with np.errstate(all="ignore"):
@@ -131,6 +133,29 @@ class Arguments:
         return Values(batch, count, shapes, tuple(flat), finite)
 
 
+def starts(init: Any, host: Callable[[Any], Any] = np.asarray) -> dict[str, Any] | None:
+    """Where to start, by variable; None for the declared starts.
+
+    Args:
+        init: What a caller gave.
+        host: Makes an array of each start.
+
+    Raises:
+        ShapeError: It is no mapping.
+    """
+    if init is None:
+        return None
+    if not isinstance(init, Mapping):
+        raise ShapeError(
+            "starts are given by the names of variables",
+            where="init",
+            expected="a dict from names to arrays",
+            got=type(init).__name__,
+            mend="init={'x': [1.0, 0.0]}, for instance",
+        )
+    return {name: host(value) for name, value in init.items()}
+
+
 def _rows(array: np.ndarray, parameter: ParameterSpec, batch: tuple[int, ...], count: int) -> np.ndarray:
     """One row per instance, or a single one where the whole batch shares the array; no row in an empty batch."""
     lead = array.shape[: array.ndim - len(parameter.shape)]
@@ -139,7 +164,12 @@ def _rows(array: np.ndarray, parameter: ParameterSpec, batch: tuple[int, ...], c
     return np.broadcast_to(array, (*batch, *parameter.shape)).reshape(count, parameter.size)
 
 
-def _real(parameter: ParameterSpec, value: Any) -> np.ndarray:
+def real(name: str, value: Any) -> np.ndarray:
+    """The value of a parameter as a float64 array.
+
+    Raises:
+        DtypeError: It holds something else than real numbers.
+    """
     try:
         array = np.asarray(value)
     except ValueError:
@@ -148,13 +178,11 @@ def _real(parameter: ParameterSpec, value: Any) -> np.ndarray:
         return array
     if array.dtype.kind not in "fiub":
         raise DtypeError(
-            f"parameter '{parameter.name}' is not an array of real numbers",
-            where=f"parameter '{parameter.name}'",
+            f"parameter '{name}' is not an array of real numbers",
+            where=f"parameter '{name}'",
             expected="a real dtype (float or int)",
             got="complex " + str(array.dtype) if array.dtype.kind == "c" else f"dtype {array.dtype}",
-            mend="pass the real part, or real and imaginary parts as separate parameters"
-            if array.dtype.kind == "c"
-            else "pass an array or a tensor of numbers",
+            mend=REAL_PARTS if array.dtype.kind == "c" else NUMBERS,
         )
     return array.astype(np.float64)
 
@@ -177,7 +205,7 @@ def _listed(places: Sequence[tuple[int, ...]]) -> str:
     return shown + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
 
 
-def _check_domain(parameter: ParameterSpec, a: np.ndarray, lead: tuple[int, ...], dtype: Any) -> None:
+def check_domain(parameter: ParameterSpec, a: np.ndarray, lead: tuple[int, ...], dtype: Any) -> None:
     """Raise where values violate the declared attributes; NaN passes (it is reported as such)."""
     eps = 1e3 * float(np.finfo(dtype).eps) if np.dtype(dtype if isinstance(dtype, np.dtype) else float).kind == "f" else 1e-9
     k = len(parameter.shape)

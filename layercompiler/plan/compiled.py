@@ -10,6 +10,7 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ import numpy as np
 
 from layercompiler import kernels
 from layercompiler.derivatives.lanes import residual_map
+from layercompiler.derivatives.residual_map import Point
 from layercompiler.derivatives.smoothing import SmoothedMap
 from layercompiler.frameworks import layer
+from layercompiler.plan import uniqueness
 from layercompiler.plan.ambiguity import ambiguity
 from layercompiler.plan.arguments import Arguments
 from layercompiler.plan.binding import Binding
+from layercompiler.plan.convexity import convex, open_to_doubt
 from layercompiler.plan.evaluation import Bound, Evaluation
+from layercompiler.plan.express import Express, express
 from layercompiler.plan.report import report
 from layercompiler.plan.search import Search
 from layercompiler.plan.smoothed import check, smoothed
@@ -91,6 +96,16 @@ class CompiledProblem:
         return self.options.workers or CORES
 
     @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """What is tried, in turn, after the engine's first run."""
+        return self.search.later
+
+    @property
+    def refining(self) -> str:
+        """How points of an engine are taken to rounding."""
+        return f"Newton on the residual map, at most {self.options.refinements} steps"
+
+    @property
     def zsize(self) -> int:
         """Length of the primal-dual vector of one instance."""
         return self.structure.n + self.structure.m
@@ -109,6 +124,18 @@ class CompiledProblem:
         """Values in parameter order from positional and named arguments."""
         return self.reader.bind(args, kwargs)
 
+    @cached_property
+    def express(self) -> Express | None:
+        """The express way of plain calls; None where there is none, or `evaluate` is as short."""
+        way = express(self, self.options) if kernels.available() and self.parameters else None
+        return None if way is None or getattr(self, "matrices", None) is not None else Express(self, way)
+
+    def outcome(self, arrays: Sequence[np.ndarray], *, warm_start: Any = None, options: Options | None = None) -> Any:
+        """What `evaluate` gives, without the facts of the instances where that is faster: outputs, point and derivatives."""
+        plain = warm_start is None and (options is None or options == self.options)
+        found = self.express(arrays) if plain and self.express is not None else None
+        return found or self.evaluate(arrays, warm_start=warm_start, options=options)
+
     def evaluate(self, arrays: Sequence[Any], *, warm_start: Any = None, options: Options | None = None) -> Evaluation:
         """Solve a batch.
 
@@ -124,7 +151,9 @@ class CompiledProblem:
         options = options or self.options
         values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error == "raise")
         bound = Bound.of(self, values)
-        found = self.search(bound.scaled, bound.products, values.finite, options, began, self._start(warm_start, values))
+        open_ = values.finite & convex(self.program, bound.full) if open_to_doubt(self.program) else values.finite
+        found = self.search(bound.scaled, bound.products, open_, options, began, self._start(warm_start, values))
+        found.status[values.finite & ~open_] = Status.NOT_CONVEX
         linear = found.linear
         if linear is None and (found.status == Status.SOLVED).any() and self.search.affordable(values.count, options, began):
             linear = self.map.linearize(bound.scaled, found.point, self.threads)
@@ -172,15 +201,9 @@ class CompiledProblem:
             return None
 
     def _info(self, found: Any, linear: Any, bound: Bound, began: float) -> Info:
-        values = bound.values
-        solved = found.status == Status.SOLVED
-        singular = solved & linear.singular() if linear is not None else np.zeros(values.count, bool)
-        degenerate, unique = solved & ~found.point.smooth(), np.ones(values.count, bool)
-        if singular.any():
-            ambiguous, many = ambiguity(self.program, bound, found.point, linear)
-            degenerate |= singular & ambiguous
-            unique = ~(singular & many)
-        shape = values.batch
+        solved, shape = found.status == Status.SOLVED, bound.values.batch
+        kinks, alone = solved & ~found.point.smooth(), np.ones(len(solved), bool)
+        degenerate, unique = self._flags(bound, found.point, linear, solved, kinks, alone)
         return Info(
             status=found.status.reshape(shape),
             residual=found.point.norm.reshape(shape),
@@ -191,6 +214,40 @@ class CompiledProblem:
             engine=found.engine.reshape(shape),
             time=time.perf_counter() - began,
         )
+
+    def _flags(
+        self, bound: Bound, point: Point, linear: Any, solved: np.ndarray, kinks: np.ndarray, unique: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(degenerate, unique), (B,) each, from what is at a kink and what is known to be one of many; no `linear`: nothing is singular."""
+        singular = solved & linear.singular() if linear is not None else np.zeros(len(solved), bool)
+        degenerate, index = kinks.copy(), np.flatnonzero(singular | kinks)
+        if len(index) == 0:
+            return degenerate, unique
+        bound, point, linear = self._calm(bound, point, linear)
+        if singular.any():
+            ambiguous, many = ambiguity(self.program, bound, point, linear)
+            degenerate, unique = degenerate | (singular & ambiguous), unique & ~(singular & many)
+        if uniqueness.affordable(self.structure):
+            unique = unique.copy()
+            unique[index] = ~uniqueness.many(self.program, bound, point, index)
+        return degenerate | (solved & ~unique), unique
+
+    def _calm(self, bound: Bound, point: Point, linear: Any) -> tuple[Bound, Point, Any]:
+        """The same in coordinates where sizes can be compared."""
+        return bound, point, linear
+
+    def judge(self, arrays: Sequence[Any], x: np.ndarray, v: np.ndarray, solved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(degenerate, unique), batch shape each, of solutions (x, v) of the reduced program, (B, n) and (B, m)."""
+        bound = Bound.of(self, self.reader.read(arrays, check=False, raise_nonfinite=False))
+        flat = solved.reshape(-1)
+        if bound.scaling is not None:
+            y = self.structure.cones.project_dual(v).y
+            x, v = x / bound.scaling.x, y / bound.scaling.y - (y - v) / bound.scaling.s
+        x, v = (np.where(flat[:, None], a, 0.0) for a in (x, v))
+        point = self.map.point(bound.scaled, bound.products, x, v)
+        linear = self.map.linearize(bound.scaled, point, self.threads)
+        flags = self._flags(bound, point, linear, flat, flat & ~point.smooth(), np.ones(len(flat), bool))
+        return flags[0].reshape(solved.shape), flags[1].reshape(solved.shape)
 
     def describe(self) -> str:
         """One line: kind, parameters, outputs, size, cones, engine."""

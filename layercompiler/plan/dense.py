@@ -20,19 +20,19 @@ from layercompiler.derivatives.dense import SINGULAR, DenseLinearization, DenseM
 from layercompiler.derivatives.residual_map import Point
 from layercompiler.derivatives.scaling import Equilibrator, Scaling
 from layercompiler.errors import OptionError
-from layercompiler.kernels import DenseSolution, operations
-from layercompiler.plan.ambiguity import ambiguity
+from layercompiler.kernels import DenseSolution
 from layercompiler.plan.closest import ClosestEvaluation
 from layercompiler.plan.compiled import CompiledProblem
+from layercompiler.plan.crossover import dense_pays
 from layercompiler.plan.evaluation import Bound, Evaluation
 from layercompiler.plan.matrices import Call, Matrices, MatrixEvaluation
 from layercompiler.plan.search import Search, certified
 from layercompiler.plan.smoothed import smoothed
-from layercompiler.programs.cone import ConeProgram, Data, Structure
+from layercompiler.programs.cone import ConeProgram, Data
 from layercompiler.programs.presolve import eliminate
 from layercompiler.solvers import Options, Raw
 from layercompiler.solvers.closest import Closest, ClosestPoints
-from layercompiler.solvers.dense_qp import NOT_CONVEX, DenseEngine
+from layercompiler.solvers.dense_qp import DenseEngine
 from layercompiler.status import Info, Status
 
 
@@ -55,11 +55,6 @@ class Answer:
 
 
 _MAYBE = (Status.FAILED, Status.PRIMAL_INFEASIBLE)
-# Measured by benchmarks/crossover.py.
-_TINY = 1e5  # operations of one instance below which the overhead of a general engine decides
-_RATE = {True: 2.0, False: 1.5}  # operations of the dual form, and of the primal form, in the time of one of the lanes engine's
-_LANES = 14  # factorisations that the lanes engine and its refinement take
-_VERTEX = 0.5  # linear objectives with equalities: the dense kernels take about twice the steps, and the lanes engine folds their bounds
 
 
 def compile_program(program: ConeProgram, solver: str, on_error: str, options: Options) -> CompiledProblem:
@@ -67,36 +62,9 @@ def compile_program(program: ConeProgram, solver: str, on_error: str, options: O
     name = solver.lower()
     if on_error == "closest" and options.smoothing:
         raise OptionError("a program that cannot be satisfied has no center", expected="on_error='closest' or smoothing, not both")
-    if on_error == "closest" or (name == "auto" and kernels.available() and _advantage(eliminate(program).structure, program.kind)):
+    if on_error == "closest" or (name == "auto" and kernels.available() and dense_pays(eliminate(program).structure, program.kind)):
         return DenseProblem(program, solver, on_error, options)
     return (DenseProblem if name == "dense_qp" else CompiledProblem)(program, solver, on_error, options)
-
-
-def _advantage(structure: Structure, kind: str) -> str:
-    """Why the dense kernels are the better choice; empty where they are not."""
-    if not DenseEngine.accepts(structure):
-        return ""
-    if kind == "QP":
-        return "given as matrices"
-    dense = operations(structure.n, *_rows(structure))
-    if dense <= _TINY:
-        return f"linear cones, {dense / 1e3:.0f} thousand operations"
-    cones = kernels.cone_list(structure.cones.blocks)
-    lanes = kernels.Conic(structure.n, (structure.P_rows, structure.P_cols), (structure.A_rows, structure.A_cols), cones)
-    ratio = advantage(structure, lanes.flops)
-    return f"linear cones, modelled {ratio:.1f} times as fast as lanes" if ratio > 1 else ""
-
-
-def advantage(structure: Structure, flops: float) -> float:
-    """How many times as fast as the lanes engine the dense kernels are, by the model; `flops` are those of one of its factorisations."""
-    zero, rows = _rows(structure)
-    steps = _VERTEX if zero and len(structure.P_rows) == 0 else 1.0
-    return steps * _LANES * _RATE[rows <= 2 * structure.n] * flops / operations(structure.n, zero, rows)
-
-
-def _rows(structure: Structure) -> tuple[int, int]:
-    zero = sum(count for cone, count in structure.cones.blocks if cone.name == "zero")
-    return zero, structure.m - zero
 
 
 class DenseProblem(CompiledProblem):
@@ -104,7 +72,7 @@ class DenseProblem(CompiledProblem):
 
     def _plan(self, solver: str) -> None:
         samples = self._samples()
-        reason = _advantage(self.structure, self.program.kind) if solver.lower() == "auto" else "asked for"
+        reason = dense_pays(self.structure, self.program.kind) if solver.lower() == "auto" else "asked for"
         self.dense = DenseEngine(self.structure)
         self.map = DenseMap(self.structure, samples, self.dense)
         self.search = Search(self.structure, self.map, "dense_qp", reason)
@@ -119,6 +87,16 @@ class DenseProblem(CompiledProblem):
         """The same program on the other engines, for what the kernel does not solve."""
         return CompiledProblem(self.program, "auto", "flag", self.options)
 
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """See `CompiledProblem.fallbacks`."""
+        return "certificates of infeasibility", "its long runs", self.rest.search.first, *self.rest.fallbacks
+
+    @property
+    def refining(self) -> str:
+        """See `CompiledProblem.refining`."""
+        return "none: the points of the kernels are exact"
+
     def evaluate(self, arrays: Sequence[Any], *, warm_start: Any = None, options: Options | None = None) -> Evaluation:
         """See `CompiledProblem.evaluate`."""
         began = time.perf_counter()
@@ -127,30 +105,27 @@ class DenseProblem(CompiledProblem):
         if self.matrices is not None:  # derivatives read them again, whatever the caller writes to them by then
             arrays = [a.copy() if isinstance(a, np.ndarray) and a.flags.writeable else a for a in arrays]
         quick = self.matrices.read(arrays) if self.matrices is not None else None
-        free = options.time_limit is None and options.max_iterations is None
         found = None
-        if self.matrices is not None and quick is not None and free and warm_start is None:
-            found = self.matrices.kernel.solve(*quick.operands, threads=threads, quick=True)
+        if self.matrices is not None and quick is not None and warm_start is None:
+            limits = {"time_limit": options.time_limit, "max_iterations": options.max_iterations}
+            found = self.matrices.kernel.solve(*quick.operands, threads=threads, quick=True, **limits)
             if not found.troubles:
-                return smoothed(self.matrix_evaluation(arrays, quick, found, threads, began), options)
+                evaluation = self.matrix_evaluation(arrays, quick, found, threads, began)
+                if evaluation.info.degenerate.any():
+                    evaluation.info = self._doubted(evaluation.info, evaluation.bound, evaluation.point, None)
+                return smoothed(evaluation, options)
         values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error != "flag")
         bound = Bound.of(self, values)
-        answer = self._solve(bound, values, options, self._start(warm_start, values), free, threads, found)
+        answer = self._solve(bound, values, options, self._start(warm_start, values), began, threads, found)
         point = self._point(bound, answer)
         linear: Any = None
         if answer.factors is not None:
             linear = DenseLinearization(self.map, bound.scaled, point, answer.factors, answer.reach, threads)
         info = self._facts(answer, values.batch, began)
-        singular = (answer.status == Status.SOLVED) & ~(answer.reach <= SINGULAR)
-        if singular.any():
+        solved = answer.status == Status.SOLVED
+        if (solved & ~(answer.reach <= SINGULAR)).any():
             linear = linear or self.map.linearize(bound.scaled, point, threads)
-            ambiguous, many = ambiguity(self.program, *self._calm(bound, point, linear))
-            shape = values.batch
-            info = replace(
-                info,
-                degenerate=info.degenerate | (singular & ambiguous).reshape(shape),
-                unique=info.unique & ~(singular & many).reshape(shape),
-            )
+        info = self._doubted(info, bound, point, linear)
         evaluation = Evaluation(self, bound, point, linear, info)
         if answer.closest is not None:
             evaluation = ClosestEvaluation(self, bound, point, linear, info, *answer.closest, threads)
@@ -185,33 +160,37 @@ class DenseProblem(CompiledProblem):
         return options.workers or self.threads
 
     def _solve(
-        self, bound: Bound, values: Any, options: Options, start: np.ndarray | None, free: bool, threads: int, found: DenseSolution | None
+        self,
+        bound: Bound,
+        values: Any,
+        options: Options,
+        start: np.ndarray | None,
+        began: float,
+        threads: int,
+        found: DenseSolution | None,
     ) -> Answer:
-        """The kernel where no limit is set, and the other engines for what it leaves open."""
-        n, m, count = self.structure.n, self.structure.m, values.count
-        data = bound.scaled
-        if free:
-            points = None
-            if start is not None:
-                ok = np.isfinite(start).all(axis=1)
-                flat = np.where(ok[:, None], start, 0.0)
-                points = (flat[:, :n], flat[:, n:])
-            answer = _answer(found or self.dense.run(_sized(data, count), threads, start=points, quick=True))
-            if points is not None:
-                answer.engine[ok & (answer.status == Status.SOLVED) & (answer.iterations == 0)] = "warm start"
-        else:
-            answer = _nothing(n, m, count)
+        """The kernel, and the other engines for what it leaves open."""
+        n, points = self.structure.n, None
+        if start is not None:
+            ok = np.isfinite(start).all(axis=1)
+            flat = np.where(ok[:, None], start, 0.0)
+            points = (flat[:, :n], flat[:, n:])
+        data, limits = _sized(bound.scaled, values.count), {"time_limit": _left(options, began), "max_iterations": options.max_iterations}
+        answer = _answer(found or self.dense.run(data, threads, start=points, quick=True, **limits))
+        if points is not None:
+            answer.engine[ok & (answer.status == Status.SOLVED) & (answer.iterations == 0)] = "warm start"
         self._doubt(answer, bound)
         answer.status[~values.finite] = Status.NONFINITE_INPUT
-        convex = answer.status != NOT_CONVEX
-        answer.status[~convex] = Status.FAILED
         if self.on_error == "closest":
-            self._approach(answer, np.flatnonzero(np.isin(answer.status, _MAYBE) & convex), bound, options.tolerance, threads)
-        open_ = np.flatnonzero((answer.status == Status.FAILED) & convex)
-        if len(open_) and free:
-            open_ = self._persist(answer, open_, bound, threads)
-        if len(open_):
-            self._rescue(answer, open_, bound, values, options)
+            self._approach(answer, np.flatnonzero(np.isin(answer.status, _MAYBE)), bound, options.tolerance, threads)
+        open_ = np.flatnonzero(answer.status == Status.FAILED)
+        for further in (self._persist, self._rescue):
+            left = _left(options, began)
+            if left == 0.0:
+                answer.status[open_] = Status.TIME_LIMIT
+                break
+            if len(open_):
+                open_ = further(answer, open_, bound, values, replace(options, time_limit=left, workers=threads))
         return answer
 
     def _doubt(self, answer: Answer, bound: Bound) -> None:
@@ -222,8 +201,9 @@ class DenseProblem(CompiledProblem):
             raw = Raw(answer.x[part], answer.y[part], none, answer.status[part], answer.iterations[part])
             answer.status[part[~certified(self.structure, bound.scaled.take(part), bound.products.take(part), raw)]] = Status.FAILED
 
-    def _persist(self, answer: Answer, index: np.ndarray, bound: Bound, threads: int) -> np.ndarray:
+    def _persist(self, answer: Answer, index: np.ndarray, bound: Bound, values: Any, options: Options) -> np.ndarray:
         """Certificates for those of the instances `index` without a solution, the kernel's long runs for the others; what is left."""
+        threads = self._threads(options)
         if self.closest.affordable:
             data = bound.scaled.take(index)
             least = self.closest.violation(data, threads)
@@ -237,13 +217,12 @@ class DenseProblem(CompiledProblem):
             index = index[answer.status[index] == Status.FAILED]
         if len(index) == 0:
             return index
-        found = self.dense.run(bound.scaled.take(index), threads)
+        found = self.dense.run(bound.scaled.take(index), threads, time_limit=options.time_limit, max_iterations=options.max_iterations)
         for name in ("x", "v", "y", "status", "norm", "margin", "reach"):
             getattr(answer, name)[index] = getattr(found, name)
         answer.iterations[index] += found.iterations
         answer.factors = None  # those of these points are made when they are asked for
         self._doubt(answer, bound)
-        answer.status[answer.status == NOT_CONVEX] = Status.FAILED
         return index[answer.status[index] == Status.FAILED]
 
     def _approach(self, answer: Answer, index: np.ndarray, bound: Bound, tolerance: float, threads: int) -> None:
@@ -262,8 +241,8 @@ class DenseProblem(CompiledProblem):
         answer.iterations[far] += found.iterations
         answer.engine[far] = "closest"
 
-    def _rescue(self, answer: Answer, index: np.ndarray, bound: Bound, values: Any, options: Options) -> None:
-        """Solve the instances `index` by the other engines."""
+    def _rescue(self, answer: Answer, index: np.ndarray, bound: Bound, values: Any, options: Options) -> np.ndarray:
+        """The other engines for the instances `index`; what none of them solves."""
         arrays = [
             (flat if len(flat) == 1 else flat[index]).reshape(-1, *p.shape) for flat, p in zip(values.flat, self.parameters, strict=True)
         ]
@@ -280,7 +259,7 @@ class DenseProblem(CompiledProblem):
         answer.engine[index] = found.info.engine.reshape(-1)
         at = index[ok]
         if len(at) == 0:
-            return
+            return index
         part = bound.scaled.take(at)
         x, y = x[ok], y[ok]
         s = part.b - bound.products.take(at).A(x)
@@ -295,6 +274,7 @@ class DenseProblem(CompiledProblem):
         many[at] = ~found.info.unique.reshape(-1)[ok]
         answer.many = many
         answer.factors = None
+        return index[~ok]
 
     def _point(self, bound: Bound, answer: Answer) -> Point:
         bad = answer.status != Status.SOLVED
@@ -308,12 +288,19 @@ class DenseProblem(CompiledProblem):
         none = np.zeros((len(x), 0))
         return Point(self.structure.cones, x, v, y, none, none, answer.norm)
 
-    def _calm(self, bound: Bound, point: Point, linear: DenseLinearization) -> tuple[Bound, Point, Any]:
+    def _doubted(self, info: Info, bound: Bound, point: Point, linear: Any) -> Info:
+        """Flags of a batch, once those that kinks and singular systems make doubtful have been looked at."""
+        flat = [a.reshape(-1) for a in (info.status == Status.SOLVED, info.degenerate, info.unique)]
+        degenerate, unique = (a.reshape(info.status.shape) for a in self._flags(bound, point, linear, *flat))
+        return replace(info, degenerate=degenerate, unique=unique)
+
+    def _calm(self, bound: Bound, point: Point, linear: Any) -> tuple[Bound, Point, Any]:
         """The same in equilibrated coordinates, where sizes can be compared."""
         data, scaling = Equilibrator(self.structure)(bound.scaled)
         if scaling is None:
             return bound, point, linear
-        scaled = replace(point, x=point.x / scaling.x, v=point.v / scaling.y, y=point.y / scaling.y)
+        v = np.where(point.y != 0.0, point.v / scaling.y, point.v / scaling.s)
+        scaled = replace(point, x=point.x / scaling.x, v=v, y=point.y / scaling.y)
         return replace(bound, scaled=data, scaling=scaling), scaled, _Scaled(linear, scaling)
 
     def _facts(self, answer: Answer, shape: tuple[int, ...], began: float) -> Info:
@@ -349,11 +336,9 @@ def _answer(found: DenseSolution) -> Answer:
     return Answer(found.x, found.v, found.y, found.status, found.norm, found.margin, found.reach, found.iterations, engine, found.factors)
 
 
-def _nothing(n: int, m: int, count: int) -> Answer:
-    x, v = np.zeros((count, n)), np.zeros((count, m))
-    far, none = np.full(count, np.inf), np.zeros(count)
-    status, engine = np.full(count, Status.FAILED, np.int8), np.full(count, "", dtype=object)
-    return Answer(x, v, v.copy(), status, far, none, none.copy(), np.zeros(count, int), engine, None)
+def _left(options: Options, began: float) -> float | None:
+    """Seconds that are left of the time limit, or None where there is none."""
+    return None if options.time_limit is None else max(options.time_limit - (time.perf_counter() - began), 0.0)
 
 
 def _sized(data: Data, count: int) -> Data:

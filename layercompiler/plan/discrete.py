@@ -73,7 +73,13 @@ class CompiledDiscrete:
         options: Options | None = None,
     ) -> None:
         if not isinstance(estimator, Estimator):
-            raise OptionError("the estimator is not an Estimator", expected="such as layercompiler.IMLE()", got=type(estimator).__name__)
+            raise OptionError(
+                "the estimator is not an Estimator",
+                where="estimator",
+                expected="such as IMLE()",
+                got=repr(estimator),
+                mend="layercompiler.IMLE()",
+            )
         self.problem, self.estimator, self.solver, self.on_error = problem, estimator, solver, on_error
         self.options = options or Options()
         if isinstance(problem, BlackBox):
@@ -431,6 +437,10 @@ class DiscreteLayer:
     def solve(self, *args: Any, **named: Any) -> Solution:
         """Solve without noise, and return values and status."""
         return self.compiled.solve(*args, **named)
+
+    def report(self) -> str:
+        """What the compiler found."""
+        return self.compiled.report()
 
     def __repr__(self) -> str:
         return f"DiscreteLayer[numpy]({self.compiled.describe()})"

@@ -14,6 +14,7 @@ _WORDS = {
     Status.TIME_LIMIT: "time limit",
     Status.INACCURATE: "inaccurate",
     Status.NONFINITE_INPUT: "NaN or infinite input",
+    Status.NOT_CONVEX: "not convex",
     Status.FAILED: "failed",
 }
 

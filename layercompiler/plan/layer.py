@@ -27,6 +27,10 @@ class Layer:
         """Solve and return values, duals, status and residuals."""
         return self.compiled.solve(*args, warm_start=warm_start, **named)
 
+    def report(self) -> str:
+        """What the compiler did, pass by pass."""
+        return self.compiled.report()
+
     def __repr__(self) -> str:
         return f"Layer[numpy]({self.compiled.describe()})"
 

@@ -22,8 +22,11 @@ from layercompiler.errors import (
     ShapeError,
     SolveError,
     StoreError,
+    nearest,
 )
-from layercompiler.plan.arguments import Arguments
+from layercompiler.plan import report
+from layercompiler.plan.arguments import Arguments, real
+from layercompiler.plan.domain import Domains
 from layercompiler.programs.least_squares import LeastSquaresProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions, Result, Solver
 from layercompiler.solvers.least_squares.options import METHODS
@@ -138,34 +141,6 @@ class CompiledLeastSquares:
         """Solve for numpy arrays; see `LeastSquaresLayer.solve` of the frameworks. `callback` as there."""
         return self.to("numpy").solve(*args, init=init, **named)
 
-    def report(self) -> str:
-        """What was read, and how it is solved and differentiated."""
-        program = self.problem if isinstance(self.problem, LeastSquaresProgram) else self.to("numpy").prepared.program
-        sizes = ", ".join(f"{p.name} {p.shape}" for p in program.parameters) or "none"
-        return "\n".join([f"problem       nonlinear least squares, parameters: {sizes}", *self.told(program)])
-
-    def told(self, program: LeastSquaresProgram) -> list[str]:
-        """Lines of a report: variables, residuals, and the choices."""
-        lines = []
-        for v in program.variables:
-            kind = "" if v.manifold.name == "euclidean" else f" ({v.elements} of {v.manifold.name})"
-            fixed = f", {int(v.fixed.sum())} of {v.elements} fixed" if v.fixed is not None and v.fixed.any() else ""
-            bounds = " with bounds" if v.lower is not None or v.upper is not None else ""
-            lines.append(f"variable      {v.name}: {v.dof} unknowns{kind}{fixed}{bounds}")
-        for b in program.blocks:
-            width = sum(
-                program.variables[k].dof if i is None else program.variables[k].manifold.dof for k, i in zip(b.on, b.index, strict=True)
-            )
-            if b.sparsity is None:
-                jacobian = "dense" if b.jacobian is None else "given"
-            else:
-                colors = int(np.max(b.sparsity.colors, initial=-1)) + 1 if b.sparsity.colors is not None else width
-                jacobian = f"{len(b.sparsity.rows)} nonzeros, {colors} colours"
-            loss, many = "squares" if b.robust is None else b.robust.name, "" if b.count is None else f"{b.count} x "
-            lines.append(f"residuals     {many}{b.dim} rows ({loss}), Jacobian {b.dim} x {width}: {jacobian}")
-        lines += [f"solver        {self.method.replace('_', '-')}", f"derivative    {self.options.backward}"]
-        return [*lines, f"on error      {self.on_error}; solved means relative gradient <= {self.options.tolerance:g}"]
-
     def save(self, path: Any) -> None:
         """Refused: residuals are functions.
 
@@ -181,6 +156,18 @@ class CompiledLeastSquares:
     def describe(self) -> str:
         """One line."""
         return f"least squares by {self.method.replace('_', '-')}, backward: {self.options.backward}"
+
+    def choices(self) -> list[str]:
+        """How it is solved and differentiated, as lines of a report."""
+        return [
+            f"solver        {self.method.replace('_', '-')}",
+            f"derivative    {self.options.backward}",
+            f"on error      {self.on_error}; solved means relative gradient <= {self.options.tolerance:g}",
+        ]
+
+    def report(self) -> str:
+        """The variables and residuals, and how they are solved and differentiated; residual functions are traced for it."""
+        return self.to("numpy").report()
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_prepared"}
@@ -223,7 +210,14 @@ class Prepared:
         self.xp = arrays.get(framework)
         self.solver = Solver(program, self.xp, options, method)
         self.arguments = Arguments(cast(Any, SimpleNamespace(parameters=program.parameters, channels=())))
+        self.domains = Domains(program, options.check_domain)
         self.short: Any = None  # a framework's short way for plain calls, with what it needs
+
+    def report(self, choices: Sequence[str]) -> str:
+        """What was made ready, with sizes, and then the `choices`."""
+        program = self.program
+        first = f"problem       nonlinear least squares, {len(program.parameters)} parameters, {len(program.outputs)} outputs"
+        return "\n".join([first, *report.least_squares(program), *choices])
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -248,8 +242,9 @@ class Prepared:
         batch = self.arguments.batch_shape(shapes)
         for name, value in (init or {}).items():
             if name not in self.program.variable_names:
+                known = self.program.variable_names
                 raise ShapeError(
-                    f"there is no variable '{name}' to start", where="init", expected=f"some of {list(self.program.variable_names)}"
+                    f"there is no variable '{name}' to start", where="init", expected=f"some of {list(known)}", mend=nearest(name, known)
                 )
             shape = self.program.variables[self.program.variable_names.index(name)].shape
             lead = tuple(np.shape(value))[: np.ndim(value) - len(shape)]
@@ -273,7 +268,9 @@ class Prepared:
         for v in self.program.variables:
             given = np.asarray((init or {}).get(v.name, v.init), dtype=np.float64)
             if v.manifold.name != "euclidean" and v.name in (init or {}):
-                bad = v.manifold.invalid(given.reshape(*given.shape[: given.ndim - len(v.shape)], v.elements, v.manifold.ambient))
+                bad = v.manifold.invalid(
+                    arrays.get("numpy"), given.reshape(*given.shape[: given.ndim - len(v.shape)], v.elements, v.manifold.ambient)
+                )
                 if bad.any():
                     raise ShapeError(
                         f"the start of '{v.name}' holds numbers that are no elements of {v.manifold.name}",
@@ -356,13 +353,20 @@ class Prepared:
     def solve(self, call: Call, callback: Any = None, record: Any = None) -> Result:
         """Solve; instances whose numbers are not finite get their own status. `callback` and `record` as in `Solver.solve`."""
         finite = np.isfinite(call.start).all(axis=1)
-        for t, s, p in zip(call.theta, call.shared, self.program.parameters, strict=True):
-            good = np.isfinite(self.xp.numpy(t))
+        host = [self.xp.numpy(t) for t in call.theta]
+        for t, s, p in zip(host, call.shared, self.program.parameters, strict=True):
+            good = np.isfinite(t)
             finite &= good.all() if s else good.reshape(call.count, math.prod(p.shape)).all(axis=1)
+        if self.domains and call.count:
+            shaped = [
+                t if s else t.reshape(*call.batch, *p.shape) for t, s, p in zip(host, call.shared, self.program.parameters, strict=True)
+            ]
+            outside = self.domains.outside(shaped, finite.reshape(call.batch))
+            finite &= ~np.broadcast_to(outside, call.batch).reshape(-1)
         if not finite.all() and self.on_error == "raise":
             raise NonFiniteInputError(
-                "a parameter or a start holds NaN or an infinity",
-                where=f"batch index {_places(np.asarray(~finite), call.batch)}",
+                "a parameter or a start holds NaN or an infinity" + (", or a radius is not positive" if self.domains else ""),
+                where=_places(np.asarray(~finite), call.batch),
                 mend="mend the values, or export with on_error='flag' to keep the other instances",
             )
         result = self.solver.solve(call.start, call.theta, call.shared, callback, record)
@@ -396,14 +400,16 @@ class Prepared:
             f"{int(bad.sum())} of {len(bad)} instances did not converge ({said})",
             solution=cast(Any, solution),
             indices=tuple(tuple(int(k) for k in np.unravel_index(i, batch)) for i in np.flatnonzero(bad)),
-            where=f"batch index {_places(bad, batch)}, largest gradient {np.max(result.gradient[bad], initial=0.0):.3g}",
+            where=f"{_places(bad, batch)}, largest gradient {np.max(result.gradient[bad], initial=0.0):.3g}",
             mend="start nearer, allow more iterations (options=dict(max_iterations=...)), or export with on_error='flag'",
         )
 
 
 def _places(bad: np.ndarray, batch: tuple[int, ...]) -> str:
+    if not batch:
+        return "the instance"
     places = [tuple(int(k) for k in np.unravel_index(i, batch)) for i in np.flatnonzero(bad)]
-    return ", ".join(map(str, places[:8])) + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
+    return "batch index " + ", ".join(map(str, places[:8])) + (f", ... ({len(places)} in all)" if len(places) > 8 else "")
 
 
 class HostLayer:
@@ -416,7 +422,7 @@ class HostLayer:
 
     def __init__(self, compiled: Any, outputs: Sequence[str]) -> None:
         self.compiled, self._outputs = compiled, tuple(outputs)
-        names = [n for n in ("torch", "jax", "tensorflow") if importlib.util.find_spec(n)]
+        names = [n for n in frameworks.FRAMEWORKS[1:] if importlib.util.find_spec(n)]
         if not names:
             raise MissingDependencyError(
                 "nonlinear least squares needs the derivatives of a framework",
@@ -433,21 +439,26 @@ class HostLayer:
 
     def __call__(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> tuple[np.ndarray, ...]:
         """Solve for one array per parameter, (batch..., *shape), by position or name; a tuple of arrays, one per output."""
-        outputs = self._layer(*self._given(args), init=init, **dict(zip(named, self._given(named.values()), strict=True)))
+        outputs = self._layer(*self._given(args), init=init, **self._named(named))
         return tuple(self._xp.numpy(x) for x in outputs)
 
     def solve(self, *args: Any, init: Mapping[str, Any] | None = None, **named: Any) -> LeastSquaresSolution:
         """Solve, and tell what happened to each instance. `callback` as in torch."""
         callback = named.pop("callback", None)
-        found = self._layer.solve(
-            *self._given(args), init=init, callback=callback, **dict(zip(named, self._given(named.values()), strict=True))
-        )
+        found = self._layer.solve(*self._given(args), init=init, callback=callback, **self._named(named))
         outputs = tuple(self._xp.numpy(x) for x in found.outputs)
         named_outputs = MappingProxyType(dict(zip(self._outputs, outputs, strict=True)))
         return LeastSquaresSolution(outputs, named_outputs, self._xp.numpy(found.value), found.info)
 
-    def _given(self, values: Any) -> list[Any]:
-        return [self._xp.new(np.asarray(v, dtype=np.float64)) for v in values]
+    def report(self) -> str:
+        """What the compiler found, and how it is solved and differentiated."""
+        return self._layer.report()
+
+    def _given(self, values: Sequence[Any]) -> list[Any]:
+        return [self._xp.new(real(f"number {i + 1}", v)) for i, v in enumerate(values)]
+
+    def _named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self._xp.new(real(name, v)) for name, v in values.items()}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}[numpy]({self.compiled.describe()})"

@@ -134,6 +134,10 @@ class MatrixEvaluation(Evaluation):
         self._flat = tuple(np.array(parts[o.name]) if o.name in parts else self._read(o) for o in problem.outputs)
         self.outputs = tuple(self._shaped(f, o.shape) for f, o in zip(self._flat, problem.outputs, strict=True))
 
+    def _objective(self) -> np.ndarray:
+        Q, p = self._call.operands[:2]
+        return np.sum(self.x * (0.5 * np.matmul(Q, self.x[:, :, None])[:, :, 0] + p), axis=1)
+
     @cached_property
     def bound(self) -> Bound:  # type: ignore[override]
         """See `Evaluation`."""

@@ -347,9 +347,8 @@ def _outer(xp: Any, like: Any, scale: float, *pairs: tuple[Any, Any]) -> Any:
     """Sum of outer products a b' times `scale`, over the batch too where `like` is shared."""
     if like.shape[0] == 1:
         return scale * sum(xp.matmul(a.T, b) for a, b in pairs)[None]  # type: ignore[index]
-    left, right = (xp.concat([pair[i][:, :, None] for pair in pairs], axis=2) for i in (0, 1))
-    left = left if scale == 1.0 else scale * left
-    return xp.matmul(left, xp.matrix_transpose(right))
+    (a, b), (c, d) = ((a if scale == 1.0 else scale * a, b) for a, b in pairs)
+    return xp.axpy(c[:, :, None], d[:, None, :], a[:, :, None] * b[:, None, :])
 
 
 def _sum_to(xp: Any, a: Any, like: Any) -> Any:

@@ -10,12 +10,15 @@ from typing import Any, cast
 import numpy as np
 
 from layercompiler import arrays, frameworks
-from layercompiler.errors import ShapeError
+from layercompiler.errors import ShapeError, nearest
 from layercompiler.expressions.graph import Graph
-from layercompiler.plan.arguments import Arguments
+from layercompiler.plan import report
+from layercompiler.plan.arguments import Arguments, check_domain, real
 from layercompiler.plan.least_squares import CompiledLeastSquares, HostLayer, LeastSquaresSolution
 from layercompiler.programs.nonlinear import NonlinearProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions
+
+_SIGNS = frozenset(("nonneg", "nonpos", "pos", "neg"))
 
 
 class CompiledNonlinear:
@@ -68,7 +71,7 @@ class CompiledNonlinear:
             *(f"              {term}" for term in program.terms),
             f"before        {len(program.before.nodes)} operations on parameters only, computed once per call",
         ]
-        return "\n".join([*lines, *self.inner.told(inner)])
+        return "\n".join([*lines, *report.least_squares(inner), *self.inner.choices()])
 
     # The call, in any framework ------------------------------------------------------------------------------------------
 
@@ -90,6 +93,8 @@ class CompiledNonlinear:
             told: See above.
         """
         program = self.program
+        if self.inner.options.check_domain and not xp.traced(*theta):
+            self._check(xp, theta)
         after = program.after if told else self.answer
         batch = self.arguments.batch_shape([tuple(t.shape) for t in theta])
         start = None if init is None else self.starts(xp, theta, init)
@@ -109,6 +114,12 @@ class CompiledNonlinear:
             out.append(value)
         return tuple(out)
 
+    def _check(self, xp: Any, theta: Sequence[Any]) -> None:
+        for p, t in zip(self.program.parameters, theta, strict=True):
+            if p.attributes:  # matrices that were single numbers are symmetric to single precision only
+                kind = np.float64 if set(p.attributes) <= _SIGNS else np.float32
+                check_domain(p, xp.numpy(t), tuple(t.shape)[: len(t.shape) - len(p.shape)], np.dtype(kind))
+
     def starts(self, xp: Any, theta: Sequence[Any], init: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Starts of the unknowns from starts of the user's variables.
 
@@ -119,8 +130,13 @@ class CompiledNonlinear:
         given: dict[str, np.ndarray] = {}
         for name, value in init.items():
             if name not in program.variables:
-                raise ShapeError(f"there is no variable '{name}' to start", where="init", expected=f"some of {list(program.variables)}")
-            array, shape = np.asarray(value, dtype=np.float64), program.variables[name]
+                raise ShapeError(
+                    f"there is no variable '{name}' to start",
+                    where="init",
+                    expected=f"some of {list(program.variables)}",
+                    mend=nearest(name, program.variables),
+                )
+            array, shape = real(name, value), program.variables[name]
             if tuple(array.shape[array.ndim - len(shape) :]) != shape:
                 raise ShapeError(
                     f"the start of '{name}' has the wrong shape", where="init", expected=f"{shape} after any batch", got=str(array.shape)

@@ -37,6 +37,16 @@ class Parts(Protocol):
         """Threads of compiled kernels."""
         ...
 
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """What is tried, in turn, after the engine's first run."""
+        ...
+
+    @property
+    def refining(self) -> str:
+        """How points of an engine are taken to rounding."""
+        ...
+
     def smoothed_map(self, mu: float) -> SmoothedMap:
         """The residual map with the barrier of weight `mu`."""
         ...

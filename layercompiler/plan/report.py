@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from layercompiler.plan.parts import Parts
+from layercompiler.programs.least_squares import LeastSquaresProgram
 
 
 def report(compiled: Parts) -> str:
@@ -22,9 +25,30 @@ def report(compiled: Parts) -> str:
             else "presolve      nothing to substitute"
         ),
         f"cones         {cones}",
-        f"solver        {compiled.search.describe()}; then {', '.join(f'{e.name} at {tol:g}' for e, tol in compiled.search.attempts[1:])}",
-        f"refinement    Newton on the residual map, at most {compiled.options.refinements} steps",
+        f"solver        {compiled.search.describe()}; then {', '.join(compiled.fallbacks)}",
+        f"refinement    {compiled.refining}",
         f"derivative    symmetric system of order {compiled.map.order}, {compiled.map.describe}",
         f"on error      {compiled.on_error}; solved means relative residual <= {compiled.options.tolerance:g}",
     ]
     return "\n".join(lines)
+
+
+def least_squares(program: LeastSquaresProgram) -> list[str]:
+    """One line per variable and per block of residuals of a least-squares program."""
+    lines = []
+    for v in program.variables:
+        kind = "" if v.manifold.name == "euclidean" else f" ({v.elements} of {v.manifold.name})"
+        fixed = f", {int(v.fixed.sum())} of {v.elements} fixed" if v.fixed is not None and v.fixed.any() else ""
+        bounds = " with bounds" if v.lower is not None or v.upper is not None else ""
+        lines.append(f"variable      {v.name}: {v.dof} unknowns{kind}{fixed}{bounds}")
+    for b in program.blocks:
+        ends = [(program.variables[k], i) for k, i in zip(b.on, b.index, strict=True)]
+        width = sum(v.dof if i is None else v.manifold.dof for v, i in ends)
+        if b.sparsity is None:
+            jacobian = "dense" if b.jacobian is None else "given"
+        else:
+            colors = int(np.max(b.sparsity.colors, initial=-1)) + 1 if b.sparsity.colors is not None else width
+            jacobian = f"{len(b.sparsity.rows)} nonzeros, {colors} colours"
+        loss, many = "squares" if b.robust is None else b.robust.name, "" if b.count is None else f"{b.count} x "
+        lines.append(f"residuals     {many}{b.dim} rows ({loss}), Jacobian {b.dim} x {width}: {jacobian}")
+    return lines

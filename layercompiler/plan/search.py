@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from layercompiler import kernels
 from layercompiler.derivatives.products import Products
 from layercompiler.derivatives.residual_map import Point, ResidualMap
 from layercompiler.derivatives.system import Linearization
 from layercompiler.errors import MissingDependencyError, UnsupportedConeError
+from layercompiler.plan.crossover import lanes_pay
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.solvers import Engine, Options, Raw, engine
 from layercompiler.solvers.engine import CORES, engine_names
+from layercompiler.solvers.lanes import Lanes
 from layercompiler.status import Status
 
 EXACT = 1e-11  # a refined point this good is final; a worse one is kept while a tighter run is tried
@@ -62,6 +65,8 @@ class Search:
                 )
         chosen = first(structure)
         self.attempts = [(chosen, chosen.rough), (chosen, first.tightest)]
+        if solver.lower() == "auto" and isinstance(chosen, Lanes):
+            self.reason = ", ".join(filter(None, (self.reason, lanes_pay(structure, chosen.conic.flops))))
         for name, tolerance in (("clarabel", 1e-10), ("scs", 1e-9)):
             kind = engine(name)
             if kind is not first and kind.accepts(structure):
@@ -70,11 +75,12 @@ class Search:
     def _choose(self) -> type[Engine]:
         largest = max((cone.order for cone, _ in self.structure.cones.blocks if cone.name == "psd"), default=0)
         reasons = {"lanes": "every cone runs on lanes", "scs": f"PSD order {largest} > {_LARGE_PSD}"}
+        other = "handles every cone" if kernels.available() else "handles every cone; the kernels were not compiled"
         for name in ("scs", "clarabel") if largest > _LARGE_PSD else ("lanes", "clarabel", *engine_names()):
             with suppress(MissingDependencyError):  # the kernels are optional, and so are most engines
                 kind = engine(name)
                 if kind.accepts(self.structure):
-                    self.reason = reasons.get(name, "handles every cone")
+                    self.reason = reasons.get(name, other)
                     return kind
         raise UnsupportedConeError(
             "no installed engine solves this problem",
@@ -86,6 +92,16 @@ class Search:
     def describe(self) -> str:
         """The chosen engine and why."""
         return f"{self.attempts[0][0].name} ({self.reason})"
+
+    @property
+    def first(self) -> str:
+        """The first run: engine and tolerance."""
+        return _told(self.attempts[0])
+
+    @property
+    def later(self) -> tuple[str, ...]:
+        """The runs after it."""
+        return tuple(map(_told, self.attempts[1:]))
 
     def __call__(
         self, data: Data, products: Products, finite: np.ndarray, options: Options, began: float, start: np.ndarray | None
@@ -117,6 +133,8 @@ class Search:
                 tolerance = min(options.engine_tolerance, tolerance) if level else options.engine_tolerance
             if first is not None and level == 0:
                 raw = first
+            elif start is not None and level == 0:
+                raw = solver.resume(part, tolerance, options, left, self._given(start[pending]))
             elif earlier is not None:
                 raw = solver.resume(part, tolerance, options, left, earlier[1].take(np.searchsorted(earlier[0], pending)))
             else:
@@ -159,6 +177,14 @@ class Search:
             )
             state.keep(index, point, taken, np.zeros(len(index), int), "warm start", point.norm <= EXACT)
 
+    def _given(self, start: np.ndarray) -> Raw:
+        """A primal-dual vector as an engine's answer; what is not finite is no place to start from."""
+        n, v = self.structure.n, start[:, self.structure.n :]
+        ok = np.isfinite(start).all(axis=1)
+        y = self.structure.cones.project_dual(np.where(ok[:, None], v, 0.0)).y
+        status = np.where(ok, Status.SOLVED, Status.FAILED).astype(np.int8)
+        return Raw(start[:, :n], y, y - v, status, np.zeros(len(start), int))
+
     def _absorb(
         self, state: _State, pending: np.ndarray, data: Data, products: Products, raw: Raw, name: str, options: Options, affordable: int
     ) -> None:
@@ -186,6 +212,10 @@ class Search:
         counted = usable[failed]  # iterations are counted once, with the point
         state.conclude(pending[failed], status[failed], np.where(counted, 0, raw.iterations[failed]), name)
         state.last[pending] = status
+
+
+def _told(attempt: tuple[Engine, float]) -> str:
+    return f"{attempt[0].name} at {attempt[1]:g}"
 
 
 class _State:
@@ -240,22 +270,23 @@ class _State:
 def certified(structure: Structure, data: Data, products: Products, raw: object) -> np.ndarray:
     """(B,) bool: claims of infeasibility whose certificate holds on the data.
 
-    Primal infeasible: y in K*, A'y = 0, b'y < 0. Dual infeasible: Px = 0, -Ax in K, q'x < 0.
+    Primal infeasible: y in K*, A'y = 0, b'y < 0. Dual infeasible: Px = 0, -Ax in K, q'x < 0. A product that is rounding beside its terms is
+    none: where q is a combination of rows, directions along which nothing changes look like a fall.
     """
-    tolerance = 1e-6
+    tolerance, rounding = 1e-6, 1e-12
     out = np.zeros(data.batch, bool)
     claims_primal, claims_dual = raw.status == Status.PRIMAL_INFEASIBLE, raw.status == Status.DUAL_INFEASIBLE
     with np.errstate(all="ignore"):
         if claims_primal.any():
             y = np.where(np.isfinite(raw.y), raw.y, 0.0)
             gain = -np.sum(data.b * y, axis=1)
-            y = y / np.where(gain > 0, gain, np.nan)[:, None]
+            y = y / np.where(gain > rounding * np.sum(np.abs(data.b * y), axis=1), gain, np.nan)[:, None]
             defect = np.maximum(np.abs(products.AT(y)).max(axis=1, initial=0.0), structure.cones.dual_violation(y))
             out |= claims_primal & (defect <= tolerance * (1 + np.abs(y).max(axis=1, initial=0.0)))
         if claims_dual.any():
             x = np.where(np.isfinite(raw.x), raw.x, 0.0)
             gain = -np.sum(data.q * x, axis=1)
-            x = x / np.where(gain > 0, gain, np.nan)[:, None]
+            x = x / np.where(gain > rounding * np.sum(np.abs(data.q * x), axis=1), gain, np.nan)[:, None]
             defect = np.maximum(np.abs(products.P(x)).max(axis=1, initial=0.0), structure.cones.primal_violation(-products.A(x)))
             out |= claims_dual & (defect <= tolerance * (1 + np.abs(x).max(axis=1, initial=0.0)))
     return out

@@ -66,7 +66,11 @@ def listed_parameters(problem: cp.Problem, parameters: Sequence[cp.Parameter] | 
     for p in listed:
         if not isinstance(p, cp.Parameter):
             raise ParameterMismatchError(
-                "`parameters` holds something else than a parameter", where=str(p), expected="cvxpy.Parameter", got=type(p).__name__
+                "`parameters` holds something else than a parameter",
+                where=str(p),
+                expected="cvxpy.Parameter",
+                got=type(p).__name__,
+                mend="list the cvxpy.Parameter objects themselves; variables go to `variables`",
             )
         if p.id not in ids:
             raise ParameterMismatchError(
@@ -127,7 +131,9 @@ def _extend(problem: cp.Problem, fixed: cp.Problem, constants: dict[int, Any], w
             if item.id not in variables:
                 raise ParameterMismatchError(
                     f"variable '{item.name()}' is listed as an output but does not occur in the problem",
+                    where=f"output {position}",
                     expected=f"some of {sorted(v.name() for v in problem.variables())}",
+                    mend=f"remove '{item.name()}' from `variables`, or use it in the problem",
                 )
             leaves[position] = item
         elif isinstance(item, cp.Expression):
@@ -138,6 +144,7 @@ def _extend(problem: cp.Problem, fixed: cp.Problem, constants: dict[int, Any], w
                 "an output is neither a variable, a dual variable, an expression nor the problem's objective",
                 where=f"output {position}",
                 got=type(item).__name__,
+                mend="list the cvxpy objects themselves, as in variables=[x, constraint.dual_variables[0], problem.objective]",
             )
     return (cp.Problem(fixed.objective, [*fixed.constraints, *extra]) if extra else fixed), leaves
 

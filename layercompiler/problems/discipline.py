@@ -210,8 +210,8 @@ def _check_integer(problem: cp.Problem) -> None:
         raise IntegerVariableError(
             "The problem has boolean or integer variables: its solution is piecewise constant and has no useful derivative",
             where=", ".join(names),
-            mend="use a discrete estimator such as I-MLE, or relax the variables: declare them without boolean=True or integer=True "
-            "(a boolean one with bounds=[0, 1])",
+            mend="export with estimator=layercompiler.IMLE() (I-MLE), or relax the variables: declare them without boolean=True "
+            "or integer=True (a boolean one with bounds=[0, 1])",
         )
 
 

@@ -3,93 +3,45 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from layercompiler import arrays
-from layercompiler.errors import BuildError, NotAProblemError, OptionError, ParameterMismatchError, ShapeError
-from layercompiler.manifolds import SE2 as MOTION2
-from layercompiler.manifolds import SE3 as MOTION3
-from layercompiler.manifolds import SO2 as ROTATION2
-from layercompiler.manifolds import SO3 as ROTATION3
+from layercompiler.errors import (
+    BuildError,
+    NotAProblemError,
+    OptionError,
+    ParameterMismatchError,
+    ShapeError,
+    UnsupportedResidualError,
+)
 from layercompiler.manifolds import Element, Group, Vectors
+from layercompiler.problems.kinds import SE2, SE3, SO2, SO3, Euclidean, Kind, Variable
 from layercompiler.programs.least_squares import Argument, Block, LeastSquaresProgram, ParameterSpec, VariableSpec, Weight
 from layercompiler.programs.robust import Robust
 
+__all__ = ["SE2", "SE3", "SO2", "SO3", "Diagonal", "Euclidean", "Factor", "Full", "Kind", "LeastSquares", "Scale", "Variable", "factor"]
+
 Names = str | Sequence[Any]
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A declared unknown (or, among the parameters, a value of that kind).
-
-    Attributes:
-        group: The group of its elements, or None for Euclidean ones.
-        shape: Shape of a value.
-        init: Default start, of `shape`; None for zeros or identities.
-        fixed: True, or the elements (indices or a mask) that keep their start.
-        lower: Bounds of Euclidean variables, broadcast to `shape`.
-        upper: See `lower`.
-    """
-
-    group: Group | None
-    shape: tuple[int, ...]
-    init: Any = field(default=None, repr=False)
-    fixed: Any = None
-    lower: Any = None
-    upper: Any = None
-
-
-def Euclidean(*shape: int, init: Any = None, fixed: Any = None, lower: Any = None, upper: Any = None) -> Variable:
-    """A vector or an array of real numbers; factors with an index read rows of its first axis.
-
-    Args:
-        *shape: Its shape; none for a number.
-        init: Default start.
-        fixed: True, or rows that keep their start.
-        lower: Bounds, broadcast to the shape; the start is clipped to them.
-        upper: See `lower`.
-    """
-    return Variable(None, tuple(shape), init, fixed, lower, upper)
-
-
-def SO2(count: int | None = None, *, init: Any = None, fixed: Any = None) -> Variable:
-    """Rotations of the plane, (count, 2) or (2,): (cos, sin)."""
-    return _declare(ROTATION2, count, init, fixed)
-
-
-def SE2(count: int | None = None, *, init: Any = None, fixed: Any = None) -> Variable:
-    """Rigid motions of the plane, (count, 4) or (4,): (cos, sin, x, y)."""
-    return _declare(MOTION2, count, init, fixed)
-
-
-def SO3(count: int | None = None, *, init: Any = None, fixed: Any = None) -> Variable:
-    """Rotations of space, (count, 4) or (4,): unit quaternions (w, x, y, z)."""
-    return _declare(ROTATION3, count, init, fixed)
-
-
-def SE3(count: int | None = None, *, init: Any = None, fixed: Any = None) -> Variable:
-    """Rigid motions of space, (count, 7) or (7,): unit quaternion (w, x, y, z), then the translation."""
-    return _declare(MOTION3, count, init, fixed)
-
-
-def _declare(group: Group, count: int | None, init: Any, fixed: Any) -> Variable:
-    return Variable(group, (group.ambient,) if count is None else (count, group.ambient), init, fixed)
+# how the frameworks say that a function wanted the numbers of an array that it is mapped over
+_NUMBERLESS = ("TracerBool", "TracerArray", "TracerInteger", "Concretization", "OperatorNotAllowedInGraph")
+_SAID = ("data-dependent control flow", "Cannot access data pointer of Tensor", "symbolic tf.Tensor", "SymbolicTensor")
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A weight of one number per factor: a parameter's name or an array, shape () or (factors,)."""
+    """A weight of one number per factor that is not negative: a parameter's name or an array, shape () or (factors,)."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class Diagonal:
-    """A weight of one number per row of the residual: shape (m,) or (factors, m)."""
+    """A weight of one number per row of the residual: shape (m,) or (factors, m); their signs do not matter."""
 
     value: Any
 
@@ -133,9 +85,9 @@ def factor(
         lc.factor(lambda a, b, z: z.local(a.between(b)), on=("X", "X"), index=edges, data="Z", weight="w", robust=lc.Huber("radius"))
 
     Args:
-        residual: r(*variables, *data, *shared) -> (m,), for ONE factor: smooth, without side effects, and without looking at numbers;
-            factors and batches are mapped over. In the framework of the layer, or, where its first argument is called `xp`, in
-            array functions for all frameworks. Elements of groups arrive as `layercompiler.manifolds.Element`.
+        residual: r(*variables, *data, *shared) -> (m,), for ONE factor: smooth, without side effects, and without looking at numbers
+            (`where` instead of `if`); factors and batches are mapped over. In the framework of the layer, or, where its first argument is
+            called `xp`, in array functions for all frameworks. Elements of groups arrive as `layercompiler.manifolds.Element`.
         on: Names of the variables it reads; one may come twice.
         index: Elements that each factor reads: integers (factors, len(on)), or (factors,) for one variable, or a tuple with one array per
             variable, None where the factor reads the whole variable. None: a single factor reads the variables whole.
@@ -206,7 +158,7 @@ class LeastSquares:
         outputs: Names of the variables that the layer returns; all by default.
 
     Raises:
-        BuildError: Names or shapes do not fit.
+        BuildError: Names or shapes do not fit, bounds leave nothing, or a start is no element of its group.
     """
 
     variables: Mapping[str, Variable]
@@ -233,13 +185,15 @@ class LeastSquares:
                         expected=f"some of {list(self.variables)}",
                         got=name,
                     )
+        for name, v in self.variables.items():
+            _variable(name, v)
 
     def lower(self, framework: str, names: Sequence[str] | None = None) -> LeastSquaresProgram:
         """The program, its residuals ready for a framework."""
         xp = arrays.get(framework)
         variables = tuple(_variable(n, v) for n, v in self.variables.items())
         declared = {n: p if isinstance(p, Variable) else Variable(None, tuple(int(k) for k in p)) for n, p in self.parameters.items()}
-        specs = tuple(ParameterSpec(n, p.shape) for n, p in declared.items())
+        specs = tuple(ParameterSpec(n, p.shape, (p.group.name,) if p.group else ()) for n, p in declared.items())
         blocks = tuple(_Lowering(self, f, declared, variables, xp).block() for f in self.factors)
         outputs = tuple(names or self.outputs or self.variables)
         anywhere = all(_in_arrays(f.residual) for f in self.factors)
@@ -247,17 +201,56 @@ class LeastSquares:
 
 
 def _variable(name: str, v: Variable) -> VariableSpec:
+    where = f"variable '{name}'"
     manifold = v.group or Vectors(int(np.prod(v.shape[1:], dtype=int)))
     elements = int(np.prod(v.shape, dtype=int)) // max(manifold.ambient, 1)
     init = np.broadcast_to(manifold.identity() if v.group else 0.0, v.shape) if v.init is None else np.asarray(v.init, float)
     if init.shape != v.shape:
-        raise ShapeError("a start has the shape of its variable", where=f"variable '{name}'", expected=str(v.shape), got=str(init.shape))
+        raise ShapeError("a start has the shape of its variable", where=where, expected=str(v.shape), got=str(init.shape))
+    strange = manifold.invalid(arrays.get("numpy"), init.reshape(-1, manifold.ambient)) if v.group and init.size else np.zeros(0, bool)
+    if strange.any():
+        raise BuildError(
+            f"the start holds numbers that are no elements of {manifold.name}",
+            where=where,
+            got=f"{int(strange.sum())} of {strange.size}",
+            mend=f"make elements with lc.{manifold.name}.exp(...)",
+        )
     fixed = None
     if v.fixed is not None and v.fixed is not False:
         fixed = np.zeros(elements, bool)
-        fixed[slice(None) if v.fixed is True else np.asarray(v.fixed)] = True
-    lower, upper = (None if b is None else np.broadcast_to(np.asarray(b, float), v.shape) for b in (v.lower, v.upper))
-    return VariableSpec(name, manifold, v.shape, np.array(init), fixed, lower, upper)
+        try:
+            fixed[slice(None) if v.fixed is True else np.asarray(v.fixed)] = True
+        except IndexError:
+            raise ShapeError(
+                "`fixed` names elements that are not there", where=where, expected=f"elements 0 to {elements - 1}", got=str(v.fixed)
+            ) from None
+    return VariableSpec(name, manifold, v.shape, np.array(init), fixed, *_bounds(where, v))
+
+
+def _bounds(where: str, v: Variable) -> tuple[np.ndarray | None, ...]:
+    found = []
+    for side, given, never in (("lower", v.lower, np.inf), ("upper", v.upper, -np.inf)):
+        try:
+            bound = None if given is None else np.broadcast_to(np.asarray(given, float), v.shape)
+        except ValueError:
+            raise ShapeError(
+                f"the {side} bound does not broadcast", where=where, expected=str(v.shape), got=str(np.shape(cast(Any, given)))
+            ) from None
+        if bound is not None and (np.isnan(bound).any() or (bound == never).any()):
+            raise BuildError(
+                f"a {side} bound is NaN or leaves nothing", where=where, expected=f"numbers other than {never}", got=str(given)
+            )
+        found.append(bound)
+    low, high = found
+    if low is not None and high is not None and (low > high).any():
+        i = tuple(int(k) for k in np.argwhere(low > high)[0])
+        raise BuildError(
+            "the bounds of a variable leave nothing",
+            where=where + (f", entry {i}" if i else ""),
+            expected="lower <= upper",
+            got=f"lower {low[i]:g}, upper {high[i]:g}",
+        )
+    return low, high
 
 
 class _Lowering:
@@ -276,11 +269,15 @@ class _Lowering:
         f = self.f
         arguments = [self.argument(d, self.count is not None) for d in f.data] + [self.argument(d, False) for d in f.shared]
         groups = [self.variables[p].manifold for p in self.positions] + [self.kind(d) for d in (*f.data, *f.shared)]
-        function = _wrapped(f.residual, groups)
+        function = _wrapped(f.residual, groups, self.where)
         sample = self.sample(arguments)
         try:
             value = function(self.xp, *sample)
             dim = int(np.prod(tuple(value.shape), dtype=int))
+            if self.xp.name == "torch":  # residuals that are spelled out for the kernels would keep numbers as constants
+                _mapped(self.xp, function, sample)
+        except BuildError:
+            raise
         except Exception as error:
             raise BuildError(
                 f"the residual failed at the start values: {type(error).__name__}: {error}",
@@ -288,7 +285,7 @@ class _Lowering:
                 expected=f"arguments of shapes {[tuple(s.shape) for s in sample]}",
                 mend="a residual takes one element of each variable, then its row of each of `data`, then `shared`",
             ) from error
-        jacobian = None if f.jacobian is None else _wrapped(f.jacobian, groups)
+        jacobian = None if f.jacobian is None else _wrapped(f.jacobian, groups, self.where)
         weight, radius = self.weight(dim), None
         if f.robust is not None:
             shape = self.shape(f.robust.radius)
@@ -344,6 +341,8 @@ class _Lowering:
                 mend="write lc.Scale(...), lc.Diagonal(...) or lc.Full(...) around it",
             )
         name, mapped = fits[0]
+        if name == "scale" and not isinstance(value, str) and not (np.asarray(value, float) >= 0).all():
+            raise OptionError("a scale is not negative", where=self.where, expected="numbers >= 0", got=str(value))
         return Weight(name, self.argument(value, mapped))
 
     def sample(self, arguments: Sequence[Argument]) -> list[Any]:
@@ -370,12 +369,40 @@ def _in_arrays(function: Callable[..., Any]) -> bool:
         return False
 
 
-def _wrapped(function: Callable[..., Any], groups: Sequence[Any]) -> Callable[..., Any]:
+def _wrapped(function: Callable[..., Any], groups: Sequence[Any], where: str) -> Callable[..., Any]:
     """A function of raw arrays around one of elements."""
     generic = _in_arrays(function)
 
     def call(xp: Any, *values: Any) -> Any:
         seen = [Element(g, xp, v) if isinstance(g, Group) else v for g, v in zip(groups, values, strict=True)]
-        return function(xp, *seen) if generic else function(*seen)
+        try:
+            return function(xp, *seen) if generic else function(*seen)
+        except Exception as error:
+            if not _wants_numbers(error):
+                raise
+            raise UnsupportedResidualError(
+                "a residual looks at the numbers of its arguments, which have none: it is mapped over factors and instances",
+                where=where,
+                expected="array functions only: no `if`, `while`, float(), .item() or numpy of an argument",
+                got=f"{type(error).__name__}",
+                mend="write `xp.where(x > 0, a, b)` (torch.where, jax.numpy.where, tf.where) in place of `if x > 0`",
+            ) from error
 
     return call
+
+
+def _mapped(xp: Any, function: Callable[..., Any], sample: Sequence[Any]) -> None:
+    """Raise where a function looks at numbers; what else goes wrong here is left to those who know more."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            xp.vmap(lambda *values: function(xp, *values))(*(s[None] for s in sample))
+    except UnsupportedResidualError:
+        raise
+    except Exception:
+        return
+
+
+def _wants_numbers(error: Exception) -> bool:
+    said = str(error)
+    return any(n in type(error).__name__ for n in _NUMBERLESS) or any(s in said for s in _SAID)

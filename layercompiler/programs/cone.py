@@ -22,6 +22,8 @@ from layercompiler.cones import Product
 from layercompiler.programs.affine import AffineMap, Channel
 from layercompiler.programs.pattern import Pattern
 
+MATRIX_KINDS = ("QP", "two-sided QP")  # of programs written as matrices
+
 
 @dataclass(frozen=True)
 class ParameterSpec:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from layercompiler.cones import Product
-from layercompiler.programs.cone import ConeProgram, Data, Structure
+from layercompiler.programs.cone import MATRIX_KINDS, ConeProgram, Data, Structure
 from layercompiler.programs.pattern import Pattern, Segments
 
 
@@ -175,7 +175,7 @@ def eliminate(program: ConeProgram) -> Elimination:
     s = program.structure
     k, i, entry, P_kk = _candidates(program)
     # Programs written as matrices go to the kernels as they are.
-    chosen = _profitable(s, k, i, entry, P_kk) if program.kind != "QP" else np.zeros(0, np.intp)
+    chosen = _profitable(s, k, i, entry, P_kk) if program.kind not in MATRIX_KINDS else np.zeros(0, np.intp)
     k, i, entry, P_kk = k[chosen], i[chosen], entry[chosen], P_kk[chosen]
     c = program.A.constant[entry]
     keep_x = np.setdiff1d(np.arange(s.n), k)

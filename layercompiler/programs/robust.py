@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from layercompiler.errors import OptionError
 
 
@@ -21,6 +23,17 @@ class Robust(ABC):
     radius: Any = 1.0
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.radius, str):
+            radius = np.asarray(self.radius, dtype=float)
+            if not (np.isfinite(radius) & (radius > 0)).all():
+                raise OptionError(
+                    "the radius of a robust loss is not positive",
+                    where=type(self).__name__,
+                    expected="finite numbers > 0, or the name of a parameter",
+                    got=str(self.radius),
+                )
 
     @abstractmethod
     def rho(self, xp: Any, s: Any, c: Any) -> Any:
@@ -113,6 +126,7 @@ class GemanMcClure(Robust):
     name: ClassVar[str] = "geman-mcclure"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.start >= 1 and self.factor > 1):
             raise OptionError(
                 "a graduation shrinks", where="GemanMcClure", expected="start >= 1 and factor > 1", got=f"{self.start}, {self.factor}"

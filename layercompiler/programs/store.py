@@ -13,7 +13,7 @@ import numpy as np
 from layercompiler.cones import Product, cone_from_record, cone_record
 from layercompiler.errors import StoreError
 from layercompiler.programs.affine import AffineMap, Block, Channel
-from layercompiler.programs.cone import ConeProgram, OutputSpec, ParameterSpec, Structure
+from layercompiler.programs.cone import MATRIX_KINDS, ConeProgram, OutputSpec, ParameterSpec, Structure
 
 FORMAT = 1
 LIMIT = 2 << 30  # bytes of an archive, uncompressed
@@ -92,7 +92,7 @@ def load(path: str | Path) -> tuple[ConeProgram | None, dict[str, Any]]:
 
 
 def _program(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> ConeProgram:
-    _require(header["kind"] in ("DCP", "DGP", "QP"), "the kind of the saved layer is unknown", "kind")
+    _require(header["kind"] in ("DCP", "DGP", *MATRIX_KINDS), "the kind of the saved layer is unknown", "kind")
     n = _whole(header["n"], "n")
     cones = _cones(header["cones"])
     parameters = tuple(ParameterSpec(str(name), _shape(shape, name), tuple(map(str, a))) for name, shape, a in header["parameters"])

@@ -10,7 +10,6 @@ from layercompiler import kernels
 from layercompiler.kernels import DenseQP, DenseSolution
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.solvers.engine import CORES, Engine, Options, Raw, register
-from layercompiler.status import Status
 
 LARGEST = 2**26  # bytes that one instance may keep
 
@@ -61,15 +60,11 @@ class DenseEngine(Engine):
 
     def solve(self, data: Data, tolerance: float, options: Options, deadline: float | None) -> Raw:
         """See `Engine.solve`."""
-        found = self.run(data, options.workers or CORES)
-        status = np.where(found.status == NOT_CONVEX, Status.FAILED, found.status).astype(np.int8)
+        found = self.run(data, options.workers or CORES, time_limit=deadline, max_iterations=options.max_iterations)
         s = np.maximum(found.y - found.v, 0.0)
-        return Raw(found.x, found.y, s, status, found.iterations)
+        return Raw(found.x, found.y, s, found.status, found.iterations)
 
     def solve_one(self, data: tuple[np.ndarray, ...], tolerance: float, options: Options, deadline: float | None) -> tuple[Any, ...]:
         """See `Engine.solve_one`."""
         raw = self.solve(Data(*(a[None] for a in data)), tolerance, options, deadline)
         return raw.x[0], raw.y[0], raw.s[0], raw.status[0], raw.iterations[0]
-
-
-NOT_CONVEX = 8  # the kernel's status of an objective that is not convex; no engine is asked again

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from layercompiler.errors import MissingDependencyError, OptionError
+from layercompiler.errors import MissingDependencyError, OptionError, nearest
 from layercompiler.programs.cone import Data, Structure
 from layercompiler.status import Status
 
@@ -29,7 +29,7 @@ class Options:
     Attributes:
         tolerance: Relative residual ||F|| up to which an instance counts as solved. It is checked on the data by us.
         engine_tolerance: Tolerance that the engine stops at before refinement; None lets the plan choose.
-        max_iterations: Iteration limit of the engine; None for the engine's own.
+        max_iterations: Iteration limit of the engine (of each of the dense kernels' methods); None for the engine's own.
         time_limit: Seconds for the whole call; None for none.
         refinements: Most Newton steps on the residual map; 0 keeps the engine's point.
         workers: Threads for host engines; None for the number of cores.
@@ -71,12 +71,19 @@ class Options:
             known = {f.name for f in fields(cls)}
             unknown = set(options or ()) - known
             if unknown:
+                mend = nearest(min(unknown), known, "see layercompiler.Options")
                 raise OptionError(
-                    f"unknown option {sorted(unknown)}", expected=f"some of {sorted(known)}", mend="see layercompiler.Options"
+                    f"unknown option {sorted(unknown)}",
+                    where="options",
+                    expected=f"some of {sorted(known)}",
+                    got=f"{sorted(unknown)}",
+                    mend=mend,
                 )
             return cls(**(options or {}))
         if not isinstance(options, cls):
-            raise OptionError("options are neither Options nor a dict", got=type(options).__name__)
+            raise OptionError(
+                "options are neither Options nor a dict", got=type(options).__name__, mend="options={'tolerance': 1e-6}, for instance"
+            )
         return options
 
     def __getstate__(self) -> dict[str, Any]:
@@ -238,13 +245,14 @@ def engine(name: str) -> type[Engine]:
     key = str(name).lower()
     names = engine_names()
     if key not in names:
-        raise OptionError(f"unknown solver {name!r}", expected=f"one of the available solvers {sorted(names)}", got=repr(name))
+        mend = nearest(key, names, "leave `solver` out: the layer chooses by the problem's cones and sizes")
+        raise OptionError(f"unknown solver {name!r}", expected=f"one of the available solvers {sorted(names)}", got=repr(name), mend=mend)
     kind = _registry[key]
     if not kind.available():
         ours = kind.package.startswith("layercompiler")
         mend = f"pip install 'layercompiler[{kind.extra or kind.package}]'"
         raise MissingDependencyError(
-            f"solver '{key}' needs the package '{kind.package}'",
+            f"solver '{key}' needs " + ("the compiled kernels, which were not built" if ours else f"the package '{kind.package}'"),
             mend="install a C++17 compiler and reinstall layercompiler, or use another solver" if ours else mend,
         )
     return kind

@@ -1,6 +1,10 @@
 """TensorFlow: compiled problems as Keras layers."""
 
-from layercompiler.tensorflow.cvxpylayers import CvxpyLayer
-from layercompiler.tensorflow.layer import Layer
+from layercompiler.frameworks import checked
+
+checked("tensorflow")  # says what to install
+
+from layercompiler.tensorflow.cvxpylayers import CvxpyLayer  # noqa: E402
+from layercompiler.tensorflow.layer import Layer  # noqa: E402
 
 __all__ = ["CvxpyLayer", "Layer"]

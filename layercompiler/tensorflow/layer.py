@@ -16,8 +16,9 @@ import tensorflow as tf
 
 from layercompiler.errors import DtypeError, LayerCompilerError, MissingDependencyError, UnsupportedTransformError
 from layercompiler.memory import Memory
+from layercompiler.plan.arguments import NUMBERS, REAL_PARTS
 from layercompiler.status import Solution
-from layercompiler.tensorflow.operators import UNKNOWN, Point
+from layercompiler.tensorflow.operators import UNKNOWN, Point, eager
 from layercompiler.tensorflow.operators import solve as solve_batch
 
 if keras.backend.backend() != "tensorflow":
@@ -183,7 +184,7 @@ def _run(memory: Memory, options: Any, args: tuple[Any, ...], named: dict[str, A
     compiled = memory.problem
     values = compiled.arguments(args, named)
     tensors = [_tensor(v, p.name) for v, p in zip(values, compiled.parameters, strict=True)]
-    shapes = _shapes(compiled, [t.shape for t in tensors])
+    shapes = () if eager(tensors) else _shapes(compiled, [t.shape for t in tensors])
     dtype = _dtype(values, [t.dtype for t in tensors])
     if not tensors:
         return tuple(tf.cast(y, dtype) for y in compiled.evaluate([], options=options).outputs)
@@ -234,10 +235,13 @@ def _tensor(value: Any, name: str) -> tf.Tensor:
         tensor = tf.convert_to_tensor(value if hasattr(value, "dtype") else np.asarray(value))
     except (TypeError, ValueError) as error:
         got = type(value).__name__
-        raise DtypeError(f"parameter {name!r} is not an array", where=f"parameter {name!r}", expected="real numbers", got=got) from error
+        raise DtypeError(
+            f"parameter {name!r} is not an array", where=f"parameter {name!r}", expected="real numbers", got=got, mend=NUMBERS
+        ) from error
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):
         got = f"{'complex ' * tensor.dtype.is_complex}dtype {tensor.dtype.name}"
-        raise DtypeError(f"parameter {name!r} is not real", where=f"parameter {name!r}", expected="a real dtype", got=got)
+        mend = REAL_PARTS if got.startswith("complex") else NUMBERS
+        raise DtypeError(f"parameter {name!r} is not real", where=f"parameter {name!r}", expected="a real dtype", got=got, mend=mend)
     return tensor
 
 

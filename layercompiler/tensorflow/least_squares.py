@@ -11,11 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from layercompiler.errors import DerivativeError, ShapeError, SolveError, UnsupportedTransformError
+from layercompiler.plan.arguments import starts
 from layercompiler.plan.least_squares import FIXED, Call, CompiledLeastSquares, LeastSquaresSolution, Prepared
 from layercompiler.solvers.least_squares import Result
 from layercompiler.solvers.least_squares.linear import PIVOT
 from layercompiler.solvers.least_squares.traced import run
 from layercompiler.status import Status
+from layercompiler.tensorflow.layer import _tensor
 
 _ZERO = tf.UnconnectedGradients.ZERO
 
@@ -80,6 +82,10 @@ class LeastSquaresLayer:
         named_outputs = MappingProxyType(dict(zip(p.program.outputs, outputs, strict=True)))
         return LeastSquaresSolution(outputs, named_outputs, value, p.info(found.result, batch))
 
+    def report(self) -> str:
+        """The variables and residuals, and how they are solved and differentiated."""
+        return self.prepared.report(self.compiled.choices())
+
     def __repr__(self) -> str:
         return f"layercompiler.tensorflow.LeastSquaresLayer({self.compiled.describe()})"
 
@@ -91,9 +97,9 @@ class LeastSquaresLayer:
 
     def _run(self, args: Any, named: Any, init: Any, on_error: str, callback: Any = None) -> tuple[tuple[Any, ...], Any, Any]:
         p = self.prepared
-        given = [tf.convert_to_tensor(v) for v in p.arguments.bind(args, named)]
+        given = [_tensor(v, name) for v, name in zip(p.arguments.bind(args, named), p.names, strict=True)]
         dtype = next((t.dtype for t in given if t.dtype.is_floating), tf.float64)
-        host = {k: np.asarray(v) for k, v in (init or {}).items()}
+        host = starts(init) or {}
         shapes: Any = [tuple(t.shape) for t in given]
         if any(n is None for shape in shapes for n in shape):
             raise ShapeError(
@@ -201,6 +207,9 @@ class LeastSquaresLayer:
         stopped = [tf.stop_gradient(t) for t in theta]
         call = p.regular(stopped, start, batch)
         values, status, *_, pivots = (tf.stop_gradient(f) for f in run(p.solver, tf.constant(start), call.theta, call.shared))
+        if p.domains:
+            outside = tf.reshape(p.domains.traced(p.xp, stopped, batch), (-1,))
+            status = tf.where(outside, tf.fill(status.shape, tf.constant(int(Status.NONFINITE_INPUT), status.dtype)), status)
         solved = status == int(Status.SOLVED)
         if on_error == "raise":
             solved = p.xp.host(_check, solved, status)  # all true where it returns

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from layercompiler import arrays
+from layercompiler.plan.arguments import starts
 from layercompiler.plan.least_squares import LeastSquaresSolution
 from layercompiler.plan.nonlinear import CompiledNonlinear
+from layercompiler.tensorflow.layer import _tensor
 from layercompiler.tensorflow.least_squares import LeastSquaresLayer
 
 _XP = arrays.get("tensorflow")
@@ -51,12 +52,17 @@ class NonlinearLayer:
 
         return self.compiled.solution(self._run(args, named, init, solve, True), found[0])
 
+    def report(self) -> str:
+        """What the compiler found, and how it is solved and differentiated."""
+        return self.compiled.report()
+
     def __repr__(self) -> str:
         return f"layercompiler.tensorflow.NonlinearLayer({self.compiled.describe()})"
 
     def _run(self, args: Any, named: Any, init: Any, solve: Callable[..., Any], told: bool = False) -> tuple[Any, ...]:
-        given = [tf.convert_to_tensor(v) for v in self.compiled.arguments.bind(args, named)]
+        compiled = self.compiled
+        given = [_tensor(v, name) for v, name in zip(compiled.arguments.bind(args, named), compiled.parameters, strict=True)]
         dtype = next((t.dtype for t in given if t.dtype.is_floating), tf.float64)
-        host = None if init is None else {name: np.asarray(value) for name, value in init.items()}
+        host = starts(init)
         values = self.compiled.call(_XP, [tf.cast(t, tf.float64) for t in given], host, solve, told)
         return tuple(tf.cast(v, dtype) for v in values)

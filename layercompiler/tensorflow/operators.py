@@ -38,7 +38,7 @@ class Point:
     Attributes:
         memory: Evaluations of the compiled problem by value.
         thetas: One tensor per parameter, of one dtype.
-        shapes: Static shapes of the outputs.
+        shapes: Static shapes of the outputs, known in eager mode once they are.
         start: A warm start, or None.
         options: `Options` of the solve, or None for the problem's own.
         z: The primal-dual point, in a graph.
@@ -48,7 +48,7 @@ class Point:
 
     memory: Memory
     thetas: Tensors
-    shapes: Sequence[tf.TensorShape]
+    shapes: Sequence[tf.TensorShape] = ()
     start: Any = None
     options: Any = None
     z: Any = None
@@ -81,9 +81,10 @@ def solve(point: Point) -> list[Any]:
         start = arrays[count] if len(arrays) > count else None
         return point.memory.solve(arrays[:count], keep=keep, warm_start=start, options=point.options)
 
-    if _eager(arguments):
+    if eager(arguments):
         point.evaluation = run([a.numpy() for a in arguments], keep=False)
         values = [tf.constant(v) for v in point.arrays(point.evaluation.outputs)]
+        point.shapes = [v.shape for v in values]
         return recording.eager(values, point.thetas, lambda *g: vjp(point, g))
 
     def host(*arrays: np.ndarray) -> list[np.ndarray]:
@@ -116,7 +117,7 @@ class _Map:
 
     def __call__(self, point: Point, *arguments: Tensors) -> list[Any]:
         flat = [t for each in arguments for t in each]
-        if point.evaluation is not None and _eager(flat):
+        if point.evaluation is not None and eager(flat):
             return self._eagerly(point, arguments)
         shapes = [t.shape for t in point.thetas] if self.pulls else point.shapes
         count, lengths = len(point.thetas), [len(each) for each in arguments]
@@ -136,6 +137,8 @@ class _Map:
 
     def _eagerly(self, point: Point, arguments: Arguments) -> list[Any]:
         arrays = point.arrays(self.run(point.evaluation, *([t.numpy() for t in each] for each in arguments)))
+        if not recording.watched():
+            return [tf.constant(a) for a in arrays]
         values: list[Any] = []
         for k, (each, rule) in enumerate(zip((*arguments, point.thetas), (*self.transposes, self.along), strict=True)):
             part = [tf.constant(a) if k == 0 else tf.zeros(a.shape, point.dtype) for a in arrays]
@@ -192,7 +195,8 @@ second = _Map(
 )
 
 
-def _eager(tensors: Tensors) -> bool:
+def eager(tensors: Tensors) -> bool:
+    """Whether these are values, and no nodes of a graph."""
     return tf.executing_eagerly() and all(hasattr(t, "numpy") for t in tensors)
 
 

@@ -79,6 +79,8 @@ class Direct(Short):
                 numbers = np.frombuffer(ctypes.string_at(address, size)) if size <= SMALL else t.detach()
                 if not math.isfinite(numbers.sum()):  # a NaN or an infinity shows in the sum; numbers that overflow, too
                     return None
+        if self.prepared.domains and self.prepared.domains.broken([t.detach().numpy() for t in tensors]):
+            return None
         values = self._start(shapes.batch, shapes.count, init)
         if values is None:
             return None

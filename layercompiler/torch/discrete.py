@@ -306,7 +306,7 @@ class DiscreteLayer(torch.nn.Module):
 
     def _theta(self, tensors: tuple[Any, ...], named: dict[str, Any]) -> tuple[list[Tensor], torch.dtype, torch.device | None]:
         values = self.compiled.arguments(tensors, named)
-        theta, _, dtype, device = _read(values, self.compiled.parameters)
+        theta, _, dtype, device = _read(values, [p.name for p in self.compiled.parameters])
         shapes = [tuple(t.shape) for t in theta]
         batch = self.compiled.batch_shape(shapes)
         specs = self.compiled.sized(shapes).parameters
@@ -325,6 +325,10 @@ class DiscreteLayer(torch.nn.Module):
                 else seed.to(torch.int64)
             )
         return torch.randint(2**62, (SEED,), generator=generator)
+
+    def report(self) -> str:
+        """What the compiler found."""
+        return self.compiled.report()
 
     def extra_repr(self) -> str:
         """One line about the problem: parameters, outputs, oracle, estimator."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from layercompiler.errors import DtypeError, InputError, StoreError, UnsupportedTransformError
+from layercompiler.plan.arguments import NUMBERS, REAL_PARTS
 from layercompiler.status import Info
 from layercompiler.torch import host, native, operators
 from layercompiler.torch.express import Express
@@ -129,6 +130,10 @@ class Layer(torch.nn.Module):
     def _with(self, options: Any) -> Bound:
         return self._bound if options is None else bind(self.compiled, type(self.compiled.options).of(options))
 
+    def report(self) -> str:
+        """What the compiler did, pass by pass."""
+        return self.compiled.report()
+
     def extra_repr(self) -> str:
         """One line about the problem: parameters, outputs, size, cones, solver."""
         return self.compiled.describe()
@@ -183,7 +188,8 @@ def solve(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any], warm_st
             tensors = _bind(bound, tensors, named)
         began = time.perf_counter()
         outputs, found = _run_natively(bound, tensors, True)  # type: ignore[reportCallIssue]
-        facts = native.info(found, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        facts = native.info(bound.compiled, _read(tensors, bound.parameters)[0], found, seconds)
         values = dict(zip((o.name for o in bound.compiled.outputs), outputs, strict=True))
         return Solution(outputs, MappingProxyType(values), found["value"], facts, torch.zeros(0))
     outputs, z = run(bound, tensors, named, warm_start)
@@ -217,7 +223,7 @@ def _no_information() -> UnsupportedTransformError:
 
 def _bind(bound: Bound, tensors: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
     rest = bound.parameters[len(tensors) :]
-    if len(rest) == len(named) and all([name in named for name in rest]):
+    if len(rest) == len(named) > 0 and all([name in named for name in rest]):
         return (*tensors, *[named[name] for name in rest])
     return tuple(bound.compiled.arguments(tensors, named))  # says what is wrong
 
@@ -237,7 +243,11 @@ def _read(values: Sequence[Any], names: Sequence[str], host: bool = True) -> tup
     for tensor, name in zip(tensors, names, strict=True):
         if tensor.is_complex():
             raise DtypeError(
-                f"parameter {name!r} is complex", where=f"parameter {name!r}", expected="a real dtype", got=f"complex {tensor.dtype}"
+                f"parameter {name!r} is complex",
+                where=f"parameter {name!r}",
+                expected="a real dtype",
+                got=f"complex {tensor.dtype}",
+                mend=REAL_PARTS,
             )
     deciding = [t.dtype for t, v in zip(tensors, values, strict=True) if t.is_floating_point() and isinstance(v, Tensor)]
     deciding = deciding or [t.dtype for t, v in zip(tensors, values, strict=True) if t.is_floating_point() and hasattr(v, "dtype")]
@@ -260,6 +270,8 @@ def _device(tensors: Sequence[Tensor]) -> torch.device | None:
 
 def _tensor(value: Any, name: str) -> Tensor:
     """A tensor from numbers, lists or numpy arrays; lists become float64, so that nothing is rounded on the way."""
+    if isinstance(value, np.ndarray) and (min(value.strides, default=0) < 0 or not value.dtype.isnative):  # torch has no such tensors
+        value = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
     try:
         return torch.as_tensor(value) if isinstance(value, (np.ndarray, np.generic)) else torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -268,6 +280,7 @@ def _tensor(value: Any, name: str) -> Tensor:
             where=f"parameter {name!r}",
             expected="a tensor, an array, or a list of real numbers",
             got="complex numbers" if "complex" in str(error) else type(value).__name__,
+            mend=REAL_PARTS if "complex" in str(error) else NUMBERS,
         ) from error
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from layercompiler.errors import DerivativeError, UnsupportedTransformError
+from layercompiler.plan.arguments import starts
 from layercompiler.plan.least_squares import FIXED, CompiledLeastSquares, LeastSquaresSolution, Prepared
 from layercompiler.solvers.least_squares.linear import PIVOT
 from layercompiler.solvers.least_squares.traced import converging, follow, instances
@@ -104,6 +105,10 @@ class LeastSquaresLayer(torch.nn.Module):
         value = torch.from_numpy(node.result.cost * program.scale + program.constant).reshape(node.batch).to(device=device, dtype=dtype)
         return LeastSquaresSolution(outputs, MappingProxyType(dict(zip(program.outputs, outputs, strict=True))), value, info)
 
+    def report(self) -> str:
+        """The variables and residuals, and how they are solved and differentiated."""
+        return self.prepared.report(self.compiled.choices())
+
     def extra_repr(self) -> str:
         """One line about the problem."""
         return self.compiled.describe()
@@ -167,17 +172,16 @@ class _Node:
 
 def _starts(prepared: Prepared, init: Mapping[str, Any] | None) -> dict[str, np.ndarray] | None:
     """Starts on the host."""
-    if init is None:
-        return None
+    found = starts(init, _host)
     for v in prepared.program.variables:
-        given = init.get(v.name)
+        given = (init or {}).get(v.name)
         if v.fixed is None or not v.fixed.any() or not isinstance(given, Tensor):
             continue
         if (given.requires_grad and torch.is_grad_enabled()) or (
             forward_ad._current_level >= 0 and forward_ad.unpack_dual(given).tangent is not None
         ):
             raise UnsupportedTransformError(FIXED[0], where=f"init['{v.name}']", mend=FIXED[1])
-    return {k: _host(v) for k, v in init.items()}
+    return found
 
 
 def _host(value: Any) -> np.ndarray:

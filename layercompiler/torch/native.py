@@ -211,12 +211,17 @@ def run(native: Native, theta: Sequence[Tensor], batch: tuple[int, ...], told: b
     outputs = native.recover(_xp, data, found, x, y, v, status == 0, told)
     outputs = [o.reshape((*batch, *o.shape[1:])) for o in outputs]
     facts = {k: f.reshape(batch) for k, f in (("status", status), ("residual", residual), ("iterations", iterations))}
-    return (outputs[:-1], {"value": outputs[-1].detach(), **facts}) if told else (outputs, facts)
+    if not told:
+        return outputs, facts
+    return outputs[:-1], {"value": outputs[-1].detach(), "x": x.detach(), "v": torch.cat([y, v], 1).detach(), **facts}
 
 
-def info(found: dict[str, Tensor], seconds: float) -> Info:
-    """Per-instance facts as numpy arrays."""
+def info(compiled: Any, theta: Sequence[Tensor], found: dict[str, Tensor], seconds: float) -> Info:
+    """Per-instance facts as numpy arrays; the flags are judged on the host."""
     status, residual, iterations = (found[k].numpy(force=True) for k in ("status", "residual", "iterations"))
-    zeros, flags = np.zeros(status.shape, int), np.zeros(status.shape, bool)
+    degenerate, unique = np.zeros(status.shape, bool), np.ones(status.shape, bool)
+    if status.size:
+        x, v = (found[k].numpy(force=True) for k in ("x", "v"))
+        degenerate, unique = compiled.judge([t.numpy(force=True) for t in theta], x, v, status == Status.SOLVED)
     name = np.full(status.shape, "interior_point", dtype=object)
-    return Info(status, residual, iterations.astype(int), zeros, flags, ~flags, name, seconds)
+    return Info(status, residual, iterations.astype(int), np.zeros(status.shape, int), degenerate, unique, name, seconds)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from layercompiler import arrays
+from layercompiler.plan.arguments import starts
 from layercompiler.plan.least_squares import LeastSquaresSolution
 from layercompiler.plan.nonlinear import CompiledNonlinear
 from layercompiler.torch.layer import _read
@@ -74,6 +75,10 @@ class NonlinearLayer(torch.nn.Module):
 
         return self.compiled.solution(self._run(tensors, named, init, solve, True), found[0])
 
+    def report(self) -> str:
+        """What the compiler found, and how it is solved and differentiated."""
+        return self.compiled.report()
+
     def extra_repr(self) -> str:
         """One line about the problem."""
         return self.compiled.describe()
@@ -81,6 +86,6 @@ class NonlinearLayer(torch.nn.Module):
     def _run(self, tensors: Any, named: Any, init: Any, solve: Callable[..., Any], told: bool = False) -> tuple[Tensor, ...]:
         compiled = self.compiled
         theta, _, dtype, device = _read(compiled.arguments.bind(tensors, named), compiled.parameters)
-        host = None if init is None else {name: _host(value) for name, value in init.items()}
+        host = starts(init, _host)
         values = compiled.call(_XP, [t.cpu() for t in theta] if device is not None else theta, host, solve, told)
         return tuple(v.to(device=device, dtype=dtype) for v in values)

@@ -41,7 +41,7 @@ def made(name, graph):
 
 
 def test_every_operation_is_tested():
-    assert {*PLAIN, "load", "store", "fma"} == set(NAMES)
+    assert {*PLAIN, "load", "store", "fma", "fms", "fnma"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN))

@@ -81,3 +81,45 @@ def programs(rng, n, cones, batch, kind="solvable"):
             b = a @ x + s
         out.append((p[pr, pc], q, a[r, c], b))
     return (pr, pc), (r, c), tuple(np.array(v).reshape(batch, -1) for v in zip(*out, strict=True))
+
+
+def matrix_programs(rng, orders, batch, kind="solvable"):
+    """As `programs`, with one PSD variable of each order as a cone's slack, which few other rows touch; n, cones, patterns and data."""
+    sizes, free = [k * (k + 1) // 2 for k in orders], int(rng.integers(0, 4))
+    cones = [("zero", int(rng.integers(2, 5))), ("nonnegative", int(rng.integers(1, 4)))]
+    cones += [("second_order", 4)] if rng.random() < 0.5 else []
+    others, own = rows(cones), sum(sizes)
+    n, cones = own + free, cones + [("psd", k) for k in orders]
+    mask = rng.random((others, n)) < 0.6
+    mask[0] = True
+    for i in range(cones[0][1], others):
+        if kind == "solvable" and rng.random() < 0.3:  # bounds of single entries
+            mask[i] = False
+            mask[i, rng.integers(n)] = True
+    mask = np.r_[mask, np.eye(own, n) > 0]
+    r, c = np.nonzero(mask)
+    pr, pc = np.nonzero(np.triu(np.ones((free, free))))
+    out = []
+    for _ in range(batch):
+        a = np.where(mask, rng.normal(size=mask.shape), 0.0)
+        slack = np.arange(own)
+        a[others + slack, slack] = -rng.uniform(0.5, 2, own)
+        half = rng.normal(size=(free, free + 1))
+        p = np.zeros((n, n))
+        p[own:, own:] = half @ half.T if kind != "dual" else 0.0
+        x, s, y = rng.normal(size=n), interior(rng, cones), interior(rng, cones, dual=True)
+        if kind == "primal":
+            a[0] -= y @ a / y[0]
+        if kind == "dual":
+            x[:own] = -s[others:] / a[others + slack, slack]
+            for i in range(others):
+                a[i] -= mask[i] * x * (s[i] + a[i] @ x) / (x[mask[i]] @ x[mask[i]])
+        b, q = a @ rng.normal(size=n) + s, -(p @ x + a.T @ y)
+        if kind == "primal":
+            b = b - y * (y @ b + rng.uniform(0.5, 2)) / (y @ y)
+        if kind == "dual":
+            q = q - x * (q @ x + rng.uniform(0.5, 2)) / (x @ x)
+        if kind == "solvable":
+            b = a @ x + s
+        out.append((p[own + pr, own + pc], q, a[r, c], b))
+    return n, cones, (own + pr, own + pc), (r, c), tuple(np.array(v).reshape(batch, -1) for v in zip(*out, strict=True))

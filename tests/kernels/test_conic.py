@@ -9,7 +9,7 @@ import pytest
 from layercompiler.errors import BuildError, LayerCompilerError, OptionError, ShapeError
 from layercompiler.kernels import Conic, available
 from layercompiler.status import Status
-from tests.kernels.random_programs import interior, programs, rows, structure
+from tests.kernels.random_programs import interior, matrix_programs, programs, rows, structure
 
 pytestmark = pytest.mark.skipif(not available(), reason="the kernels are not built")
 KINDS = ["l", "zl", "q", "zlq", "s", "zlqs", "e", "p", "zlep", "zlqsep"]
@@ -65,6 +65,30 @@ def test_certificates(kinds, kind, status):
                 assert abs(data[1][i] @ found.x[i] + 1) < 1e-9
                 assert np.abs(a @ found.x[i] + found.s[i]).max() < 1e-6 * (1 + np.abs(found.x[i]).max())
                 assert np.abs(p @ found.x[i]).max() < 1e-6 * (1 + np.abs(found.x[i]).max())
+
+
+@pytest.mark.parametrize("orders", [(8,), (5, 9), (14,)])
+@pytest.mark.parametrize("kind", ["solvable", "primal", "dual"])
+def test_matrix_variables_eliminated_or_not(orders, kind):
+    """A structural zero of P on each variable keeps it in the linear system: another route to the same points and verdicts."""
+    rng = np.random.default_rng([*orders, len(kind)])
+    for _ in range(3):
+        n, cones, P, A, data = matrix_programs(rng, orders, 9, kind)
+        kept = [j for j in range(n) if j not in set(P[0])]
+        wide = tuple(np.r_[i, kept] for i in P), (np.c_[data[0], np.zeros((9, len(kept)))], *data[1:])
+        ours, theirs = Conic(n, P, A, cones), Conic(n, wide[0], A, cones)
+        assert ours.order < theirs.order - sum(k * (k + 1) // 2 for k in orders[-1:])
+        found, other = ours.solve(*data), theirs.solve(*wide[1])
+        right = [0] if kind == "solvable" else [1, 2]
+        assert np.isin([found.status, other.status], [*right, Status.ITERATION_LIMIT, Status.INACCURATE]).all()
+        assert np.isin(found.status, right).mean() >= (1.0 if kind == "solvable" else 0.8)
+        if kind == "solvable":
+            value, reference = ((r.x * data[1]).sum(1) for r in (found, other))
+            assert np.abs(value - reference).max() < 1e-5 * (1 + np.abs(reference).max())
+            assert found.quality.max() < 1e-8
+        alone = ours.solve(*(v[4:5] for v in data))
+        for a, b in zip(fields(alone), fields(found, slice(4, 5)), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def fields(found, at=slice(None)):

@@ -31,7 +31,8 @@ def random_code(rng, registers, inputs, outputs, length, heavy):
         elif pick < 0.2:
             code.append((CODES[UNARY[rng.integers(len(UNARY))] if heavy else "neg"], to, some(), 0, 0))
         elif pick < 0.4:
-            code.append((CODES["fma" if pick < 0.3 else "select"], to, some(), some(), some()))
+            name = ("fma", "fms", "fnma")[rng.integers(3)] if pick < 0.3 else "select"
+            code.append((CODES[name], to, some(), some(), some()))
         else:
             code.append((CODES[(BINARY if heavy else SIMPLE)[rng.integers(len(BINARY if heavy else SIMPLE))]], to, some(), some(), 0))
         written.append(to)

@@ -189,7 +189,7 @@ def test_instances_that_resist_newtons_method_converge_and_leave_the_others_alon
     weights, layer = torch.ones(measured.shape[1], 3, dtype=torch.float64), lc.export(problem, "torch", solver="gauss_newton")
     found = layer.solve(torch.tensor(measured), weights, torch.tensor(1.0), init={"X": start})
     assert found.residual.max() <= 1e-12
-    assert found.info.iterations.max() > 2 * np.median(found.info.iterations)
+    assert found.info.iterations.max() > 1.5 * np.median(found.info.iterations)
     for i in range(8):
         one = layer.solve(torch.tensor(measured[i]), weights, torch.tensor(1.0), init={"X": start[i]})
         np.testing.assert_array_equal(one.outputs[0], found.outputs[0][i])

@@ -75,6 +75,17 @@ def test_tangents_and_jacobians(name, angle):
 
 
 @pytest.mark.parametrize("name", GROUPS)
+def test_brackets_are_derivatives_of_adjoints(name):
+    G, rng, h = getattr(manifolds, name), np.random.default_rng(4), 1e-4
+    u, v = rng.standard_normal((2, G.dof))
+
+    def slope(h):
+        return (G.adjoint(HOST, G.exp(HOST, h * u)) - G.adjoint(HOST, G.exp(HOST, -h * u))) @ v / (2 * h)
+
+    np.testing.assert_allclose(G.bracket(HOST, u, v), (4 * slope(h / 2) - slope(h)) / 3, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", GROUPS)
 def test_interpolation_ends_at_its_ends_and_composes(name):
     G, rng = getattr(manifolds, name), np.random.default_rng(3)
     x, y = G.random(rng), G.random(rng)
@@ -83,3 +94,27 @@ def test_interpolation_ends_at_its_ends_and_composes(name):
     assert same(G.interpolate(HOST, half, y, 0.5), G.interpolate(HOST, x, y, 0.75)) < 1e-12
     element = manifolds.Element(G, HOST, x)
     assert same((element @ element.inverse()).data, G.identity()) < 1e-12
+
+
+@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("angle", (0.0, 1e-9, 1e-4, 1.0, np.pi - 1e-3, np.pi - 1e-5))
+def test_derivatives_of_interpolation_at_zero_and_near_pi(name, angle):
+    """y = x exp(v): the point at s is x exp(s v), and so are its derivatives along x, v and s."""
+    G, xp, rng = getattr(manifolds, name), arrays.get("torch"), np.random.default_rng(4)
+    v, u = torch.tensor(tangent(G, angle, rng)), torch.tensor(0.5 * rng.standard_normal(G.dof))
+    s, moves = torch.tensor(0.4), torch.tensor(rng.standard_normal((3, G.dof)))
+
+    def geodesic(u, v, s):
+        x = G.exp(xp, u)
+        return G.retract(xp, x, s * v)
+
+    def interpolated(u, v, s):
+        x = G.exp(xp, u)
+        return G.interpolate(xp, x, G.retract(xp, x, v), s)
+
+    assert same(interpolated(u, v, s), geodesic(u, v, s)) < 1e-10
+    for at, d in ((0, moves[0]), (1, moves[1]), (2, moves[2, 0])):
+        tangents = [torch.zeros_like(a) for a in (u, v, s)]
+        tangents[at] = d
+        found, want = (torch.func.jvp(f, (u, v, s), tuple(tangents))[1] for f in (interpolated, geodesic))
+        np.testing.assert_allclose(found, want, atol=1e-8)

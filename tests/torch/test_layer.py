@@ -63,6 +63,15 @@ def test_arguments_of_every_kind(layer):
     assert difference([o.double() for o in layer(*integers)], closed_form(*[i.double() for i in integers])) < 1e-5
 
 
+def test_arrays_that_torch_cannot_hold(layer):
+    """Negative strides and foreign byte order are numbers of numpy all the same."""
+    arrays = [v.numpy() for v in data(4)]
+    turned = [np.ascontiguousarray(a[::-1])[::-1] for a in arrays]
+    assert all(a.strides[0] < 0 for a in turned)
+    for given in (turned, [a.astype(">f8") for a in arrays]):
+        assert difference(layer(*given), layer(*arrays)) == 0.0
+
+
 def test_wrong_arguments_raise(layer):
     P, q, A, b, s = data()
     with pytest.raises(ShapeError):

@@ -42,7 +42,7 @@ struct Factor {
 
 }  // namespace
 
-LC_API int lc_abi() { return 22; }
+LC_API int lc_abi() { return 30; }
 
 LC_API const char* lc_error() { return last_error.c_str(); }
 
@@ -175,9 +175,9 @@ LC_API void lc_conic_free(void* program) { delete static_cast<ConicProgram*>(pro
 LC_API void lc_conic_facts(const void* program, int64_t* facts) {
   const ConicProgram& c = *static_cast<const ConicProgram*>(program);
   facts[0] = c.symbolic().factor_entries();
-  facts[1] = c.symbolic().flops();
+  facts[1] = c.flops();
   facts[2] = c.view().size;
-  facts[3] = c.view().folded;
+  facts[3] = c.view().folded + c.view().owned;
   facts[4] = c.target()->lanes;
 }
 

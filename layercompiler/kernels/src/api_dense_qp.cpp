@@ -1,4 +1,7 @@
 // The C interface of the dense QP kernels: which instances are solved by which form, in which order, and their derivatives.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -90,7 +93,10 @@ DenseData data_of(const Operands& o) {
   return {at(0), at(1), at(2), at(3), at(4), at(5)};
 }
 
-void run(Dense& dense, Factors& made, DenseJob job, std::vector<int32_t> open, int threads) {
+using clock = std::chrono::steady_clock;
+
+// What is not begun before `end` has no solution.
+void run(Dense& dense, Factors& made, DenseJob job, std::vector<int32_t> open, clock::time_point end, int threads) {
   const DenseTarget& t = *dense.target;
   int64_t count = static_cast<int64_t>(open.size()), lanes = t.lanes;
   bool shared = job.shared != nullptr && job.round.form == dual_form;
@@ -101,7 +107,14 @@ void run(Dense& dense, Factors& made, DenseJob job, std::vector<int32_t> open, i
   job.plan = &dense.plan, job.index = block.index.data(), job.storage = block.storage.get(), job.footprint = footprint;
   if (!shared) job.shared = nullptr;
   size_t need = t.scratch(dense.plan, job.round.form);
-  parallel(chunk_count(t.lanes, count), threads, [&](int64_t i) { t.solve(job, chunk_at(t.lanes, count, i), scratch(need)); });
+  parallel(chunk_count(t.lanes, count), threads, [&](int64_t i) {
+    Chunk chunk = chunk_at(t.lanes, count, i);
+    if (clock::now() < end) return t.solve(job, chunk, scratch(need));
+    for (int64_t k = chunk.first; k < chunk.first + chunk.count; k++) {
+      int64_t instance = job.index[k];
+      job.status[instance] = dense_time_limit, job.norm[instance] = INFINITY, job.margin[instance] = job.reach[instance] = 0;
+    }
+  });
 }
 
 // Instances of the last block that are not solved; they are struck from it.
@@ -114,7 +127,7 @@ std::vector<int32_t> unsolved(Dense& dense, Factors& made, const int8_t* status)
       kept++;
       continue;
     }
-    if (status[i] == 7 || status[i] == dense_tried) open.push_back(i);
+    if (status[i] == dense_failed || status[i] == dense_tried) open.push_back(i);
     else made.left.push_back(i);
     i = -1;
   }
@@ -163,10 +176,10 @@ LC_API void lc_dense_facts(const void* dense, int64_t* facts) {
 
 // Operands q, c, a, b, g, h: values and strides, 0 for those that the batch shares. start_x, start_v: null, or points; with `only_factor` they are taken
 // as solutions. forms: bit 0 the dual form, bit 1 the primal form, bit 2 to leave what is hard open.
-// troubles: how many instances are not solved, or have a singular system.
-LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* values, const int64_t* strides, const double* start_x, const double* start_v,
-                            int32_t only_factor, int32_t forms, double* x, double* v, double* y, int8_t* status, int32_t* iterations, double* norm,
-                            double* margin, double* reach, int64_t* troubles, int32_t threads) {
+// seconds, limit: of the whole call, and of the steps that each method takes. troubles: how many instances are not solved, or have a singular system.
+LC_API void* lc_dense_solve_within(void* handle, int64_t batch, const double* const* values, const int64_t* strides, const double* start_x,
+                                   const double* start_v, int32_t only_factor, int32_t forms, double seconds, int32_t limit, double* x, double* v, double* y,
+                                   int8_t* status, int32_t* iterations, double* norm, double* margin, double* reach, int64_t* troubles, int32_t threads) {
   Factors* result = nullptr;
   guarded([&] {
     const std::shared_ptr<Dense>& owner = *static_cast<std::shared_ptr<Dense>*>(handle);
@@ -179,11 +192,12 @@ LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* va
     job.data = data_of(o);
     job.x = x, job.v = v, job.y = y, job.status = status, job.iterations = iterations, job.norm = norm, job.margin = margin, job.reach = reach;
     std::vector<int32_t> open(static_cast<size_t>(batch));
-    for (int64_t i = 0; i < batch; i++) open[static_cast<size_t>(i)] = static_cast<int32_t>(i), iterations[i] = 0, status[i] = 7;
+    for (int64_t i = 0; i < batch; i++) open[static_cast<size_t>(i)] = static_cast<int32_t>(i), iterations[i] = 0, status[i] = dense_failed;
+    clock::time_point end = seconds < 1e9 ? clock::now() + std::chrono::duration_cast<clock::duration>(std::chrono::duration<double>(seconds)) : clock::time_point::max();
     if (start_x) {
       job.start_x = start_x, job.start_v = start_v;
       job.round = {primal_form, 1e-4, only_factor ? 0 : 1, 0, 0};
-      run(dense, *made, job, std::move(open), threads);
+      run(dense, *made, job, std::move(open), end, threads);
       if (only_factor) {
         *troubles = batch;
         result = made.release();
@@ -218,18 +232,27 @@ LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* va
       }
       if (!open.empty()) {
         job.round = rounds[r];
-        run(dense, *made, job, std::move(open), threads);
+        job.round.iterations = std::min(job.round.iterations, limit), job.round.pivots = std::min(job.round.pivots, limit);
+        job.round.exchanges = std::min(job.round.exchanges, limit / std::max(plan.m, 1));
+        run(dense, *made, job, std::move(open), end, threads);
         open = unsolved(dense, *made, status);
       }
       if (pivoted || r + 1 == rounds.size()) open.insert(open.end(), later.begin(), later.end()), later.clear();
     }
-    for (int32_t i : open) status[i] = 7;
+    for (int32_t i : open) status[i] = limit < INT32_MAX ? dense_iteration_limit : dense_failed;
     made->left.insert(made->left.end(), open.begin(), open.end());
     *troubles = static_cast<int64_t>(made->left.size());
     for (int64_t i = 0; i < batch; i++) *troubles += status[i] == 0 && !(reach[i] <= 1e-8);
     result = made.release();
   });
   return result;
+}
+
+LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* values, const int64_t* strides, const double* start_x, const double* start_v,
+                            int32_t only_factor, int32_t forms, double* x, double* v, double* y, int8_t* status, int32_t* iterations, double* norm,
+                            double* margin, double* reach, int64_t* troubles, int32_t threads) {
+  return lc_dense_solve_within(handle, batch, values, strides, start_x, start_v, only_factor, forms, INFINITY, INT32_MAX, x, v, y, status, iterations, norm,
+                               margin, reach, troubles, threads);
 }
 
 LC_API void lc_dense_factors_free(void* factors) {

@@ -31,8 +31,8 @@ template <class V> struct Conic {
   V* free_;
 
   V *even_p, *P, *A, *q, *b, *D, *E, *x, *y, *s, *best_x, *best_y, *best_s;
-  V *dx, *dy, *ds, *x2, *y2, *Px, *Px2, *Aty, *Ax, *rx, *ry, *offset, *wdy, *work_m, *lambda, *w, *inverse_h, *diagonal;
-  V *entries, *panels, *pivots, *inverse, *factor_work, *start_panels, *start_inverse, *kb, *kx, *kr, *kn, *cone_memory, *square;
+  V *dx, *dy, *ds, *x2, *y2, *Px, *Px2, *Aty, *Ax, *rx, *ry, *offset, *wdy, *work_m, *lambda, *w, *inverse_h, *diagonal, *scaled_offset, *inverse_d, *inverse_e;
+  V *entries, *panels, *pivots, *inverse, *factor_work, *start_panels, *start_inverse, *kb, *kx, *kr, *kn, *cone_memory, *square, *inverse_own, *touched, *own_rhs;
   V c, tau, kappa, best_tau, best_merit, norm_b, norm_q;
   Mask<V> active, dual_only;
   int64_t instance[N];  // of each lane; -1: none
@@ -53,8 +53,8 @@ template <class V> struct Conic {
     const Schedule& g = *p.schedule;
     int64_t k = p.largest_order;
     int64_t start = p.p_entries ? 0 : g.panel + g.n;
-    return start + 2 * p.p_entries + p.a_entries + 16 * (int64_t)p.n + 20 * (int64_t)p.m + g.entries + g.panel + 2 * (int64_t)g.n + factor_room(g) +
-           8 * (int64_t)p.size + p.cone_storage + 6 * k * k + 4 * k + 64 + 8 * 48;
+    return start + 2 * p.p_entries + p.a_entries + 17 * (int64_t)p.n + 22 * (int64_t)p.m + g.entries + g.panel + 2 * (int64_t)g.n + factor_room(g) +
+           8 * (int64_t)p.size + p.cone_storage + 6 * k * k + 4 * k + 3 * p.owned + p.touches + 64 + 8 * 64;
   }
 
   Conic(const ConicJob& job, void* scratch) : p(*job.program), o(job.options), g(*job.program->schedule), free_(static_cast<V*>(scratch)), profile(job.profile) {
@@ -63,11 +63,11 @@ template <class V> struct Conic {
     start_panels = start_inverse = nullptr;
     if (!p.p_entries) start_panels = take(g.panel), start_inverse = take(g.n);
     {
-      V** list[] = {&q, &D, &x, &best_x, &dx, &x2, &Px, &Px2, &Aty, &rx, &diagonal};
+      V** list[] = {&q, &D, &x, &best_x, &dx, &x2, &Px, &Px2, &Aty, &rx, &diagonal, &inverse_d};
       for (V** v : list) *v = take(n);
     }
     {
-      V** list[] = {&b, &E, &y, &s, &best_y, &best_s, &dy, &ds, &y2, &Ax, &ry, &offset, &wdy, &work_m, &lambda, &w, &inverse_h};
+      V** list[] = {&b, &E, &y, &s, &best_y, &best_s, &dy, &ds, &y2, &Ax, &ry, &offset, &wdy, &work_m, &lambda, &w, &inverse_h, &scaled_offset, &inverse_e};
       for (V** v : list) *v = take(m);
     }
     entries = take(g.entries), panels = take(g.panel), pivots = take(g.n), inverse = take(g.n), factor_work = take(factor_room(g));
@@ -76,11 +76,13 @@ template <class V> struct Conic {
       for (V** v : list) *v = take(2 * (int64_t)p.size);
     }
     cone_memory = take(p.cone_storage), square = take(6 * k * k + 4 * k);
+    inverse_own = take(p.owned), touched = take(p.touches), own_rhs = take(2 * p.owned);
   }
 
 #include "conic_data.hpp"
 #include "conic_scaling.hpp"
 #include "conic_steps.hpp"
+#include "conic_owned.hpp"
 #include "conic_kkt.hpp"
 
   // Adds the time since the last call to a part of the profile.
@@ -220,23 +222,24 @@ template <class V> struct Conic {
       multiply_a(x, y, Ax, Aty);
       V xPx = dot(x, Px, n), qx = dot(q, x, n), by = dot(b, y, m), sy = dot(s, y, m), it_tau = one / tau, ic = one / c;
       V mu = fma(tau, kappa, sy) * num(1.0 / (p.degree + 1));
-      V rd = V{}, rp = V{}, top_x = V{}, top_y = V{}, top_s = V{}, top_aty = V{}, top_axs = V{}, top_px = V{};
-      for (int j = 0; j < n; j++) {
-        V f = one / (D[j] * c), r = Px[j] + Aty[j] + q[j] * tau;
-        rd = vmax(vabs(r * f), rd);
-        top_x = vmax(vabs(x[j] * D[j]), top_x);
-        top_aty = vmax(vabs(Aty[j] * f), top_aty);
-        top_px = vmax(vabs(Px[j] * f), top_px);
-        rx[j] = r;
-      }
-      for (int i = 0; i < m; i++) {
-        V ie = one / E[i], r = Ax[i] + s[i] - b[i] * tau;
-        rp = vmax(vabs(r * ie), rp);
-        top_s = vmax(vabs(s[i] * ie), top_s);
-        top_y = vmax(vabs(y[i] * E[i] * ic), top_y);
-        top_axs = vmax(vabs((Ax[i] + s[i]) * ie), top_axs);
-        ry[i] = r;
-      }
+      V tops[4], others[4];
+      across<4>(n, tops, [&](auto from, int j, auto* top) {
+        auto f = from(inverse_d, j), r = from(Px, j) + from(Aty, j) + from(q, j) * from.one(tau);
+        top[0] = from.larger(r * f, top[0]);
+        top[1] = from.larger(from(x, j) * from(D, j), top[1]);
+        top[2] = from.larger(from(Aty, j) * f, top[2]);
+        top[3] = from.larger(from(Px, j) * f, top[3]);
+        from.store(rx, j, r);
+      });
+      across<4>(m, others, [&](auto from, int i, auto* top) {
+        auto ie = from(inverse_e, i), along = from(Ax, i) + from(s, i), r = along - from(b, i) * from.one(tau);
+        top[0] = from.larger(r * ie, top[0]);
+        top[1] = from.larger(from(s, i) * ie, top[1]);
+        top[2] = from.larger(from(y, i) * from(E, i) * from.one(ic), top[2]);
+        top[3] = from.larger(along * ie, top[3]);
+        from.store(ry, i, r);
+      });
+      const V rd = tops[0], top_x = tops[1], top_aty = tops[2], top_px = tops[3], rp = others[0], top_s = others[1], top_y = others[2], top_axs = others[3];
       V primal = (qx + num(0.5) * xPx * it_tau) * it_tau * ic, dual = (-by - num(0.5) * xPx * it_tau) * it_tau * ic;
       V gap = vabs(primal - dual), gap_relative = gap / vmax(one, vmin(vabs(primal), vabs(dual)));
       V primal_residual = rp * it_tau / vmax(one, norm_b + (top_x + top_s) * it_tau);
@@ -320,7 +323,7 @@ template <class V> struct Conic {
       apply_h(dy, wdy, ds);
       for (int i = 0; i < p.zero; i++) ds[i] = V{};
       for (int i = p.zero; i < m; i++) ds[i] = -(s[i] + ds[i]);
-      V a = step_symmetric(limit(dt, dk));
+      V a = step_symmetric(limit(dt, dk), lambda);
       a = step_three(a, active);
       V rest = one - a, sigma = rest * rest * rest, target = sigma * mu, keep = one - sigma;
       target = select<V>(finite<V>(target), target, mu);
@@ -340,7 +343,7 @@ template <class V> struct Conic {
       for (int i = 0; i < m; i++) ds[i] = -(ds[i] + offset[i]);
       step_slacks(dt, keep);
       for (int i = 0; i < p.zero; i++) ds[i] = V{};
-      a = num(0.99) * step_symmetric(limit(dt, dk));
+      a = num(0.99) * step_symmetric(limit(dt, dk), scaled_offset);
       Mask<V> sound = (a == a) & (dt == dt) & (dk == dk);
       a = select<V>(sound, a, V{});
       a = step_safe(a, active & sound);

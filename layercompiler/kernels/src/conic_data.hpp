@@ -1,5 +1,50 @@
 // Products with the data of a pack, and its equilibration. Included INSIDE the struct Conic of conic.hpp.
+  // Numbers of an array as a pack X: those of one place, or of neighbouring places where one instance is alone.
+  template <class X> struct Reader {
+    X operator()(const V* a, int i) const {
+      if constexpr (lanes_of<X> == N) return a[i];
+      else return load_wide(a + i);
+    }
+    X one(V a) const {
+      if constexpr (lanes_of<X> == N) return a;
+      else return splat<X>(a);
+    }
+    void store(V* a, int i, X value) const {
+      if constexpr (lanes_of<X> == N) a[i] = value;
+      else store_wide(a + i, value);
+    }
+    X larger(X a, X top) const { return vmax(vabs(a), top); }
+  };
+  // Calls `work` with a reader, a place and the largest values so far for all places below `count`.
+  template <int K, class Work> static void across(int count, V* tops, Work&& work) {
+    int i = 0;
+    for (int t = 0; t < K; t++) tops[t] = V{};
+    if constexpr (by_entries<V>) {
+      Wide many[K] = {};
+      for (; i + wide <= count; i += wide) work(Reader<Wide>{}, i, many);
+      for (int t = 0; t < K; t++)
+        for (int l = 0; l < wide; l++) tops[t] = vmax(get(many[t], l), tops[t]);
+    }
+    for (; i < count; i++) work(Reader<V>{}, i, tops);
+  }
+  // Eight sums, which are the lanes where one instance is alone.
+  static V dot_long(const V* a, const V* b_, int n) {
+    V sum[8] = {V{}, V{}, V{}, V{}, V{}, V{}, V{}, V{}};
+    int i = 0;
+    if constexpr (by_entries<V> && lanes_of<Wide> == 8) {
+      Wide many{};
+      for (; i < n; i += 8) many = fma(load_part(a + i, lanes_from(i, n)), load_part(b_ + i, lanes_from(i, n)), many);
+      for (int l = 0; l < 8; l++) sum[l] = get(many, l);
+    } else {
+      for (; i + 8 <= n; i += 8)
+#pragma GCC unroll 8
+        for (int l = 0; l < 8; l++) sum[l] = fma(a[i + l], b_[i + l], sum[l]);
+      for (; i < n; i++) sum[i % 8] = fma(a[i], b_[i], sum[i % 8]);
+    }
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+  }
   static V dot(const V* a, const V* b_, int n) {
+    if (n >= 16) return dot_long(a, b_, n);
     V r = V{}, t = V{};
     int i = 0;
     for (; i + 2 <= n; i += 2) r = fma(a[i], b_[i], r), t = fma(a[i + 1], b_[i + 1], t);
@@ -19,13 +64,20 @@
     for (int j = 0; j < p.n; j++) atv[j] = V{};
     for (int64_t k = 0; k < p.a_entries;) {
       int j = p.a_col[k];
-      V uj = u[j], sum = V{};
+      V uj = u[j], sum = V{}, other = V{};
+      for (; k + 1 < p.a_entries && p.a_col[k + 1] == j; k += 2) {
+        int i = p.a_row[k], l = p.a_row[k + 1];
+        au[i] = fma(A[k], uj, au[i]);
+        au[l] = fma(A[k + 1], uj, au[l]);
+        sum = fma(A[k], v[i], sum);
+        other = fma(A[k + 1], v[l], other);
+      }
       for (; k < p.a_entries && p.a_col[k] == j; k++) {
         int i = p.a_row[k];
         au[i] = fma(A[k], uj, au[i]);
         sum = fma(A[k], v[i], sum);
       }
-      atv[j] = sum;
+      atv[j] = sum + other;
     }
   }
 
@@ -46,10 +98,15 @@
       for (int j = 0; j < p.n; j++) cn[j] = V{};
       for (int i = 0; i < p.m; i++) rn[i] = V{};
       column_norms_p(cn);
-      for (int64_t k = 0; k < p.a_entries; k++) {
-        V a = vabs(A[k]);
-        cn[p.a_col[k]] = vmax(a, cn[p.a_col[k]]);
-        rn[p.a_row[k]] = vmax(a, rn[p.a_row[k]]);
+      for (int64_t k = 0; k < p.a_entries;) {
+        const int j = p.a_col[k];
+        V top = cn[j];
+        for (; k < p.a_entries && p.a_col[k] == j; k++) {
+          V a = vabs(A[k]);
+          top = vmax(a, top);
+          rn[p.a_row[k]] = vmax(a, rn[p.a_row[k]]);
+        }
+        cn[j] = top;
       }
       // A lane whose rows and columns are all even already is left alone.
       Mask<V> uneven = none_of<V>();
@@ -101,4 +158,7 @@
     }
     for (int64_t k = 0; k < p.a_entries; k++)
       if (p.a_slot[k] >= 0) entries[p.a_slot[k]] = A[k];
+    scale_owned();
+    for (int j = 0; j < p.n; j++) inverse_d[j] = num(1) / (D[j] * c);
+    for (int i = 0; i < p.m; i++) inverse_e[i] = num(1) / E[i];
   }

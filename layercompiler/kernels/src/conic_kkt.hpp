@@ -17,7 +17,8 @@
     factorise<V>(g, panels, pivots, inverse, factor_work, Pivoting{1e-13, 2e-7});
   }
   void load_rhs(const V* fx, const V* fy, int columns, int t) {
-    for (int i = 0; i < p.n; i++) kb[(int64_t)p.x_place[i] * columns + t] = fx ? fx[i] : V{};
+    for (int i = 0; i < p.n; i++)
+      if (p.x_place[i] >= 0) kb[(int64_t)p.x_place[i] * columns + t] = fx ? fx[i] : V{};
     for (int i = 0; i < p.m; i++)
       if (p.row_place[i] >= 0) kb[(int64_t)p.row_place[i] * columns + t] = fy ? fy[i] : V{};
     for (int i = 0; i < p.extras; i++) kb[(int64_t)p.extra_place[i] * columns + t] = V{};
@@ -27,9 +28,11 @@
         V& at = kb[(int64_t)p.x_place[p.fold_col[f]] * columns + t];
         at = fma(A[p.fold_entry[f]] * inverse_h[r], fy[r], at);
       }
+    load_owned(fx, fy, columns, t);
   }
   void store_solution(V* ox, V* oy, const V* fy, int columns, int t) const {
-    for (int i = 0; i < p.n; i++) ox[i] = kx[(int64_t)p.x_place[i] * columns + t];
+    for (int i = 0; i < p.n; i++)
+      if (p.x_place[i] >= 0) ox[i] = kx[(int64_t)p.x_place[i] * columns + t];
     for (int f = 0; f < p.folded; f++) {
       int r = p.fold_row[f];
       V v = A[p.fold_entry[f]] * ox[p.fold_col[f]];
@@ -38,6 +41,7 @@
     }
     for (int i = 0; i < p.m; i++)
       if (p.row_place[i] >= 0) oy[i] = kx[(int64_t)p.row_place[i] * columns + t];
+    recover_owned(ox, oy, fy, columns, t);
   }
   // kx = K^-1 kb with refinement; every decision per lane. Returns the largest residual relative to 1 + |kb|.
   template <int NR> V solve_kkt() {

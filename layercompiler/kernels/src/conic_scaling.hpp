@@ -1,5 +1,5 @@
 // The cones of a pack: Nesterov-Todd and primal-dual scalings, and products with them. Included INSIDE the struct Conic of conic.hpp.
-  // Numbers a cone keeps. second order: eta, lambda'J lambda; PSD: R, R^-1, lambda (k); three: H split, gradient, Hessian.
+  // Numbers a cone keeps. second order: eta, lambda'J lambda; PSD: R, R^-1, lambda (k), R R' where owned; three: H split, gradient, Hessian.
   V* memory_of(const Cone& k) const { return cone_memory + k.storage; }
   V* matrix(int which) const { return square + (int64_t)which * p.largest_order * p.largest_order; }
 
@@ -63,6 +63,7 @@
   }
   void set_identity_scaling() {
     for (int i = 0; i < p.m; i++) inverse_h[i] = num(1);
+    clear_owned_blocks();
     for (int i = 0; i < p.zero + p.nonnegative; i++)
       if (p.row_slot[i] >= 0) entries[p.row_slot[i]] = i < p.zero ? V{} : num(-1);
     for (int t = 0; t < p.cones; t++) {
@@ -76,15 +77,20 @@
         }
         entries[at[3 * k.dim]] = num(-1);
         entries[at[3 * k.dim + 1]] = num(1);
+      } else if (k.owned) {
+        V* T = gram(k);
+        for (int i = 0; i < k.order * k.order; i++) T[i] = num(i % (k.order + 1) ? 0 : 1);
       } else {
         for (int j = 0; j < k.dim; j++)
           for (int i = 0; i <= j; i++) entries[*at++] = i == j ? num(-1) : V{};
       }
     }
     fold_diagonal();
+    add_owned_blocks();
   }
   void fold_diagonal() {
-    for (int j = 0; j < p.n; j++) entries[p.variable_slot[j]] = diagonal[j];
+    for (int j = 0; j < p.n; j++)
+      if (p.variable_slot[j] >= 0) entries[p.variable_slot[j]] = diagonal[j];
     for (int f = 0; f < p.folded; f++) {
       V a = A[p.fold_entry[f]];
       V& d = entries[p.variable_slot[p.fold_col[f]]];
@@ -94,6 +100,7 @@
 
   // Scaling at (s, y), lambda, and the blocks of the KKT matrix.
   void update_scaling(V mu) {
+    clear_owned_blocks();
     for (int i = p.zero; i < p.zero + p.nonnegative; i++) {
       V ratio = s[i] / y[i];
       if (p.row_slot[i] >= 0) entries[p.row_slot[i]] = -ratio;
@@ -124,6 +131,7 @@
       }
     }
     fold_diagonal();
+    add_owned_blocks();
   }
   void scale_second_order(const Cone& k) {
     const V *S = s + k.row, *Y = y + k.row;
@@ -168,7 +176,7 @@
     unpack(y + k.row, d, Ly);
     cholesky(Ly, d);
     multiply<V, true, false>(Ly, R, d, M);
-    orthogonalise(M, R, d);  // M = U Lambda, R = Ls V
+    orthogonalise(M, R, d, 1e-6);  // M = U Lambda, R = Ls V
     for (int j = 0; j < d; j++) {
       V a = V{};
       for (int i = 0; i < d; i++) a = fma(M[i * d + j], M[i * d + j], a);
@@ -187,7 +195,9 @@
       *L++ = lam[j];
       for (int i = j + 1; i < d; i++) *L++ = V{};
     }
+    if (k.owned) T = gram(k);
     multiply<V, false, true>(R, R, d, T);
+    if (k.owned) return;
     const int64_t* at = p.slots + k.slot;
     for (int cj = 0; cj < d; cj++)
       for (int ci = cj; ci < d; ci++) {  // column (ci, cj) of svec, its rows (ri, rj) up to itself; T is symmetric to the bit

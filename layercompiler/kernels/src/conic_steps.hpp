@@ -36,6 +36,7 @@
           }
           M[i * d + i] += (lam[i] * lam[i] - target) / lam[i];
         }
+        pack(M, d, scaled_offset + k.row);
         congruence<V, false>(memory_of(k), M, d, G, T);
         pack(G, d, out);
       } else {
@@ -70,8 +71,8 @@
     }
   }
 
-  // Largest step within the symmetric cones, at most `a`.
-  V step_symmetric(V a) {
+  // Largest step within the symmetric cones, at most `a`; `scaled`: of PSD cones W^-T times the offset of the step.
+  V step_symmetric(V a, const V* scaled) {
     for (int half = 0; half < 2; half++) {
       const V *u = half ? y : s, *du = half ? dy : ds;
       for (int i = p.zero; i < p.zero + p.nonnegative; i++) a = select<V>(du[i] < V{}, vmin(a, -u[i] / du[i]), a);
@@ -81,7 +82,7 @@
       }
     }
     for (int t = 0; t < p.cones; t++)
-      if (p.cone[t].kind == positive_semidefinite) a = step_psd(p.cone[t], a);
+      if (p.cone[t].kind == positive_semidefinite) a = step_psd(p.cone[t], scaled, a);
     return a;
   }
   static V step_second_order(const V* u, const V* du, int k, V a) {
@@ -104,18 +105,20 @@
     a = select<V>(unbounded, a, vmin(vmin(r1, r2), a));
     return select<V>(du[0] < V{}, vmin(-u[0] / du[0], a), a);
   }
-  V step_psd(const Cone& k, V a) {
+  // In the scaled coordinates, where s and y are lambda, dy is W dy and ds = -(W^-T offset + W dy).
+  V step_psd(const Cone& k, const V* scaled, V a) {
     int d = k.order;
-    const V *R = memory_of(k), *Ri = R + (int64_t)d * d, *lam = Ri + (int64_t)d * d;
+    const V* lam = memory_of(k) + 2 * (int64_t)d * d;
     V *U = matrix(3), *work = matrix(5), *both[2] = {matrix(2), matrix(4)}, least[2];
-    unpack(ds + k.row, d, U);
-    congruence<V, false>(Ri, U, d, both[0], work);
-    unpack(dy + k.row, d, U);
-    congruence<V, true>(R, U, d, both[1], work);
+    unpack(scaled + k.row, d, both[0]);
+    unpack(wdy + k.row, d, both[1]);
     for (int i = 0; i < d; i++) U[i] = num(1) / root(lam[i]);
-    for (V* M : both)
-      for (int i = 0; i < d; i++)
-        for (int j = 0; j < d; j++) M[i * d + j] *= U[i] * U[j];
+    for (int i = 0; i < d; i++)
+      for (int j = 0; j < d; j++) {
+        V f = U[i] * U[j], dual = both[1][i * d + j];
+        both[0][i * d + j] = -f * (both[0][i * d + j] + dual);
+        both[1][i * d + j] = f * dual;
+      }
     least_eigenvalues<V>(both, d, work, least);
     for (V l : least) a = select<V>(l < V{}, vmin(num(-1) / l, a), a);
     return a;

@@ -264,20 +264,19 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
         for (int i = 0; i < this->rows(); i++) put(Y[i], l, (i < p.p || v[i] > 0 ? v[i] : 0.0) / get(E[i], l) * sk);
         for (int i = 0; i < p.m; i++) put(act[i], l, v[p.p + i] > 0 ? 1.0 : 0.0);
       }
+      if (job.round.iterations) verdict = convexity();
       active_weights();
       if (job.round.iterations) {
         times_c(X, Cx);
         for (int i = p.p; i < this->rows(); i++) s[i] = select<V>(act[i - p.p] > V{}, V{}, b[i] - Cx[i]);
-        good = polish(3);
+        good = polish(3) & (verdict == V{});
       } else {
         build(w);
         good = all_of<V>();
       }
     } else {
-      // A stationary point of an objective that is not convex is no solution.
-      for (int i = 0; i < this->rows(); i++) w[i] = V{};
-      V convex = build(w, 1e-6);
-      verdict = select<V>(convex > V{}, interior_point(job.round, &steps), num<V>(8));
+      V convex = convexity();
+      verdict = select<V>(convex == V{}, interior_point(job.round, &steps), convex);
       for (int l = 0; l < chunk.count; l++) certify(job, l, get(verdict, l));
       good = polish(job.round.tolerance > 1e-6 ? 4 : 8) & (verdict == V{});
     }
@@ -289,6 +288,11 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
       int v = (int)get(verdict, l);
       if (v) job.status[this->instance[l]] = (int8_t)v;
     }
+  }
+  // Zero where the objective is convex, else a status: a stationary point of one that is not is no solution.
+  V convexity() {
+    for (int i = 0; i < this->rows(); i++) w[i] = V{};
+    return select<V>(build(w, 1e-6) > V{}, V{}, num<V>(dense_not_convex));
   }
   // A certificate, brought to gain one: y of primal, x of dual infeasibility.
   void certify(const DenseJob& job, int l, double verdict) {

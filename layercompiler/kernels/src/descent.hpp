@@ -158,6 +158,15 @@ template <class V> struct Descent {
       if (views[k].factors) tape_run({views[k], N > 1, count, list, in, stride, out, out_stride}, tape_memory);
   }
 
+  // What the tapes do not write anew.
+  void clear(V* entries, int64_t rests, const int32_t* rest) {
+    if (N == 1 || rests == p.entries) {
+      __builtin_memset((void*)entries, 0, sizeof(V) * (size_t)p.entries);
+      return;
+    }
+    for (int64_t k = 0; k < rests; k++) entries[rest[k]] = V{};
+  }
+
   // Without `all`, the diagonal of the entries only.
   void evaluate(Points<V>& at, int64_t count, bool all) {
     const size_t n = sizeof(V) * (size_t)p.n;
@@ -165,7 +174,7 @@ template <class V> struct Descent {
       const int64_t u = list[k];
       at.cost[u] = at.energy[u] = V{};
       __builtin_memset((void*)(at.gradient + u * p.n), 0, n);
-      if (all) __builtin_memset((void*)(at.entries + u * p.entries), 0, sizeof(V) * (size_t)p.entries);
+      if (all) clear(at.entries + u * p.entries, p.linear_rests, p.linear_rest);
       else __builtin_memset((void*)(at.diagonal + u * p.n), 0, n);
     }
     in[0] = reinterpret_cast<const double*>(at.values);
@@ -415,7 +424,7 @@ template <class V> struct Descent {
           break;
         }
       if (fresh) {
-        for (int64_t i = 0; i < count; i++) __builtin_memset((void*)(exact + list[i] * p.entries), 0, sizeof(V) * (size_t)p.entries);
+        for (int64_t i = 0; i < count; i++) clear(exact + list[i] * p.entries, p.second_rests, p.second_rest);
         in[0] = reinterpret_cast<const double*>(here.values);
         double* out[] = {reinterpret_cast<double*>(exact)};
         tapes(p.second, p.seconds, count, out, &p.entries);

@@ -66,7 +66,7 @@ template <class V> struct Systems {
     }
     auto fill = [&](int node) {
       __builtin_memset((void*)(panels + s.offset[node]), 0, (size_t)(s.offset[node + 1] - s.offset[node]) * sizeof(W));
-      for (int64_t k = a.start[node]; k < a.start[node + 1]; k++) panels[a.to[k]] += values[a.from[k]] * (scale[a.row[k]] * scale[a.column[k]]);
+      for (int64_t k = a.start[node]; k < a.start[node + 1]; k++) panels[a.to[k]] = values[a.from[k]] * (scale[a.row[k]] * scale[a.column[k]]);
       for (int32_t i = s.start[node]; i < s.start[node + 1]; i++) {
         W& d = panels[a.diagonal[i]];
         if (extra) d += extra[s.perm[i]] * (scale[i] * scale[i]);

@@ -250,7 +250,7 @@ LC_API void* lc_express_forward(void* express, int64_t batch, const int64_t* add
     std::unique_ptr<Passage> passage(new Passage(owner));
     Passage& p = *passage;
     p.batch = batch;
-    for (int64_t k = 0; k < count; k++) p.shared.push_back(addresses[count + k] == 0);
+    for (int64_t k = 0; k < count; k++) p.own.push_back(addresses[count + k] != 0);
     std::vector<const double*> sources(static_cast<size_t>(count));
     for (int64_t k = 0; k < count; k++) sources[static_cast<size_t>(k)] = reinterpret_cast<const double*>(addresses[k]);
     Forward f{e, p, batch, sources.data(), addresses + count, threads, {}, {}, {}, {}};

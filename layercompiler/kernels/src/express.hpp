@@ -111,7 +111,7 @@ struct Passage {
   Many w;
   double *x = nullptr, *v = nullptr, *full_x = nullptr, *full_y = nullptr;
   double *scale_x = nullptr, *scale_y = nullptr, *scale_rx = nullptr, *scale_ry = nullptr;
-  std::vector<char> shared;  // by source, whether the batch shares it
+  std::vector<char> own;  // by source, whether each instance has its own
   void *linear = nullptr, *factors = nullptr;
 
   explicit Passage(std::shared_ptr<Express> owner) : owner(std::move(owner)) {}
@@ -155,6 +155,9 @@ template <class Function> void by_instances(int64_t batch, int64_t work, int thr
   int64_t pieces = std::min<int64_t>(batch, 4 * int64_t{threads});
   parallel(pieces, threads, [&](int64_t i) { function(batch * i / pieces, batch * (i + 1) / pieces); });
 }
+
+// The other direction: see lc_passage_adjoint; `own`: by source, whether each instance has a gradient of its own.
+int passage_adjoint(const Passage& p, const int64_t* addresses, const std::vector<char>& own, int32_t threads, double* seconds);
 
 bool finite(const double* v, int64_t count);
 void multiply(double* out, const double* a, const double* b, int64_t count);

@@ -37,6 +37,7 @@ struct Backward {
   Express& e;
   const double *const *cotangents, *const *sources;
   const int64_t* gradients;  // addresses
+  const std::vector<char>& each;  // by source, whether each instance has a gradient of its own
   const Many entries, diagonal;
   const int64_t n, m, full_n, full_m;
   // Cotangents of the full point; right-hand sides and solutions of the reduced program; solutions of the full one; relative residuals.
@@ -44,8 +45,9 @@ struct Backward {
   Room room;
   std::atomic<bool> poor{false};
 
-  Backward(const Passage& p, Express& e, const double* const* cotangents, const int64_t* gradients, const double* const* sources)
-      : p(p), e(e), cotangents(cotangents), sources(sources), gradients(gradients), entries(p.entries.at(sources)), diagonal(p.diagonal.at(sources)),
+  Backward(const Passage& p, Express& e, const double* const* cotangents, const int64_t* gradients, const std::vector<char>& own,
+           const double* const* sources)
+      : p(p), e(e), cotangents(cotangents), sources(sources), gradients(gradients), each(own), entries(p.entries.at(sources)), diagonal(p.diagonal.at(sources)),
         n(e.plan.n), m(e.plan.m), full_n(e.plan.full_n), full_m(e.plan.full_m) {
     const int64_t B = p.batch;
     Layout layout;
@@ -86,7 +88,7 @@ struct Backward {
   }
 
  private:
-  bool own(size_t k) const { return p.batch == 1 || !p.shared[k]; }
+  bool own(size_t k) const { return p.batch == 1 || each[k]; }
   double* place(size_t k) const { return reinterpret_cast<double*>(gradients[k]); }
   Pullback::Point point(int64_t i) const { return {p.full_x + full_n * i, p.full_y + full_m * i, full_u + full_n * i, full_t + full_m * i, 0.0}; }
 };
@@ -109,17 +111,21 @@ LC_API void lc_passage_point(const void* passage, double* z) {
 // source; the sources, with the numbers of the way there. Returns 1 where the linear system of an instance is not solved well. `seconds`: null, or where the
 // time is added.
 LC_API int lc_passage_adjoint(const void* passage, const int64_t* addresses, int32_t threads, double* seconds) {
+  const Passage& p = *static_cast<const Passage*>(passage);
+  return passage_adjoint(p, addresses, p.own, threads, seconds);
+}
+
+int layercompiler::passage_adjoint(const Passage& p, const int64_t* addresses, const std::vector<char>& own, int32_t threads, double* seconds) {
   int poor = 0;
   Watch watch{seconds};
   int failed = guarded_calls([&] {
-    const Passage& p = *static_cast<const Passage*>(passage);
     Express& e = *p.owner;
     const size_t outputs = e.spreads->sources.size(), count = e.pullback->channels.size();
     std::vector<const double*> given(outputs + count);
     for (size_t k = 0; k < outputs; k++) given[k] = reinterpret_cast<const double*>(addresses[k]);
     for (size_t k = 0; k < count; k++) given[outputs + k] = reinterpret_cast<const double*>(addresses[outputs + count + k]);
     const double* const* sources = given.data() + outputs;
-    Backward way(p, e, given.data(), addresses + outputs, sources);
+    Backward way(p, e, given.data(), addresses + outputs, own, sources);
     const Sides sides{way.a, way.b, way.u, way.t, way.residual, [&](int64_t i) { way.before(i); }, [&](int64_t i) { way.after(i); }};
     if (e.plan.dense) {
       const double* values[6];

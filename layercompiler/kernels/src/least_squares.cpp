@@ -122,10 +122,33 @@ struct Problem {
   std::vector<TapeView> linear, light, second, move;
   std::vector<int64_t> start, to, diagonal_to;
   std::vector<int32_t> from, row, column;
+  std::vector<int32_t> linear_rest, second_rest;
+  std::vector<std::vector<int32_t>> anew;  // places of the tapes in machine code
   const TapeTarget* target;
   void* ldl;
   DescentPlan plan;
   mutable Recycler recycler;
+
+  // The first number that goes to an entry (of the array `entries` of the tapes) is written there, not added: what is zeroed, written and read again for
+  // each pack would not fit in the cache. The entries that are left.
+  std::vector<int32_t> write_anew(std::vector<TapeView>& tapes, int32_t entries, int64_t count) {
+    std::vector<int32_t> rest;
+    std::vector<bool> written(count);
+    const bool machine = std::all_of(tapes.begin(), tapes.end(), [](const TapeView& t) { return t.machine || !t.factors; });
+    for (TapeView& t : tapes) {
+      if (!machine) break;
+      std::vector<int32_t> places(t.machine_out, t.machine_out + t.factors * t.outputs);
+      for (int64_t k = 0; k < (int64_t)places.size(); k++) {
+        int32_t& place = places[k];
+        if (t.out.array[k % t.outputs] != entries || place < 0 || written[place]) continue;
+        written[place] = true, place = -2 - place;
+      }
+      anew.push_back(std::move(places)), t.machine_out = anew.back().data();
+    }
+    for (int64_t k = 0; k < count; k++)
+      if (!written[k]) rest.push_back((int32_t)k);
+    return rest;
+  }
 
   // Where the entries go in the panels of the factor.
   Assembly assemble_panels(const Schedule& s, int64_t entries) {
@@ -214,8 +237,10 @@ LC_API void* lc_nls_new(const int64_t* sizes, const int32_t* diagonal, const int
         packs = packs || tape.factors >= tape_few;
       }
     const Schedule& schedule = ldl_schedule(ldl);
+    p->linear_rest = p->write_anew(p->linear, 3, sizes[2]), p->second_rest = p->write_anew(p->second, 0, sizes[2]);
     p->plan = {sizes[0], sizes[1], sizes[2], p->diagonal.data(), p->coordinate.data(), sizes[3], p->plain_at.data(), p->plain_col.data(), sizes[4], sizes[5],
-               sizes[6], sizes[7], p->linear.data(), p->light.data(), p->second.data(), p->move.data(), &schedule,
+               sizes[6], sizes[7], p->linear.data(), p->light.data(), p->second.data(), p->move.data(),
+               (int64_t)p->linear_rest.size(), (int64_t)p->second_rest.size(), p->linear_rest.data(), p->second_rest.data(), &schedule,
                p->assemble_panels(schedule, sizes[2]), packs && p->target->lanes > 1};
     made = p.release();
   });

@@ -27,9 +27,12 @@ struct Coding {
 };
 constexpr Coding load_code{map_0f, 0x28}, store_code{map_0f, 0x29}, add_code{map_0f, 0x58}, mul_code{map_0f, 0x59}, sub_code{map_0f, 0x5c}, div_code{map_0f, 0x5e},
     sqrt_code{map_0f, 0x51}, xor_code{map_0f, 0xef}, and_code{map_0f, 0xdb}, compare_code{map_0f, 0xc2}, blend_code{map_0f38, 0x65}, fma231_code{map_0f38, 0xb8},
-    fma213_code{map_0f38, 0xa8};
+    fms231_code{map_0f38, 0xba}, fnma231_code{map_0f38, 0xbc};
+constexpr int swapped = 0x10;  // from the opcode that adds to its first operand to the one that multiplies by it
 
-// An operand: a register, or a vector of the memory that rbx points to.
+constexpr int64_t middle = 128;  // the vector that rbx points to: those around it have short addresses
+
+// An operand: a register, or a vector of memory.
 struct Place {
   bool memory;
   int64_t at;
@@ -50,13 +53,16 @@ class Assembler {
     put((zeroing ? 0x80 : 0) | 0x40 | (vvvv & 16 ? 0 : 8) | mask);
     put(c.opcode);
     if (third.memory) {
-      put(0x80 | (reg & 7) << 3 | 3);
-      put32(third.at * vector_bytes);
+      const int64_t away = third.at - middle;
+      const bool near = away >= -128 && away < 128;
+      put((near ? 0x40 : 0x80) | (reg & 7) << 3 | 3);
+      if (near) put((int)away & 255);
+      else put32(away * vector_bytes);
     } else {
       put(0xc0 | (reg & 7) << 3 | (rm & 7));
     }
   }
-  void address(int modrm, int64_t at) { put(0x48), put(0x8d), put(modrm), put32(at * vector_bytes); }
+  void address(int modrm, int64_t at) { put(0x48), put(0x8d), put(modrm), put32((at - middle) * vector_bytes); }
   void put(int byte) { bytes.push_back((uint8_t)byte); }
   void put32(int64_t value) {
     for (int k = 0; k < 4; k++) put((int)(value >> (8 * k)) & 255);
@@ -81,7 +87,7 @@ class Writer {
 
   // False where an operation has neither an instruction nor a helper.
   bool write() {
-    a_.put(0x53), a_.put(0x48), a_.put(0x89), a_.put(0xfb);  // push rbx; mov rbx, rdi
+    a_.put(0x53), a_.put(0x48), a_.put(0x8d), a_.put(0x9f), a_.put32(middle * vector_bytes);  // push rbx; lea rbx, [rdi + middle]
     for (int32_t r = 0; r < t_.constants; r++) values_[r].home = r;
     for (now_ = 0; now_ < t_.length; now_++)
       if (!instruction(t_.code + 5 * now_)) return false;
@@ -101,7 +107,7 @@ class Writer {
   static int operands(int32_t operation) {
     switch (operation) {
       case tape_load: return 0;
-      case tape_fma: case tape_select: return 3;
+      case tape_fma: case tape_fms: case tape_fnma: case tape_select: return 3;
       case tape_add: case tape_sub: case tape_mul: case tape_div: case tape_atan2: case tape_pow: case tape_less: case tape_less_equal: case tape_equal:
       case tape_min: case tape_max: return 2;
       default: return 1;
@@ -207,7 +213,9 @@ class Writer {
       case tape_sub: binary(sub_code, d, a, b, false); break;
       case tape_mul: binary(mul_code, d, a, b, true); break;
       case tape_div: binary(div_code, d, a, b, false); break;
-      case tape_fma: multiply_add(d, a, b, e); break;
+      case tape_fma: multiply_add(fma231_code, d, a, b, e); break;
+      case tape_fms: multiply_add(fms231_code, d, a, b, e); break;
+      case tape_fnma: multiply_add(fnma231_code, d, a, b, e); break;
       case tape_neg: {
         int x = in_zmm(a), z = target(a, x);
         a_.op(xor_code, z, x, extra(1)), becomes(d, z);
@@ -261,24 +269,24 @@ class Writer {
     int z = target(a, x);
     a_.op(code, z, x, y), becomes(d, z);
   }
-  void multiply_add(int d, int a, int b, int e) {
+  void multiply_add(Coding code, int d, int a, int b, int e) {
     if (values_[a].zmm < 0 && values_[b].zmm >= 0) std::swap(a, b);
     int x = in_zmm(a);
     if (e != a && e != b && ends(e)) {
       int z = in_zmm(e);
       Place y = operand(b);
-      a_.op(fma231_code, z, x, y), drop(e), becomes(d, z);
+      a_.op(code, z, x, y), drop(e), becomes(d, z);
       return;
     }
     if (a != b && a != e && ends(a)) {  // x = y * x + e
       int y = in_zmm(b);
       Place s = operand(e);
-      a_.op(fma213_code, x, y, s), drop(a), becomes(d, x);
+      a_.op({code.map, code.opcode - swapped}, x, y, s), drop(a), becomes(d, x);
       return;
     }
     int s = in_zmm(e), y = in_zmm(b), z = free_zmm();
     a_.op(load_code, z, -1, {false, s});
-    a_.op(fma231_code, z, x, {false, y}), becomes(d, z);
+    a_.op(code, z, x, {false, y}), becomes(d, z);
   }
   void drop(int r) {
     if (values_[r].zmm >= 0) holds_[values_[r].zmm] = -1;

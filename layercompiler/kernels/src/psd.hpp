@@ -16,19 +16,43 @@ template <class V> static void pack(const V* m, int k, V* v) {
   }
 }
 
-// The rotation that makes two columns orthogonal, the identity in lanes that need none; angles above 1e-8 keep the sweeps going: with none of them in a sweep
-// what is left is the product of two small ones.
-template <class V> LC_INLINE void jacobi_angle(V pp, V qq, V pq, Mask<V> rotate, V& cosine, V& sine, Mask<V>& busy) {
+// The rotation that makes two columns orthogonal, the identity in lanes that need none; angles above `enough` keep the sweeps going: with none of them in a
+// sweep what is left is the product of two small ones.
+template <class V> LC_INLINE void jacobi_angle(V pp, V qq, V pq, Mask<V> rotate, double enough, V& cosine, V& sine, Mask<V>& busy) {
   const V one = splat<V>(1.0), zero = V{};
   V zeta = (qq - pp) / (pq + pq), size = vabs(zeta) + root(fma(zeta, zeta, one));
   V t = select<V>(zeta >= zero, one / size, -one / size), c = one / root(fma(t, t, one)), s = t * c;
   cosine = select<V>(rotate, c, one);
   sine = select<V>(rotate, s, zero);
-  busy = busy | (rotate & (vabs(t) > splat<V>(1e-8)));
+  busy = busy | (rotate & (vabs(t) > splat<V>(enough)));
 }
 
 #include "psd_alone.hpp"
 
+template <class V, bool TA, bool TB, int MI, int MJ> LC_INLINE void multiply_tile(const V* a, const V* b, int k, V* c, int i, int j) {
+  V sum[MI][MJ];
+#pragma GCC unroll 4
+  for (int r = 0; r < MI; r++)
+#pragma GCC unroll 4
+    for (int t = 0; t < MJ; t++) sum[r][t] = V{};
+  for (int l = 0; l < k; l++)
+#pragma GCC unroll 4
+    for (int r = 0; r < MI; r++) {
+      V left = TA ? a[l * k + i + r] : a[(i + r) * k + l];
+#pragma GCC unroll 4
+      for (int t = 0; t < MJ; t++) sum[r][t] = fma(left, TB ? b[(j + t) * k + l] : b[l * k + j + t], sum[r][t]);
+    }
+#pragma GCC unroll 4
+  for (int r = 0; r < MI; r++)
+#pragma GCC unroll 4
+    for (int t = 0; t < MJ; t++) c[(i + r) * k + j + t] = sum[r][t];
+}
+template <class V, bool TA, bool TB, int MI> static void multiply_rows(const V* a, const V* b, int k, V* c, int i) {
+  int j = 0;
+  for (; j + 4 <= k; j += 4) multiply_tile<V, TA, TB, MI, 4>(a, b, k, c, i, j);
+  for (; j + 2 <= k; j += 2) multiply_tile<V, TA, TB, MI, 2>(a, b, k, c, i, j);
+  if (j < k) multiply_tile<V, TA, TB, MI, 1>(a, b, k, c, i, j);
+}
 // c = a b with a or b transposed on request.
 template <class V, bool TA, bool TB> static void multiply(const V* a, const V* b, int k, V* c) {
   if constexpr (by_entries<V>) {
@@ -40,16 +64,9 @@ template <class V, bool TA, bool TB> static void multiply(const V* a, const V* b
       return multiply_alone<TA>(a, turned, k, c);
     }
   }
-  for (int i = 0; i < k; i++)
-    for (int j = 0; j < k; j += 4) {
-      int w = k - j < 4 ? k - j : 4;
-      V sum[4] = {V{}, V{}, V{}, V{}};
-      for (int l = 0; l < k; l++) {
-        V left = TA ? a[l * k + i] : a[i * k + l];
-        for (int t = 0; t < w; t++) sum[t] = fma(left, TB ? b[(j + t) * k + l] : b[l * k + j + t], sum[t]);
-      }
-      for (int t = 0; t < w; t++) c[i * k + j + t] = sum[t];
-    }
+  int i = 0;
+  for (; i + 2 <= k; i += 2) multiply_rows<V, TA, TB, 2>(a, b, k, c, i);
+  if (i < k) multiply_rows<V, TA, TB, 1>(a, b, k, c, i);
 }
 
 // out = t u t' (or t' u t); u symmetric.
@@ -81,13 +98,13 @@ template <class V> static V cholesky(V* m, int k) {
 
 // One-sided Jacobi: rotates the columns of a (and of `with` alike) until they are orthogonal, in the rounds of a tournament, whose pairs are disjoint. A lane
 // that is done is rotated by the identity, bit for bit.
-template <class V> static void orthogonalise(V* a, V* with, int k) {
+template <class V> static void orthogonalise(V* a, V* with, int k, double enough) {
   const int half = (k + 1) / 2, even = 2 * half;
   if constexpr (by_entries<V>) {
-    if (half <= wide) return orthogonalise_alone<1>(a, with, k);
-    if (half <= 2 * wide) return orthogonalise_alone<2>(a, with, k);
-    if (half <= 3 * wide) return orthogonalise_alone<3>(a, with, k);
-    if (half <= 4 * wide) return orthogonalise_alone<4>(a, with, k);
+    if (half <= wide) return orthogonalise_alone<1>(a, with, k, enough);
+    if (half <= 2 * wide) return orthogonalise_alone<2>(a, with, k, enough);
+    if (half <= 3 * wide) return orthogonalise_alone<3>(a, with, k, enough);
+    if (half <= 4 * wide) return orthogonalise_alone<4>(a, with, k, enough);
   }
   Mask<V> running = all_of<V>();
   for (int sweep = 0; sweep < 30; sweep++) {
@@ -104,10 +121,10 @@ template <class V> static void orthogonalise(V* a, V* with, int k) {
           qq = fma(y, y, qq);
           pq = fma(x, y, pq);
         }
-        Mask<V> rotate = running & (vabs(pq) > splat<V>(1e-15) * root(pp * qq));
+        Mask<V> rotate = running & (pq * pq > splat<V>(1e-30) * pp * qq);
         if (!any<V>(rotate)) continue;
         V c, s;
-        jacobi_angle<V>(pp, qq, pq, rotate, c, s, busy);
+        jacobi_angle<V>(pp, qq, pq, rotate, enough, c, s, busy);
         V* const both[2] = {a, with};
         for (V* m : both)
           for (int i = 0; i < k; i++) {

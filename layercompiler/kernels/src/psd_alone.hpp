@@ -69,7 +69,7 @@ template <class W> LC_INLINE W move_in(W a, W b) {
 #endif
 
 // The pairs of one round of `orthogonalise` in the lanes, as many registers G as they take; the columns wander through the lanes as through the rounds.
-template <int G> static void orthogonalise_alone(double* a, double* with, int k) {
+template <int G> static void orthogonalise_alone(double* a, double* with, int k, double enough) {
   constexpr int most = 2 * G * wide;
   const int half = (k + 1) / 2, even = 2 * half;
   const Wide one = splat<Wide>(1.0), zero = Wide{};
@@ -99,11 +99,11 @@ template <int G> static void orthogonalise_alone(double* a, double* with, int k)
           qq = fma(y, y, qq);
           pq = fma(x, y, pq);
         }
-        rotate[g] = (vabs(pq) > splat<Wide>(1e-15) * root(pp * qq)) & (used[g] < splat<Wide>((double)half));
+        rotate[g] = (pq * pq > splat<Wide>(1e-30) * pp * qq) & (used[g] < splat<Wide>((double)half));
         cosine[g] = one, sine[g] = zero;
         if (!any<Wide>(rotate[g])) continue;
         turns = true;
-        jacobi_angle<Wide>(pp, qq, pq, rotate[g], cosine[g], sine[g], busy);
+        jacobi_angle<Wide>(pp, qq, pq, rotate[g], enough, cosine[g], sine[g], busy);
       }
       for (int row = 0; row < 2 * k; row++) {
         Wide* at = room + row * 2 * G;

@@ -87,11 +87,21 @@ enum ConeKind : int32_t { second_order = 2, positive_semidefinite = 3, exponenti
 struct Cone {
   int32_t kind, row, dim, order;
   bool expanded;    // second-order: diagonal and two extra columns instead of a dense block
+  bool owned;       // PSD: see Owner
   double alpha;     // power; 0 marks the exponential cone
   int64_t slot;     // dense: upper triangle by columns (exponential, power: then one extra column and its diagonal);
                     // expanded: diagonal, columns v and u, their diagonals
   int64_t storage;  // where its numbers begin in the cone memory
   int32_t run_place, run_length;  // exponential, power: place among, and number of, equal cones that follow each other
+};
+
+// A PSD cone whose rows hold one entry each, of variables that P leaves out and no other such cone has: variables and rows are eliminated together, which
+// leaves a dense block in the rows that touch the variables. Its entries of own_* and touch_* stand side by side.
+struct Owner {
+  int32_t cone, count;  // rows that touch the variables
+  int64_t own;          // first of the cone's variables in own_*
+  int64_t row;          // first of `count` touch_row, and of `count` + 1 touch_start
+  int64_t slot;         // places of the block's upper triangle by columns
 };
 
 // A conic program's structure: minimise 1/2 x'Px + q'x subject to Ax + s = b, s in K, rows in the order zero, nonnegative, others.
@@ -103,13 +113,20 @@ struct Program {
   int64_t p_entries, a_entries, cone_storage;
   const int32_t *p_row, *p_col, *a_row, *a_col;  // sorted by columns
   const int64_t *p_from, *a_from;                // entry -> place in the caller's values
-  const int64_t *p_slot, *a_slot;                // entry -> place in the KKT matrix; -1: folded
+  const int64_t *p_slot, *a_slot;                // entry -> place in the KKT matrix; -1: folded or owned
   const int64_t* row_slot;                       // diagonal of zero and nonnegative rows; -1: folded
-  const int64_t* variable_slot;                  // diagonal of x
-  const int32_t *x_place, *row_place;            // KKT unknown of each variable and row in elimination order; -1: folded
+  const int64_t* variable_slot;                  // diagonal of x; -1: owned
+  const int32_t *x_place, *row_place;            // KKT unknown of each variable and row in elimination order; -1: folded or owned
   int32_t folded;                                // nonnegative rows with one entry, eliminated into the diagonal
   const int32_t *fold_row, *fold_col;
   const int64_t* fold_entry;
+  int32_t owners;
+  const Owner* owner;
+  int64_t owned, touches;                        // lengths of own_* and of touch_own, touch_entry
+  const int32_t* own_col;                        // by rows of the cone: the variable,
+  const int64_t* own_entry;                      // and its entry of A
+  const int32_t* touch_row;
+  const int64_t *touch_start, *touch_own, *touch_entry;  // entries of A in the touching rows, each with its variable's place in own_*
   const Cone* cone;
   const int64_t* slots;
   int32_t extras;

@@ -73,6 +73,47 @@ template <class F, class V, int NR> LC_INLINE void backward_private(const F* __r
     for (int r = 0; r < NR; r++) own[c * NR + r] = fnma(spread<V>(l[c]), y[c * NR + r], own[c * NR + r]);
 }
 
+// The way back through a supernode of one instance alone, its columns in the lanes.
+template <int G>
+static void backward_wide(const double* corner, const double* low, int width, int below, const int32_t* rows, bool coupled, const double* inverse, double* mine,
+                          const double* x) {
+  Wide own[G];
+  int count[G];
+#pragma GCC unroll 4
+  for (int g = 0; g < G; g++) {
+    count[g] = lanes_from(g * wide, width);
+    own[g] = load_part(mine + g * wide, count[g]) * load_part(inverse + g * wide, count[g]);
+  }
+  for (int i = 0; i < below; i++, low += width) {
+    const Wide value = splat<Wide>(x[rows[i]]);
+#pragma GCC unroll 4
+    for (int g = 0; g < G; g++) own[g] = fnma(load_part(low + g * wide, count[g]), value, own[g]);
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < G; g++) store_part(mine + g * wide, own[g], count[g]);
+  if (!coupled) return;
+#pragma GCC unroll 4
+  for (int g = G - 1; g >= 0; g--)
+    for (int c = g * wide + count[g] - 1; c >= g * wide; c--) {
+      const double last = get(own[g], c - g * wide);
+      mine[c] = last;
+      const Wide value = splat<Wide>(last);
+#pragma GCC unroll 4
+      for (int h = 0; h <= g; h++) {
+        const int before = c - h * wide < wide ? c - h * wide : wide;
+        own[h] = fnma(load_part(corner + (int64_t)c * width + h * wide, before), value, own[h]);
+      }
+    }
+}
+static inline void backward_alone(const double* corner, const double* low, int width, int below, const int32_t* rows, bool coupled, const double* inverse,
+                                  double* mine, const double* x) {
+  const int groups = (width + wide - 1) / wide;
+  if (groups == 1) backward_wide<1>(corner, low, width, below, rows, coupled, inverse, mine, x);
+  else if (groups == 2) backward_wide<2>(corner, low, width, below, rows, coupled, inverse, mine, x);
+  else if (groups == 3) backward_wide<3>(corner, low, width, below, rows, coupled, inverse, mine, x);
+  else backward_wide<4>(corner, low, width, below, rows, coupled, inverse, mine, x);
+}
+
 // x <- (L D L')^-1 x for NR interleaved right-hand sides, x[i * NR + r].
 template <class F, class V, int NR>
 static void substitute(const Schedule& s, const F* panels, const F* inverse, V* x) {
@@ -105,6 +146,12 @@ static void substitute(const Schedule& s, const F* panels, const F* inverse, V* 
     const bool coupled = !s.separable[node];
     V* own = x + (int64_t)first * NR;
     below -= privates;
+    if constexpr (NR == 1 && by_entries<V> && by_entries<F>)
+      if (width > 4) {
+        backward_alone(t, low, width, below, rows, coupled, inverse + first, own, x);
+        for (int i = 0; i < privates; i++) backward_private<F, V, NR>(mine + (int64_t)i * width, width, own, x + (int64_t)(rows - privates)[i]);
+        continue;
+      }
     for (int k = (width - 1) / W * W; k >= 0; k -= W) {
       const int here = width - k < W ? width - k : W, later = width - k - here;
       auto go = [&](auto columns) {
@@ -125,8 +172,18 @@ static void residual(const Schedule& s, const F* entries, const V* b, const V* x
   for (int64_t i = 0; i < (int64_t)s.n * NR; i++) r[i] = b[i];
   for (int c = 0; c < s.n; c++) {
     int k = s.colptr[c], last = s.colptr[c + 1] - 1;
-    V xc[NR], rc[NR];
-    for (int t = 0; t < NR; t++) xc[t] = x[(int64_t)c * NR + t], rc[t] = r[(int64_t)c * NR + t];
+    V xc[NR], rc[NR], other[NR];  // two sums: each waits for its last addition
+    for (int t = 0; t < NR; t++) xc[t] = x[(int64_t)c * NR + t], rc[t] = r[(int64_t)c * NR + t], other[t] = V{};
+    for (; k + 1 < last; k += 2) {
+      int64_t i = (int64_t)s.rowind[k] * NR, j = (int64_t)s.rowind[k + 1] * NR;
+      V value = spread<V>(entries[k]), next = spread<V>(entries[k + 1]);
+      for (int t = 0; t < NR; t++) {
+        rc[t] = fnma(value, x[i + t], rc[t]);
+        other[t] = fnma(next, x[j + t], other[t]);
+        r[i + t] = fnma(value, xc[t], r[i + t]);
+        r[j + t] = fnma(next, xc[t], r[j + t]);
+      }
+    }
     for (; k < last; k++) {
       int64_t i = (int64_t)s.rowind[k] * NR;
       V value = spread<V>(entries[k]);
@@ -136,7 +193,7 @@ static void residual(const Schedule& s, const F* entries, const V* b, const V* x
       }
     }
     V value = spread<V>(entries[last]);
-    for (int t = 0; t < NR; t++) r[(int64_t)c * NR + t] = fnma(value, xc[t], rc[t]);
+    for (int t = 0; t < NR; t++) r[(int64_t)c * NR + t] = fnma(value, xc[t], rc[t] + other[t]);
   }
   V poison[NR];
   for (int t = 0; t < NR; t++) norm[t] = poison[t] = V{};

@@ -151,18 +151,17 @@ static void tape_chunk(const TapeJob& job, Wide* r, const int64_t* row, const in
 #define LC_TAPE_ONE(name) LC_TAPE_CASE(name, 2)
 #define LC_TAPE_TWO(name) LC_TAPE_CASE(name, 3)
       LC_TAPE_EACH(LC_TAPE_ONE, LC_TAPE_TWO)
-      case tape_fma: {
-        const Wide *a = r + (int64_t)c[2] * M, *b = r + (int64_t)c[3] * M, *e = r + (int64_t)c[4] * M;
-        Wide* d = r + (int64_t)c[1] * M;
-        for (int m = 0; m < M; m++) d[m] = fma(a[m], b[m], e[m]);
-        break;
-      }
-      case tape_select: {
-        const Wide *a = r + (int64_t)c[2] * M, *b = r + (int64_t)c[3] * M, *e = r + (int64_t)c[4] * M;
-        Wide* d = r + (int64_t)c[1] * M;
-        for (int m = 0; m < M; m++) d[m] = select<Wide>(a[m] != zero, b[m], e[m]);
-        break;
-      }
+#define LC_TAPE_THREE(name, expression)                                                                                                          \
+  case name: {                                                                                                                                   \
+    const Wide *a = r + (int64_t)c[2] * M, *b = r + (int64_t)c[3] * M, *e = r + (int64_t)c[4] * M;                                               \
+    Wide* d = r + (int64_t)c[1] * M;                                                                                                             \
+    for (int m = 0; m < M; m++) d[m] = expression;                                                                                               \
+    break;                                                                                                                                       \
+  }
+      LC_TAPE_THREE(tape_fma, fma(a[m], b[m], e[m]))
+      LC_TAPE_THREE(tape_fms, fma(a[m], b[m], -e[m]))
+      LC_TAPE_THREE(tape_fnma, fnma(a[m], b[m], e[m]))
+      LC_TAPE_THREE(tape_select, (select<Wide>(a[m] != zero, b[m], e[m])))
       default: break;
     }
   }
@@ -254,8 +253,10 @@ static void tape_run_machine_pack(const TapeJob& job, Wide* memory, Wide* in, Wi
       else in[k] = lanes[k] == 1 ? splat<Wide>(from[k][place[k]]) : load_wide(from[k] + place[k] * lanes[k]);
     }
     t.machine(memory);
-    for (int32_t k = 0; k < t.outputs; k++)
+    for (int32_t k = 0; k < t.outputs; k++) {
       if (goal[k] >= 0) to[k][goal[k]] += out[k];
+      else if (goal[k] < -1) to[k][-2 - goal[k]] = out[k];
+    }
   }
 }
 

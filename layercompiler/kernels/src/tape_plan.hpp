@@ -14,7 +14,8 @@ enum TapeOperation : int32_t {
   tape_add, tape_sub, tape_mul, tape_div, tape_fma, tape_neg,
   tape_sqrt, tape_exp, tape_log, tape_sin, tape_cos, tape_tan, tape_asin, tape_acos, tape_atan, tape_sinh, tape_cosh, tape_tanh, tape_asinh, tape_acosh,
   tape_atanh, tape_log1p, tape_expm1, tape_erf, tape_abs, tape_sign,
-  tape_atan2, tape_pow, tape_less, tape_less_equal, tape_equal, tape_select, tape_min, tape_max
+  tape_atan2, tape_pow, tape_less, tape_less_equal, tape_equal, tape_select, tape_min, tape_max,
+  tape_fms, tape_fnma  // a b - c, c - a b
 };
 
 // A slot reads (or adds to) array[slot], at row * stride + table[at + step * factor]; a negative place reads zero and drops what is stored.
@@ -31,7 +32,7 @@ struct TapeView {
   int32_t inputs, outputs, group;
   void (*machine)(void* memory);  // the program as machine code (machine.hpp), or null
   int64_t machine_vectors;
-  const int32_t *machine_in, *machine_out;  // places by [factor][slot], for machine code
+  const int32_t *machine_in, *machine_out;  // places by [factor][slot], for machine code; -2 - place where it is written anew, not added to
   const int32_t* table;
   const int32_t* places;  // of the outputs, by groups of factors: [group][output][factor]; -1 for factors beyond the last
   int64_t factors;
@@ -71,6 +72,9 @@ struct DescentPlan {
   const int32_t *plain_at, *plain_col;
   int64_t linears, lights, seconds, moves;
   const TapeView *linear, *light, *second, *move;  // `light`: as `linear`, with the diagonal instead of all entries
+  // Entries that the tapes for packs do not write anew, and that are to be zero before; all where they add to every entry.
+  int64_t linear_rests, second_rests;
+  const int32_t *linear_rest, *second_rest;
   const Schedule* schedule;            // of the entries and one more number for each diagonal
   Assembly assembly;
   bool packs;                          // whether instances are worth to be packed

@@ -9,6 +9,8 @@ import cvxpy as cp
 
 from layercompiler.errors import BuildError, NotDCPError
 from layercompiler.problems.convex import compile_convex
+from layercompiler.problems.nonlinear.recognize import Recognizer
+from layercompiler.problems.nonlinear.unknowns import Unknowns
 from layercompiler.programs.cone import ConeProgram
 from layercompiler.programs.nonlinear import NonlinearProgram
 
@@ -34,7 +36,8 @@ def compile_either(
         automatic: Whether the nonlinear path may be taken at all.
 
     Raises:
-        BuildError: Neither path takes it. The error is that of the rules of convexity, unless the problem has an atom that is never convex.
+        BuildError: Neither path takes it. The error is that of the rules of convexity, unless the problem has an
+            atom that is never convex, or the square of something that is not.
     """
     from layercompiler.problems.nonlinear.compile import compile_nonlinear
 
@@ -54,7 +57,8 @@ def compile_either(
 
 
 def _never_convex(problem: cp.Problem) -> bool:
-    """Whether an atom occurs that the rules of convexity do not know."""
+    """Whether the problem was meant as nonlinear least squares: an atom occurs that the rules of convexity do not know, or a square of
+    something that is not convex, such as a product of variables."""
     stack, seen = [problem.objective.expr, *(a for c in problem.constraints for a in c.args)], set()
     while stack:
         e = stack.pop()
@@ -64,4 +68,8 @@ def _never_convex(problem: cp.Problem) -> bool:
         if type(e).__name__ in _NONCONVEX:
             return True
         stack.extend(e.args)
-    return False
+    try:
+        unknowns = Unknowns(problem.variables(), problem.parameters(), {}, ())
+        return Recognizer(unknowns.translator).nonconvex(problem.objective)
+    except BuildError:
+        return False

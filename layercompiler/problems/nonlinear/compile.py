@@ -62,7 +62,10 @@ def _output(item: Any, problem: cp.Problem, fixed: cp.Problem, constants: dict[i
         return fixed.objective.expr
     if not isinstance(item, cp.Expression):
         raise ParameterMismatchError(
-            "an output is neither a variable, an expression nor the problem's objective", where=str(item), got=type(item).__name__
+            "an output is neither a variable, an expression nor the problem's objective",
+            where=str(item),
+            got=type(item).__name__,
+            mend="list the cvxpy objects themselves, as in variables=[x, problem.objective]",
         )
     known = {v.id for v in problem.variables()} | {p.id for p in problem.parameters()}
     missing = [leaf.name() for leaf in [*item.variables(), *item.parameters()] if leaf.id not in known]
@@ -195,6 +198,10 @@ def _block(split: _Split, loss: str, terms: list[Term], solved: Sequence[Solved]
     graph, on, places = split.inner([root])
     kind = None if loss == "square" else _LOSSES[loss]()
     radius = None if kind is None else _argument(split, [t.radius for t in terms if t.radius is not None])
+    if radius is not None and radius.value is not None and not (radius.value > 0).all():
+        raise NotLeastSquaresError(
+            "the radius of a robust loss is not positive", where=terms[0].source, expected="numbers > 0", got=f"{radius.value.min():g}"
+        )
     mass = _argument(split, [t.weight for t in terms])
     if mass.value is not None and np.all(mass.value == 1):
         mass = None

@@ -16,7 +16,7 @@ All these losses have rho_c(s) = c rho_1(s / c), so a weight in front moves insi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ import cvxpy as cp
 import numpy as np
 import scipy.sparse as sp
 
-from layercompiler.errors import NotLeastSquaresError
+from layercompiler.errors import NotLeastSquaresError, UnsupportedExpressionError
 from layercompiler.expressions import Builder
 from layercompiler.expressions.movement import gather
 from layercompiler.expressions.sparsity import pattern
@@ -89,21 +89,38 @@ class Recognizer(Weights):
             NotLeastSquaresError: A term is no square and no robust loss, or its weight may be negative.
             UnsupportedExpressionError: An atom cannot be compiled.
         """
-        sign = -1.0 if isinstance(objective, cp.Maximize) else 1.0
-        self._visit(objective.expr, self.constant(np.full(objective.expr.shape, sign)))
+        for e, w in self._leaves(objective):
+            self._leaf(e, w)
         return self.terms
+
+    def nonconvex(self, objective: Any) -> bool:
+        """Whether a term is a square or a loss of something that is not convex by the rules: no convex problem was meant."""
+        for e, w in self._leaves(objective):
+            if type(e).__name__ in (*_LEAVES, "exp") and not e.is_convex():
+                inner = e.args[0]
+                try:
+                    self._leaf(e, w)
+                    return True
+                except NotLeastSquaresError:
+                    continue
+                except UnsupportedExpressionError:
+                    if not (inner.is_convex() or inner.is_concave()):
+                        return True
+        return False
 
     # Peeling -------------------------------------------------------------------------------------------------------------
 
-    def _visit(self, root: Any, weight: Weight) -> None:
-        stack = [(root, weight)]
+    def _leaves(self, objective: Any) -> Iterator[tuple[Any, Weight]]:
+        """The terms in which the objective is linear, with their weights."""
+        sign = -1.0 if isinstance(objective, cp.Maximize) else 1.0
+        stack = [(objective.expr, self.constant(np.full(objective.expr.shape, sign)))]
         while stack:  # not recursive: sums written in loops are deep
             e, w = stack.pop()
             if e.is_constant():
                 continue
             below = self._linear(e, w)
             if below is None:
-                self._leaf(e, w)
+                yield e, w
             else:
                 stack.extend(reversed(below))
 

@@ -26,10 +26,12 @@ from typing import Any
 
 import numpy as np
 
+from layercompiler.solvers.interior_point import small
 from layercompiler.solvers.interior_point.complementarity import Complementarity, State, traced
 from layercompiler.solvers.interior_point.elimination import Elimination, Linearized, unordered
 from layercompiler.solvers.interior_point.pivoting import pivot, pivot_all
 from layercompiler.solvers.interior_point.program import Point, Program, put, select
+from layercompiler.solvers.interior_point.sweeping import run, sweep
 from layercompiler.solvers.interior_point.symmetric import Symmetric
 
 EXACT = 1e-12  # relative residual that needs no further round
@@ -52,18 +54,19 @@ class Found:
     """
 
     point: Point
-    at: Linearized
+    at: Linearized | small.Inverse
     iterations: Any
     exact: bool = False
 
 
-def solve(program: Program, compact: bool, every: int) -> Found:
+def solve(program: Program, compact: bool, every: int, near: bool = True) -> Found:
     """Solve in the dual form.
 
     Args:
         program: Numbers of a batch.
         compact: Whether instances that are not done may be collected into a smaller batch (not where shapes must be known beforehand).
         every: See `Complementarity.iterate`.
+        near: Whether the numbers are near the core, so that many small steps are better than few large ones.
     """
     xp, cone, B = program.xp, program.cone, program.batch
     if not cone.m:
@@ -72,8 +75,10 @@ def solve(program: Program, compact: bool, every: int) -> Found:
         at = Linearized.at(form, zeros)
         return Found(at.newton(), at, xp.astype(xp.zeros_like(program.p[:, 0]), xp.int32))
     if not compact:
-        return _in_one_loop(program, every)
-    return (_by_compaction if cone.groups else _by_pivoting)(program, every)
+        return _swept(program) if near and not cone.groups else _in_one_loop(program, every)
+    if cone.groups:
+        return _by_compaction(program, every)
+    return (_by_sweeps if small.is_small(program) else _by_pivoting)(program)
 
 
 def _prepare(xp: Any, cone: Symmetric, *numbers: Any) -> tuple[Any, ...]:
@@ -109,48 +114,50 @@ def _sides(xp: Any, active: Any, like: Any) -> Any:
     return xp.where(active, xp.ones_like(like), -xp.ones_like(like))
 
 
-def _undone(xp: Any, residual: Any, able: Any) -> Any:
-    """The instances that may be solved yet."""
-    return xp.nonzero(~(residual <= EXACT) & able)[0]
+def _by_sweeps(program: Program) -> Found:
+    """Small ones: the dual active-set method, and refinement."""
+    xp, cone, numbers = program.xp, program.cone, program.arrays
+    Y, inverse, unit, ok, *state = traced(small.start, xp, cone)(*numbers)
+    tableau, side, sure, count = run(xp, tuple(state))
+    *best, exact, H = traced(small.finish, xp, cone)(tableau, side, Y, inverse, unit, ok, *numbers)
+    here = small.Inverse(program, best[2], inverse, Y, H, ok)
+    return Found(Point(*best), here, count, True) if bool(exact) else _polished(xp, best, here, ok & sure[:, 0], count)
 
 
-def _by_pivoting(program: Program, every: int) -> Found:
-    """On the orthant: pivoting, and what it leaves by rounds of the interior point and pivoting from there, as smaller batches."""
+def _polished(xp: Any, best: list[Any], here: Any, able: Any, count: Any) -> Found:
+    """What was found, refined where it is not exact and `able` (B,)."""
+    near = xp.nonzero(~(best[3] <= EXACT) & able)[0]
+    if len(near):
+        found = here.take(near).newton(_REFINEMENTS)
+        keep = xp.nonzero(found.residual < best[3][near])[0]
+        best = [put(xp, a, near[keep], b[keep]) for a, b in zip(best, found.arrays, strict=True)]
+    return Found(Point(*best), here, count)
+
+
+def _by_pivoting(program: Program) -> Found:
+    """On the orthant: block pivoting, the dual active-set method for what it leaves, and refinement."""
     xp, cone, numbers = program.xp, program.cone, program.arrays
     held = traced(_prepare, xp, cone)(*numbers)
-    form, (q, scale) = Elimination(program, *held[:7]), held[9:11]
+    form, q = Elimination(program, *held[:7]), held[9]
     able = xp.broadcast_to(form.ok, (program.batch,))
     active, sure, count = pivot(xp, form.R, q, q < 0, able)
+    left = xp.nonzero(~sure & able)[0]
+    if len(left):
+        rows, known, steps, _ = sweep(xp, form.R if form.R.shape[0] == 1 else form.R[left], q[left], able[left])
+        active, sure, count = put(xp, active, left, rows), put(xp, sure, left, known), put(xp, count, left, count[left] + steps)
     here = Linearized.collected(form, _sides(xp, active, q))
     *best, exact = traced(_arrive, xp, cone)(*numbers, *held[:11], here.v, here.order, here.Lt, here.ok)[:5]
-    if bool(exact):
-        return Found(Point(*best), here, count, True)
+    return Found(Point(*best), here, count, True) if bool(exact) else _polished(xp, best, here, able & sure, count)
 
-    def record(rows: Any, here: Linearized, turns: int = _REFINEMENTS) -> None:
-        found = here.newton(turns)
-        keep = xp.nonzero(found.residual < best[3][rows])[0]
-        best[:] = (put(xp, a, rows[keep], b[keep]) for a, b in zip(best, found.arrays, strict=True))
 
-    near = _undone(xp, best[3], able & sure)
-    if len(near):
-        record(near, here.take(near), 2)
-    left = _undone(xp, best[3], able & ~(sure & (best[3] <= POOR)))
-    if len(left):
-        whole = Complementarity(xp, cone, form.R, q, form.row, scale).take(left)
-        state = State(*traced(_begin, xp, cone)(*whole.arrays, able[left], count[left]))
-        for early, tolerance, limit in _ROUNDS:
-            part, like = form.take(left, program.take(left)), q[0, 0]
-            problem = Complementarity(xp, cone, part.R, q[left], part.row, scale[left])
-            state = problem.settle(state, xp.full_like(like, early), xp.full_like(like, tolerance), limit, every)
-            active, _, passes = pivot(xp, part.R, problem.q, state.z > state.s, part.ok)
-            count = put(xp, count, left, state.count + passes)
-            record(left, Linearized.collected(part, _sides(xp, active, state.z)))
-            more = xp.nonzero(~(best[3][left] <= EXACT) & xp.all(xp.isfinite(state.z), axis=1))[0]
-            if not len(more):
-                break
-            state, left = state.take(more), left[more]
-            state = State(state.z, state.s, state.r, xp.ones_like(state.active), state.count)
-    return Found(Point(*best), Linearized.collected(form, best[2]), count)
+def _swept(program: Program) -> Found:
+    """On the orthant, for compilers: the dual active-set method alone, and refinement."""
+    xp, cone = program.xp, program.cone
+    held = _prepare(xp, cone, *program.arrays)
+    form, q = Elimination(program, *held[:7]), held[9]
+    active, sure, count, _ = sweep(xp, form.R, q, xp.broadcast_to(form.ok, (program.batch,)))
+    here = Linearized.at(form, _sides(xp, active, q))
+    return Found(Linearized(form, here.v, here.order, here.Lt, here.ok & sure).newton(_REFINEMENTS), here, count)
 
 
 def _by_compaction(program: Program, every: int) -> Found:

@@ -25,9 +25,9 @@ from layercompiler.solvers.interior_point.program import (
 )
 from layercompiler.solvers.interior_point.symmetric import Symmetric
 
-_FINEST = 1e-13  # relative remainder of a linear system that needs no further refinement
-_NEWTON = 1e-14  # the same for a Newton step
-_INDEPENDENT = 1e-12  # the square of a row's distance from the span of the rows before it, relative to its length
+FINEST = 1e-13  # relative remainder of a linear system that needs no further refinement
+NEWTON = 1e-14  # the same for a Newton step
+INDEPENDENT = 1e-12  # the square of a row's distance from the span of the rows before it, relative to its length
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Elimination:
         """Factor Q, and the equalities in it."""
         xp, k, cone = program.xp, program.A.shape[1], program.cone
         L, ok = xp.cholesky(program.Q)
-        W = triangular(xp, L, xp.matrix_transpose(_stacked(xp, program.A, program.G)))
+        W = triangular(xp, L, xp.matrix_transpose(stacked(xp, program.A, program.G)))
         R = xp.matmul(xp.matrix_transpose(W), W)
         La, V = R[:, :k, :k], R[:, :k, k:]
         if k:
             length = xp.linalg.diagonal(La)
             La, full = xp.cholesky(La)
             # the pivots tell how far a row of A is from the span of those before it
-            ok = ok & full & (xp.min(xp.linalg.diagonal(La) ** 2 / (length + 1e-300), axis=-1) > _INDEPENDENT)
+            ok = ok & full & (xp.min(xp.linalg.diagonal(La) ** 2 / (length + 1e-300), axis=-1) > INDEPENDENT)
             V = triangular(xp, La, V)
             R = R[:, k:, k:] - xp.matmul(xp.matrix_transpose(V), V)
         linear, parts = cone.split(xp.linalg.diagonal(R))
@@ -147,6 +147,11 @@ class Linearized:
         order, Lt, ok = collect(form.program.xp, form.R, act)
         return cls(form, v, order, Lt, ok & form.ok)
 
+    @property
+    def factors(self) -> tuple[Any, ...]:
+        """What a later call needs to solve with."""
+        return *self.form.arrays, self.order, self.Lt
+
     def solve(self, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
         """(dx, dy, dz) with Q dx + A'dy + G'dz = r_x, A dx = r_y, G dx + ds = r_z, dz = D dv, ds = dz - dv."""
         return self.solve_reduced(*self.form.reduce(-r_x, r_y, r_z))
@@ -166,7 +171,7 @@ class Linearized:
         dz = cone.apply(xp, C, cholesky_solve(xp, self.Lt, -cone.apply(xp, C, q)))
         return self.form.expand(u, t, dz)
 
-    def refined(self, right: tuple[Any, Any, Any], turns: Any = 1, finest: float = _FINEST) -> tuple[tuple[Any, Any, Any], Any]:
+    def refined(self, right: tuple[Any, Any, Any], turns: Any = 1, finest: float = FINEST) -> tuple[tuple[Any, Any, Any], Any]:
         """(`solve` of a right-hand side and, up to `turns` times, of what is missing on the data; the relative remainder (B,))."""
         program, xp = self.form.program, self.form.program.xp
         zero, off = tuple(xp.zeros_like(r) for r in right), xp.full_like(right[0][:, 0], xp.inf)
@@ -189,7 +194,7 @@ class Linearized:
         """The Newton step from v on the residual map, its linear system solved and refined `turns` times."""
         program = self.form.program
         zero = program.xp.sum(self.v, axis=1, keepdims=True) * 0.0
-        step, _ = self.refined((zero - program.p, zero + program.b, zero + program.h), turns, _NEWTON)
+        step, _ = self.refined((zero - program.p, zero + program.b, zero + program.h), turns, NEWTON)
         return self.arrive(step)
 
     def arrive(self, step: tuple[Any, Any, Any]) -> Point:
@@ -232,7 +237,7 @@ def unordered(xp: Any, v: Any) -> Any:
     return xp.astype(xp.zeros_like(v[:, :0]), xp.int64)
 
 
-def _stacked(xp: Any, A: Any, G: Any) -> Any:
+def stacked(xp: Any, A: Any, G: Any) -> Any:
     """[A; G], shared only where both are."""
     if not A.shape[1] or not G.shape[1]:
         return G if not A.shape[1] else A

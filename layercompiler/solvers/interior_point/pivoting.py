@@ -1,11 +1,11 @@
 """Block principal pivoting: the active rows of s = q + R z on the orthant, from factors of the active rows alone.
 
-A pass solves at the active rows, z_I = -R_II^-1 q_I and s = q + R z, and moves every row of the wrong sign to the other side; where their
-number has not fallen for a while, the last one alone. A handful of passes from {q < 0} does, where an interior point needs a dozen
-factorizations of all of R. Where active rows depend on each other, a shifted R tells which of them to leave. What does not end in right
-signs is left to the interior point.
+A pass solves at the active rows, z_I = -R_II^-1 q_I and s = q + R z, and moves every row of the wrong sign to the other side. A handful of
+passes from {q < 0} does, where an interior point needs a dozen factorizations of all of R. Where active rows depend on each other, a
+shifted R tells which of them to leave. Where the number of wrong signs does not fall for a while, rows are moved in circles: what does not
+end in right signs is left to methods that do.
 
-Source: Judice and Pires 1994; Murty 1974 (one row at a time ends).
+Source: Judice and Pires 1994.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from layercompiler.solvers.interior_point.program import cholesky_solve, times
 
 _PASSES = 20
-_TRIES = 3  # passes without fewer wrong signs, before rows move one at a time
+_TRIES = 2  # passes without fewer wrong signs, before it is given up
 _SHIFT = 1e-4  # of R, whose diagonal is one, after a pass without a factor
 _SIGN = 1e-11  # where the largest of q is one: smaller numbers have no sign
 _SHARE = 0.7  # of all rows: where fewer are active, a pass collects them
@@ -62,7 +60,7 @@ def pivot_all(xp: Any, R: Any, q: Any, active: Any, going: Any, every: int) -> t
 
 
 def _start(xp: Any, q: Any, active: Any, going: Any) -> tuple[Any, ...]:
-    """(active rows, fewest wrong signs, passes before rows move one at a time, shift, passes made, whether it goes on, whether sure)."""
+    """(active rows, fewest wrong signs, passes before it is given up, shift, passes made, whether it goes on, whether sure)."""
     one = xp.ones_like(q[:, :1])
     going = xp.broadcast_to(going[:, None], one.shape)
     return xp.astype(active, q.dtype), one * (q.shape[1] + 1.0), one * _TRIES, one * 0.0, one * 0.0, going, going & ~going
@@ -190,10 +188,9 @@ def _turn(xp: Any, state: Any, z: Any, s: Any, ok: Any) -> tuple[Any, ...]:
     wrong = xp.sum(off, axis=1, keepdims=True)
     fewer = wrong < fewest
     left = xp.where(fewer, _TRIES * one, left - 1.0)
-    place = off * xp.new(np.arange(1.0, act.shape[1] + 1.0), act)
     known = going & ok
-    first = xp.where(left < 0, xp.clip(xp.max(place, axis=1, keepdims=True), 1.0, None), one)  # the first row that moves
-    act = xp.where((place >= first) & known, 1.0 - act, act)
+    act = xp.where((off > 0) & known, 1.0 - act, act)
     right = known & (wrong + shift == 0)
     shift = xp.where(ok, 0.0 * one, _SHIFT * one)
-    return act, xp.minimum(fewest, wrong), left, shift, age + xp.astype(going, age.dtype), going & ~right, sure | right
+    age = age + xp.astype(going, age.dtype)
+    return act, xp.minimum(fewest, wrong), left, shift, age, going & ~right & (left >= 0), sure | right

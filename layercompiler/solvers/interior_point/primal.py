@@ -30,6 +30,7 @@ from layercompiler.solvers.interior_point.program import (
 from layercompiler.solvers.interior_point.scaling import Equilibrated
 from layercompiler.status import Status
 
+CONVEX = 1e-6  # over the largest entry of Q: a smaller negative curvature is rounding
 _RHO = 1e-10  # on Q, whose largest entry is at most one in these units
 _DELTA = 1e-8
 _DELTA_Y = (

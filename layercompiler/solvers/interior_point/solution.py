@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from layercompiler import arrays
-from layercompiler.solvers.interior_point import dual, elimination, primal
+from layercompiler.solvers.interior_point import dual, elimination, primal, small
 from layercompiler.solvers.interior_point.program import Point, Program, missing, put, select, unsolved
 from layercompiler.status import Status
 
@@ -87,8 +87,8 @@ def solve(program: Program, settings: Settings) -> Solved:
         never, finite = xp.astype(zero, xp.bool), _finite(program)
         fresh = _embed(program, xp.broadcast_to(~finite, (B,)), settings)
         return Solved(Point(*fresh[:4]), _nonfinite(xp, finite, fresh[4]), fresh[5], never, ())
-    formed = dual.solve(program, settings.compact, settings.every)
-    found, iterations, factors = formed.point, formed.iterations, (*formed.at.form.arrays, formed.at.order, formed.at.Lt)
+    formed = dual.solve(program, settings.compact, settings.every, settings.on_host is not None)
+    found, iterations, factors = formed.point, formed.iterations, formed.at.factors
     by_dual = found.residual <= dual.POOR
     if formed.exact:
         return Solved(found, xp.astype(xp.zeros_like(iterations), xp.int8), iterations, by_dual, factors, True)
@@ -124,10 +124,13 @@ def _embed(program: Program, idle: Any, settings: Settings) -> tuple[Any, ...]:
 
     turn = xp.zeros_like(end.iterations[0]) if xp.name in ("jax", "tensorflow") else 0
     best = Point(*xp.while_loop(goes_on, step, (end.x, end.y, end.v, xp.full_like(end.x[:, 0], xp.inf), turn))[:4])
+    _, convex = xp.cholesky(xp.add_diagonal(end.scaling.program.Q, primal.CONVEX + 0.0 * end.scaling.program.p))
     good = solvable & (best.residual <= settings.tolerance)
     code = xp.where(
         good, xp.zeros_like(end.status), xp.where(end.status == 0, xp.full_like(end.status, int(Status.INACCURATE)), end.status)
     )
+    # A stationary point of an objective that is not convex is no solution.
+    code = xp.where(convex | idle, code, xp.full_like(code, int(Status.NOT_CONVEX)))
     keep = solvable & (xp.isfinite(best.residual))
     none = xp.full_like(best.residual, xp.inf)
     x, y, v = select(xp, keep, best.x, end.x), select(xp, keep, best.y, end.y), select(xp, keep, best.v, end.z - end.s)
@@ -182,8 +185,11 @@ def linear_solve(
     xp = program.xp
     if not factors:
         return _robust(program, v, right, settings)
-    form = elimination.Elimination(program, *factors[:5], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more
-    step, off = elimination.Linearized(form, v, factors[5], factors[6], by_dual).refined(right, _REFINEMENTS)
+    if len(factors) == 3:
+        step, off = small.Inverse(program, v, *factors, by_dual).refined(right, _REFINEMENTS)
+    else:
+        form = elimination.Elimination(program, *factors[:5], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more
+        step, off = elimination.Linearized(form, v, factors[5], factors[6], by_dual).refined(right, _REFINEMENTS)
     poor = ~by_dual | ~(off <= _ACCURATE)
     if settings.compact:
         if bool(xp.any(poor)):

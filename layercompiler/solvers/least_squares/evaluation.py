@@ -274,7 +274,7 @@ class Evaluation:
             mapped.append(0 if argument.mapped else None)
         if block.count is None:
             return self.xp.vmap(one, tuple(batched))(*inputs)
-        return self._factors(one, block.count, len(values), inputs, batched, mapped)
+        return self._factors(one, block.count, int(values.shape[0]), inputs, batched, mapped)
 
     def _factors(self, one: Any, count: int, batch: int, inputs: list[Any], batched: list[Any], mapped: list[Any]) -> Any:
         """`one` of every factor of every instance, by one map where no large argument would be repeated for it."""
@@ -377,7 +377,7 @@ def stages(program: LeastSquaresProgram) -> list[float]:
     if not graded:
         return [1.0]
     loss = max(graded, key=lambda g: g.start)
-    out, factor = [], loss.start
+    out, factor = [], float(loss.start)  # TensorFlow does not mix whole numbers with others
     while factor > 1:
         out.append(factor)
         factor /= loss.factor

@@ -14,10 +14,12 @@ import numpy as np
 from layercompiler import kernels
 from layercompiler.arrays.base import UnspelledError
 from layercompiler.errors import LayerCompilerError
+from layercompiler.expressions import elimination
 from layercompiler.expressions.scalars import Scalars, program
 from layercompiler.kernels.tape import Descent, Slot, Tape
 from layercompiler.programs.least_squares import Argument, Block, columns
 from layercompiler.programs.robust import GemanMcClure
+from layercompiler.solvers.least_squares import frames
 from layercompiler.solvers.least_squares.descent import coordinates
 from layercompiler.solvers.least_squares.evaluation import Evaluation, Point, cost_of, root_of
 
@@ -201,6 +203,7 @@ class _Spelled:
         self.held: dict[int, int] = {}  # constants among the arrays of the program
         e, xp, graph = native.evaluation, native.evaluation.xp, self.graph
         self.columns = native.position[columns(native.program, block)]
+        self.free = {c for c in range(self.columns.shape[1]) if (self.columns[:, c] >= 0).any()}
         self.extra: tuple[Argument, ...] = (*block.arguments, *block.extra)
         self.graded = isinstance(block.robust, GemanMcClure) and block.robust.graduated
         rng = np.random.default_rng(0)
@@ -240,6 +243,7 @@ class _Spelled:
         self.cost = int(nodes[1].reshape(-1)[0])
         root = [int(k) for k in nodes[2].reshape(-1)] if len(nodes) > 2 else None
         self.root = root if root is None or block.separable else root * len(self.rows)
+        self.frames = frames.Frames(self.graph)
         self.seeds = self._tangents()
 
     @property
@@ -262,8 +266,16 @@ class _Spelled:
             raise UnspelledError("the spelled function differs from the recorded one")
 
     def _tangents(self) -> dict[int, dict[int, int]]:
-        """Derivatives of the stored numbers by the columns of the factor's own tangent."""
+        """Derivatives of the stored numbers by the columns of the factor's own tangent; of relative motions, by directions beyond them."""
         graph, xp, seeds, start = self.graph, self.native.evaluation.xp, {}, 0
+        elements: list[tuple[Any, np.ndarray, int]] = []
+
+        def moved(m: Any, element: np.ndarray, start: int) -> dict[int, dict[int, int]]:
+            t = _inputs(graph, ("tangent",), (m.dof,))
+            (velocity,), _, _ = xp.spell(lambda x, t, m=m: (m.tangent(xp, x, t),), [m.identity(), np.ones(m.dof)], [element, t], graph)
+            found = graph.forward([int(k) for k in velocity], {int(k): {i: graph.one} for i, k in enumerate(t)})
+            return {int(k): {start + i: d for i, d in f.items()} for k, f in zip(element, found, strict=True)}
+
         for p, index, x in zip(self.block.on, self.block.index, self.ambient, strict=True):
             spec = self.native.program.variables[p]
             m, count = spec.manifold, spec.elements if index is None else 1
@@ -272,11 +284,13 @@ class _Spelled:
                 start += x.size
                 continue
             for element in x.reshape(count, m.ambient):
-                t = _inputs(graph, ("tangent",), (m.dof,))
-                (velocity,), _, _ = xp.spell(lambda x, t, m=m: (m.tangent(xp, x, t),), [m.identity(), np.ones(m.dof)], [element, t], graph)
-                found = graph.forward([int(k) for k in velocity], {int(k): {i: graph.one} for i, k in enumerate(t)})
-                seeds |= {int(k): {start + i: d for i, d in f.items()} for k, f in zip(element, found, strict=True)}
+                seeds |= moved(m, element, start)
+                elements.append((m, element, start))
                 start += m.dof
+        for motion in frames.motions(graph, xp, elements):
+            seeds = moved(motion.manifold, motion.nodes, start) | seeds
+            self.frames.add(motion, start)
+            start += motion.manifold.dof
         return seeds
 
     def place(self, key: Any) -> Slot:
@@ -327,62 +341,46 @@ class _Spelled:
     def linear(self) -> tuple[Tape, Tape]:
         """Cost, energy, gradient and Gauss-Newton entries; the same with the diagonal of the entries only."""
         graph, rows = self.graph, self.rows
-        width = self.columns.shape[1]
-        if self.block.sparsity is None and width > 2 * len(rows):
-            jacobian = []
-            for r in rows:
-                by = graph.reverse({r: graph.one}, self.seeds)
-                found: dict[int, int] = {}
-                for k in self.seeds:
-                    for c, d in self.seeds[k].items() if k in by else ():
-                        found[c] = graph.call("add", found.get(c, graph.zero), graph.call("mul", by[k], d))
-                jacobian.append(found)
-        else:
-            jacobian = graph.forward(rows, self.seeds)
+        jacobian = elimination.jacobian(graph, rows, self.seeds)
         if self.root is not None:
             rows = [graph.call("mul", w, r) for w, r in zip(self.root, rows, strict=True)]
             jacobian = [{c: graph.call("mul", w, d) for c, d in J.items()} for w, J in zip(self.root, jacobian, strict=True)]
         gradient: dict[int, int] = {}
-        entries: dict[tuple[int, int], int] = {}
+        squares: dict[tuple[int, int], int] = {}
+        products: dict[tuple[int, int], int] = {}
         for r, J in zip(rows, jacobian, strict=True):
-            kept = sorted(c for c, d in J.items() if d != graph.zero and (self.columns[:, c] >= 0).any())
-            for n, i in enumerate(kept):
-                gradient[i] = graph.call("add", gradient.get(i, graph.zero), graph.call("mul", J[i], r))
-                for j in kept[n:]:
-                    entries[i, j] = graph.call("add", entries.get((i, j), graph.zero), graph.call("mul", J[i], J[j]))
+            for i, d in J.items():
+                gradient[i] = graph.call("add", gradient.get(i, graph.zero), graph.call("mul", d, r))
+                for j, e in J.items():
+                    products[i, j] = graph.call("add", products.get((i, j), graph.zero), graph.call("mul", d, e))
+            for i, d in self.frames.row(J).items():
+                squares[i, i] = graph.call("add", squares.get((i, i), graph.zero), graph.call("mul", d, d))
+        gradient = {c: d for c, d in self.frames.row(gradient).items() if c in self.free}
+        entries = self.frames.pairs(products, {}, self.free)
+        squares = {pair: d for pair, d in squares.items() if pair[0] in self.free}
         outputs = [(self.cost, Slot(COST, np.zeros(1))), (graph.dot(rows, rows), Slot(ENERGY, np.zeros(1)))]
         outputs += [(k, Slot(GRADIENT, self._table(self.columns[:, i]))) for i, k in gradient.items()]
+        apart = all(len(set(row)) == len(row) for row in (c[c >= 0].tolist() for c in self.columns))
         on = np.flatnonzero(self.native.structure.rows == self.native.structure.cols)
         column = np.full(len(self.native.structure.rows) + 1, -1)
         column[on] = self.native.structure.rows[on]
-        whole = self._entries(entries)
-        diagonal = [(k, Slot(ENTRIES, self._table(column[s.table]))) for k, s in whole if (column[s.table] >= 0).any()]
-        return self._tape(outputs + whole), self._tape(outputs + diagonal)
+        diagonal = [(k, Slot(ENTRIES, column[s.table])) for k, s in self._entries(squares if apart else entries)]
+        return self._tape(outputs + self._entries(entries)), self._tape(outputs + [(k, s) for k, s in diagonal if (s.table >= 0).any()])
 
     def second(self) -> Tape:
         """Entries of the exact Hessian: derivatives along tangents of the gradient along tangents."""
-        graph = self.graph
-        by = graph.reverse({self.cost: graph.one}, self.seeds)
-        gradient: dict[int, int] = {}
-        for k, g in by.items():
-            for c, d in self.seeds[k].items():
-                gradient[c] = graph.call("add", gradient.get(c, graph.zero), graph.call("mul", g, d))
-        wanted = sorted(c for c in gradient if (self.columns[:, c] >= 0).any())
-        found = graph.forward([gradient[c] for c in wanted], self.seeds)
-        entries = {}
-        for c, derivatives in zip(wanted, found, strict=True):
-            for i, node in derivatives.items():
-                if i <= c and node != graph.zero and (self.columns[:, i] >= 0).any():
-                    entries[i, c] = node
-        outputs = [(k, Slot(0, s.table)) for k, s in self._entries(entries)]
-        return self._tape(outputs)
+        gradient, second = elimination.hessian(self.graph, self.cost, self.seeds)
+        entries = self.frames.pairs(second, gradient, self.free)
+        return self._tape([(k, Slot(0, s.table)) for k, s in self._entries(entries)])
 
     def pull(self) -> Tape:
         """Gradients in theta of -<F, u>."""
         graph = self.graph
         along: dict[int, dict[Any, int]] = {}
+        u = {c: graph.input(("u", c)) for c in range(self.columns.shape[1])}
+        u |= {c: graph.dot([u[k] for k in turn], list(turn.values())) for c, turn in self.frames.turns.items()}
         for k, directions in self.seeds.items():
-            moved = graph.dot([graph.input(("u", c)) for c in directions], list(directions.values()))
+            moved = graph.dot([u[c] for c in directions], list(directions.values()))
             if moved != graph.zero:
                 along[k] = {0: moved}
         (phi,) = graph.forward([self.cost], along)

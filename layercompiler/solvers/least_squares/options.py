@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from layercompiler.errors import OptionError
+from layercompiler.errors import OptionError, nearest
 
 METHODS = ("levenberg_marquardt", "gauss_newton", "dogleg")
 BACKWARD = ("implicit", "gauss_newton", "truncated", "unrolled", "dlm")
@@ -31,15 +32,18 @@ class LeastSquaresOptions:
             where sparse), or "auto". jax always solves dense systems in its own arrays, and refuses others.
         eliminate: Variables that "schur" eliminates: a name or several; None for all that can be.
         backward: "implicit" (exact), "gauss_newton" (approximate: it drops the second derivatives of the residuals, and is off by as
-            much as they matter: some percent at large residuals), "truncated" (through `truncation` Gauss-Newton steps at the solution,
-            damped where second derivatives would lead them away: the first terms of a series whose sum is exact), "unrolled" (through all
-            steps that were taken, their dampings, trust radii and active bounds held: near the exact one by as much as the steps came
-            near the solution), "dlm" (a difference along one direction, approximate). All return the solution with its own status, and
-            none differentiates an instance in silence that did not converge, or whose Hessian is not positive definite. Steps that are
-            unrolled go all the way to the tolerance without Newton's method, which only polishes what came there.
+            much as they matter: some percent at large residuals), "truncated" (or "truncated(5)": through `truncation` Gauss-Newton steps
+            at the solution, damped where second derivatives would lead them away: the first terms of a series whose sum is exact),
+            "unrolled" (through all steps that were taken, their dampings, trust radii and active bounds held: near the exact one by as
+            much as the steps came near the solution), "dlm" (a difference along one direction, approximate). All return the solution
+            with its own status, and none differentiates an instance in silence that did not converge, or whose Hessian is not positive
+            definite. Steps that are unrolled go all the way to the tolerance without Newton's method, which only polishes what came there.
         truncation: Steps of "truncated"; none have the derivative zero.
         epsilon: Relative size of the difference of "dlm".
         trace: Record the residuals once for each shape of the inputs (torch), so that Python's overhead is paid once.
+        check_domain: Raise at a call whose parameters are outside of what they were declared or are used as: radii of robust losses are
+            positive, scales are not negative, elements of groups are elements, parameters of CVXPY have their attributes. Inside of a
+            transform, where there is nothing to raise for, and for radii without this check, such an instance is not solved.
     """
 
     max_iterations: int = 100
@@ -55,8 +59,13 @@ class LeastSquaresOptions:
     truncation: int = 5
     epsilon: float = 1e-4
     trace: bool = True
+    check_domain: bool = True
 
     def __post_init__(self) -> None:
+        spelled = re.fullmatch(r"truncated\s*\(\s*(?:k\s*=\s*)?(\d+)\s*\)", str(self.backward))
+        if spelled:
+            object.__setattr__(self, "backward", "truncated")
+            object.__setattr__(self, "truncation", int(spelled[1]))
         if self.eliminate is not None:
             object.__setattr__(self, "eliminate", (self.eliminate,) if isinstance(self.eliminate, str) else tuple(self.eliminate))
             if self.linear not in ("auto", "schur"):
@@ -92,5 +101,6 @@ class LeastSquaresOptions:
             raise OptionError("options are LeastSquaresOptions or a dict of their fields", got=type(value).__name__)
         for name in value:
             if name not in names:
-                raise OptionError(f"unknown option '{name}'", expected=f"some of {names}", got=repr(name))
+                mend = nearest(name, names, "see layercompiler.LeastSquaresOptions")
+                raise OptionError(f"unknown option '{name}'", where="options", expected=f"some of {names}", got=repr(name), mend=mend)
         return cls(**value)
