@@ -14,7 +14,6 @@ from layercompiler.errors import BuildError, ShapeError
 from layercompiler.kernels import library
 
 OPERANDS = ("Q", "q", "A", "b", "G", "h")
-_ANY = 2**31 - 1  # steps
 Pattern = tuple[np.ndarray, np.ndarray] | None
 
 
@@ -26,7 +25,7 @@ class DenseSolution:
         x: (B, n). Where dual infeasible, a direction of unboundedness with q'x = -1.
         v: (B, p + m), duals of the equalities, then duals less slacks of the inequalities.
         y: (B, p + m), duals. Where primal infeasible, a certificate: A'y + G'z = 0, z >= 0 with the gain -(b'y + h'z) equal to one.
-        status: `layercompiler.status.Status` codes, int8 (B,): SOLVED, a claim of infeasibility, NOT_CONVEX, a limit, or FAILED.
+        status: `layercompiler.status.Status` codes, int8 (B,): SOLVED, a claim of infeasibility, NOT_CONVEX, TIME_LIMIT, or FAILED.
         iterations: (B,) steps of pivoting and interior-point iterations.
         norm: (B,) relative residual of the optimality conditions, computed on the data as given.
         margin: (B,) smallest dual or slack of an inequality in scaled coordinates: zero where strict complementarity fails.
@@ -140,7 +139,6 @@ class DenseQP:
         form: str | None = None,
         quick: bool = False,
         time_limit: float | None = None,
-        max_iterations: int | None = None,
         threads: int = 1,
     ) -> DenseSolution:
         """Solve every instance; an operand with a leading dimension of 1 is shared by the batch.
@@ -157,7 +155,6 @@ class DenseQP:
             form: "dual" or "primal" to try that form alone; None for the better one, and the other where it fails.
             quick: Leave open what takes many iterations.
             time_limit: Seconds after which no pack is begun any more; what is left has status TIME_LIMIT.
-            max_iterations: Of each method that is tried; what is left has status ITERATION_LIMIT.
             threads: Threads that share the packs; results do not depend on it.
 
         Raises:
@@ -182,7 +179,7 @@ class DenseQP:
                 *(self._handle, batch, operands.values, operands.strides),
                 *(None if a is None else at(a) for a in points),
                 *(int(factor_only), forms, math.inf if time_limit is None else float(time_limit)),
-                *(_ANY if max_iterations is None else min(int(max_iterations), _ANY), at(x), at(v), at(y), at(status), at(iterations)),
+                *(at(x), at(v), at(y), at(status), at(iterations)),
                 *(at(facts) + 8 * batch * k for k in range(3)),
                 *(ctypes.byref(troubles), int(threads)),
             )

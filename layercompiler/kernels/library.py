@@ -11,7 +11,7 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 
-ABI = 30
+ABI = 31
 _POINTER, _LONG, _INT, _REAL, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_char_p
 _PROTOTYPES = {
     "lc_abi": (_INT, []),
@@ -36,7 +36,7 @@ _PROTOTYPES = {
     "lc_dense_new": (_POINTER, [_LONG] * 3 + [_INT] + [_LONG, _POINTER, _POINTER] * 3 + [_TEXT]),
     "lc_dense_free": (None, [_POINTER]),
     "lc_dense_facts": (None, [_POINTER, _POINTER]),
-    "lc_dense_solve_within": (_POINTER, [_POINTER, _LONG] + [_POINTER] * 4 + [_INT] * 2 + [_REAL, _INT] + [_POINTER] * 9 + [_INT]),
+    "lc_dense_solve_within": (_POINTER, [_POINTER, _LONG] + [_POINTER] * 4 + [_INT] * 2 + [_REAL] + [_POINTER] * 9 + [_INT]),
     "lc_dense_factors_free": (None, [_POINTER]),
     "lc_dense_adjoint": (_INT, [_POINTER] * 11 + [_INT]),
     "lc_matrices_new": (_POINTER, [_POINTER, _REAL]),

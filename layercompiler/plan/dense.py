@@ -106,9 +106,8 @@ class DenseProblem(CompiledProblem):
             arrays = [a.copy() if isinstance(a, np.ndarray) and a.flags.writeable else a for a in arrays]
         quick = self.matrices.read(arrays) if self.matrices is not None else None
         found = None
-        if self.matrices is not None and quick is not None and warm_start is None:
-            limits = {"time_limit": options.time_limit, "max_iterations": options.max_iterations}
-            found = self.matrices.kernel.solve(*quick.operands, threads=threads, quick=True, **limits)
+        if self.matrices is not None and quick is not None and warm_start is None and options.max_iterations is None:
+            found = self.matrices.kernel.solve(*quick.operands, threads=threads, quick=True, time_limit=options.time_limit)
             if not found.troubles:
                 evaluation = self.matrix_evaluation(arrays, quick, found, threads, began)
                 if evaluation.info.degenerate.any():
@@ -175,8 +174,11 @@ class DenseProblem(CompiledProblem):
             ok = np.isfinite(start).all(axis=1)
             flat = np.where(ok[:, None], start, 0.0)
             points = (flat[:, :n], flat[:, n:])
-        data, limits = _sized(bound.scaled, values.count), {"time_limit": _left(options, began), "max_iterations": options.max_iterations}
-        answer = _answer(found or self.dense.run(data, threads, start=points, quick=True, **limits))
+        if options.max_iterations is not None:  # pivots are none
+            answer = _nothing(n, self.structure.m, values.count)
+        else:
+            data, left = _sized(bound.scaled, values.count), _left(options, began)
+            answer = _answer(found or self.dense.run(data, threads, start=points, quick=True, time_limit=left))
         if points is not None:
             answer.engine[ok & (answer.status == Status.SOLVED) & (answer.iterations == 0)] = "warm start"
         self._doubt(answer, bound)
@@ -184,7 +186,7 @@ class DenseProblem(CompiledProblem):
         if self.on_error == "closest":
             self._approach(answer, np.flatnonzero(np.isin(answer.status, _MAYBE)), bound, options.tolerance, threads)
         open_ = np.flatnonzero(answer.status == Status.FAILED)
-        for further in (self._persist, self._rescue):
+        for further in (self._persist, self._rescue) if options.max_iterations is None else (self._rescue,):
             left = _left(options, began)
             if left == 0.0:
                 answer.status[open_] = Status.TIME_LIMIT
@@ -217,7 +219,7 @@ class DenseProblem(CompiledProblem):
             index = index[answer.status[index] == Status.FAILED]
         if len(index) == 0:
             return index
-        found = self.dense.run(bound.scaled.take(index), threads, time_limit=options.time_limit, max_iterations=options.max_iterations)
+        found = self.dense.run(bound.scaled.take(index), threads, time_limit=options.time_limit)
         for name in ("x", "v", "y", "status", "norm", "margin", "reach"):
             getattr(answer, name)[index] = getattr(found, name)
         answer.iterations[index] += found.iterations
@@ -334,6 +336,13 @@ class _Scaled:
 def _answer(found: DenseSolution) -> Answer:
     engine = np.full(len(found.x), "dense_qp", dtype=object)
     return Answer(found.x, found.v, found.y, found.status, found.norm, found.margin, found.reach, found.iterations, engine, found.factors)
+
+
+def _nothing(n: int, m: int, count: int) -> Answer:
+    x, v = np.zeros((count, n)), np.zeros((count, m))
+    far, none = np.full(count, np.inf), np.zeros(count)
+    status, engine = np.full(count, Status.FAILED, np.int8), np.full(count, "", dtype=object)
+    return Answer(x, v, v.copy(), status, far, none, none.copy(), np.zeros(count, int), engine, None)
 
 
 def _left(options: Options, began: float) -> float | None:

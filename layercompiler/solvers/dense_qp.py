@@ -60,7 +60,7 @@ class DenseEngine(Engine):
 
     def solve(self, data: Data, tolerance: float, options: Options, deadline: float | None) -> Raw:
         """See `Engine.solve`."""
-        found = self.run(data, options.workers or CORES, time_limit=deadline, max_iterations=options.max_iterations)
+        found = self.run(data, options.workers or CORES, time_limit=deadline)
         s = np.maximum(found.y - found.v, 0.0)
         return Raw(found.x, found.y, s, found.status, found.iterations)
 

@@ -29,7 +29,7 @@ class Options:
     Attributes:
         tolerance: Relative residual ||F|| up to which an instance counts as solved. It is checked on the data by us.
         engine_tolerance: Tolerance that the engine stops at before refinement; None lets the plan choose.
-        max_iterations: Iteration limit of the engine (of each of the dense kernels' methods); None for the engine's own.
+        max_iterations: Iteration limit of the engine (calls with one go to engines that count, not to the dense kernels); None for its own.
         time_limit: Seconds for the whole call; None for none.
         refinements: Most Newton steps on the residual map; 0 keeps the engine's point.
         workers: Threads for host engines; None for the number of cores.

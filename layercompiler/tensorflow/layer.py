@@ -50,7 +50,7 @@ class Layer(keras.layers.Layer):
         >>> c = tf.Variable([1.0, -1.0])
         >>> with tf.GradientTape() as tape:
         ...     (y,) = layer(c)
-        >>> [round(float(g), 6) for g in tape.gradient(y, c)]
+        >>> [round(float(g), 6) + 0.0 for g in tape.gradient(y, c)]
         [1.0, 0.0]
 
     Differentiability:

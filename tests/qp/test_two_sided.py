@@ -81,5 +81,4 @@ def test_time_limit_is_kept():
 def test_iteration_limit():
     compiled = lc.compile(lc.QP(N, M), on_error="flag")
     short, enough = (compiled.solve(Q, P, G, HIGH, options={"max_iterations": k}).status for k in (1, 100))
-    assert (enough == Status.SOLVED).all() and (short == Status.ITERATION_LIMIT).any()
-    assert np.isin(short, (Status.SOLVED, Status.ITERATION_LIMIT)).all()
+    assert (enough == Status.SOLVED).all() and (short == Status.ITERATION_LIMIT).all()

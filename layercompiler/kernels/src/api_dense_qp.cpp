@@ -1,5 +1,4 @@
 // The C interface of the dense QP kernels: which instances are solved by which form, in which order, and their derivatives.
-#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -176,9 +175,9 @@ LC_API void lc_dense_facts(const void* dense, int64_t* facts) {
 
 // Operands q, c, a, b, g, h: values and strides, 0 for those that the batch shares. start_x, start_v: null, or points; with `only_factor` they are taken
 // as solutions. forms: bit 0 the dual form, bit 1 the primal form, bit 2 to leave what is hard open.
-// seconds, limit: of the whole call, and of the steps that each method takes. troubles: how many instances are not solved, or have a singular system.
+// seconds: of the whole call. troubles: how many instances are not solved, or have a singular system.
 LC_API void* lc_dense_solve_within(void* handle, int64_t batch, const double* const* values, const int64_t* strides, const double* start_x,
-                                   const double* start_v, int32_t only_factor, int32_t forms, double seconds, int32_t limit, double* x, double* v, double* y,
+                                   const double* start_v, int32_t only_factor, int32_t forms, double seconds, double* x, double* v, double* y,
                                    int8_t* status, int32_t* iterations, double* norm, double* margin, double* reach, int64_t* troubles, int32_t threads) {
   Factors* result = nullptr;
   guarded([&] {
@@ -232,14 +231,12 @@ LC_API void* lc_dense_solve_within(void* handle, int64_t batch, const double* co
       }
       if (!open.empty()) {
         job.round = rounds[r];
-        job.round.iterations = std::min(job.round.iterations, limit), job.round.pivots = std::min(job.round.pivots, limit);
-        job.round.exchanges = std::min(job.round.exchanges, limit / std::max(plan.m, 1));
         run(dense, *made, job, std::move(open), end, threads);
         open = unsolved(dense, *made, status);
       }
       if (pivoted || r + 1 == rounds.size()) open.insert(open.end(), later.begin(), later.end()), later.clear();
     }
-    for (int32_t i : open) status[i] = limit < INT32_MAX ? dense_iteration_limit : dense_failed;
+    for (int32_t i : open) status[i] = dense_failed;
     made->left.insert(made->left.end(), open.begin(), open.end());
     *troubles = static_cast<int64_t>(made->left.size());
     for (int64_t i = 0; i < batch; i++) *troubles += status[i] == 0 && !(reach[i] <= 1e-8);
@@ -251,7 +248,7 @@ LC_API void* lc_dense_solve_within(void* handle, int64_t batch, const double* co
 LC_API void* lc_dense_solve(void* handle, int64_t batch, const double* const* values, const int64_t* strides, const double* start_x, const double* start_v,
                             int32_t only_factor, int32_t forms, double* x, double* v, double* y, int8_t* status, int32_t* iterations, double* norm,
                             double* margin, double* reach, int64_t* troubles, int32_t threads) {
-  return lc_dense_solve_within(handle, batch, values, strides, start_x, start_v, only_factor, forms, INFINITY, INT32_MAX, x, v, y, status, iterations, norm,
+  return lc_dense_solve_within(handle, batch, values, strides, start_x, start_v, only_factor, forms, INFINITY, x, v, y, status, iterations, norm,
                                margin, reach, troubles, threads);
 }
 

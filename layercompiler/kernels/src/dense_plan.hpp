@@ -26,7 +26,7 @@ struct DensePlan {
 enum DenseForm : int32_t { dual_form, primal_form };
 
 // Statuses, beside those that `certify` gives.
-constexpr int8_t dense_iteration_limit = 3, dense_time_limit = 4, dense_failed = 7, dense_not_convex = 10;
+constexpr int8_t dense_time_limit = 4, dense_failed = 7, dense_not_convex = 10;
 constexpr int8_t dense_tried = 64;  // pivoting and the interior point after it left it open
 
 struct DenseRound {
