@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Any
@@ -79,6 +79,32 @@ class Info:
     def ok(self) -> np.ndarray:
         """True where the instance is solved; batch shape, bool."""
         return self.status == Status.SOLVED
+
+
+class LateInfo(Info):
+    """`Info` whose `degenerate` and `unique` are found out when they are first asked for: they can cost more than the solve.
+
+    Args:
+        flags: Returns the two.
+        **facts: The other attributes.
+    """
+
+    def __init__(self, flags: Callable[[], Sequence[np.ndarray]] | None = None, **facts: Any) -> None:
+        for name, value in facts.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_flags", flags)
+
+    def __getattr__(self, name: str) -> Any:
+        flags = self.__dict__.get("_flags")
+        if name not in ("degenerate", "unique") or flags is None:
+            raise AttributeError(name)
+        for key, value in zip(("degenerate", "unique"), flags(), strict=True):
+            object.__setattr__(self, key, value)
+        object.__setattr__(self, "_flags", None)  # and what it held
+        return self.__dict__[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Info, tuple(getattr(self, f.name) for f in fields(Info))
 
 
 @dataclass(frozen=True)

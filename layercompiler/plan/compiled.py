@@ -36,7 +36,7 @@ from layercompiler.programs.presolve import eliminate
 from layercompiler.programs.store import save
 from layercompiler.solvers import Options
 from layercompiler.solvers.engine import CORES
-from layercompiler.status import Info, Solution, Status
+from layercompiler.status import Info, LateInfo, Solution, Status
 
 
 class CompiledProblem:
@@ -203,14 +203,16 @@ class CompiledProblem:
     def _info(self, found: Any, linear: Any, bound: Bound, began: float) -> Info:
         solved, shape = found.status == Status.SOLVED, bound.values.batch
         kinks, alone = solved & ~found.point.smooth(), np.ones(len(solved), bool)
-        degenerate, unique = self._flags(bound, found.point, linear, solved, kinks, alone)
-        return Info(
+
+        def flags() -> tuple[np.ndarray, ...]:
+            return tuple(a.reshape(shape) for a in self._flags(bound, found.point, linear, solved, kinks, alone))
+
+        return LateInfo(
+            flags,
             status=found.status.reshape(shape),
             residual=found.point.norm.reshape(shape),
             iterations=found.iterations.reshape(shape),
             refinements=found.refinements.reshape(shape),
-            degenerate=degenerate.reshape(shape),
-            unique=unique.reshape(shape),
             engine=found.engine.reshape(shape),
             time=time.perf_counter() - began,
         )

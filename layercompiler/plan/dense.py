@@ -7,8 +7,8 @@ through the parameter map and the presolve of `CompiledProblem`. What the kernel
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,7 +33,7 @@ from layercompiler.programs.presolve import eliminate
 from layercompiler.solvers import Options, Raw
 from layercompiler.solvers.closest import Closest, ClosestPoints
 from layercompiler.solvers.dense_qp import DenseEngine
-from layercompiler.status import Info, Status
+from layercompiler.status import Info, LateInfo, Status
 
 
 @dataclass
@@ -111,7 +111,7 @@ class DenseProblem(CompiledProblem):
             if not found.troubles:
                 evaluation = self.matrix_evaluation(arrays, quick, found, threads, began)
                 if evaluation.info.degenerate.any():
-                    evaluation.info = self._doubted(evaluation.info, evaluation.bound, evaluation.point, None)
+                    evaluation.info = self._doubted(evaluation.info, lambda: (evaluation.bound, evaluation.point, None))
                 return smoothed(evaluation, options)
         values = self.reader.read(arrays, options.check_domain, raise_nonfinite=self.on_error != "flag")
         bound = Bound.of(self, values)
@@ -124,7 +124,7 @@ class DenseProblem(CompiledProblem):
         solved = answer.status == Status.SOLVED
         if (solved & ~(answer.reach <= SINGULAR)).any():
             linear = linear or self.map.linearize(bound.scaled, point, threads)
-        info = self._doubted(info, bound, point, linear)
+        info = self._doubted(info, lambda: (bound, point, linear))
         evaluation = Evaluation(self, bound, point, linear, info)
         if answer.closest is not None:
             evaluation = ClosestEvaluation(self, bound, point, linear, info, *answer.closest, threads)
@@ -290,11 +290,15 @@ class DenseProblem(CompiledProblem):
         none = np.zeros((len(x), 0))
         return Point(self.structure.cones, x, v, y, none, none, answer.norm)
 
-    def _doubted(self, info: Info, bound: Bound, point: Point, linear: Any) -> Info:
-        """Flags of a batch, once those that kinks and singular systems make doubtful have been looked at."""
+    def _doubted(self, info: Info, at: Callable[[], tuple[Bound, Point, Any]]) -> Info:
+        """The facts of a batch, of which those that kinks and singular systems make doubtful will be looked at."""
         flat = [a.reshape(-1) for a in (info.status == Status.SOLVED, info.degenerate, info.unique)]
-        degenerate, unique = (a.reshape(info.status.shape) for a in self._flags(bound, point, linear, *flat))
-        return replace(info, degenerate=degenerate, unique=unique)
+
+        def flags() -> tuple[np.ndarray, ...]:
+            return tuple(a.reshape(info.status.shape) for a in self._flags(*at(), *flat))
+
+        facts = {f.name: getattr(info, f.name) for f in fields(Info) if f.name not in ("degenerate", "unique")}
+        return LateInfo(flags, **facts)
 
     def _calm(self, bound: Bound, point: Point, linear: Any) -> tuple[Bound, Point, Any]:
         """The same in equilibrated coordinates, where sizes can be compared."""

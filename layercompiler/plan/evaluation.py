@@ -129,6 +129,7 @@ class Evaluation:
         outputs = self.problem.outputs
         values: dict[str, np.ndarray] = {o.name: v for o, v in zip(outputs, self.outputs, strict=True)}
         value = self._shaped(self._read(self.problem.program.value), ())
+        _ = self.info.unique  # now: it holds on to the data until it is known
         return Solution(self.outputs, values, value, self.info, self.z)
 
     def raise_failures(self) -> None:

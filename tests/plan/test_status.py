@@ -231,3 +231,17 @@ def test_texts_say_what_was_compiled():
         assert word in problem.report()
     assert "9 defined variables substituted" in families.compiled("least_squares").report()
     assert "1 PSD groups in their eigenbasis" in families.compiled("psd").report()
+
+
+def test_flags_are_found_out_when_asked_for(monkeypatch):
+    x, c = cp.Variable(2), cp.Parameter(2)
+    compiled = lc.compile(cp.Problem(cp.Minimize(c @ x), [x >= 0, x <= 1]), parameters=[c], variables=[x], solver="lanes")
+    asked = []
+    flags = type(compiled)._flags
+    monkeypatch.setattr(type(compiled), "_flags", lambda self, *args: asked.append(1) or flags(self, *args))
+    info = compiled.evaluate([np.array([[1.0, -1.0], [1.0, 0.0]])]).info
+    assert not asked and info.ok.all()
+    assert pickle.loads(pickle.dumps(info)).unique.tolist() == info.unique.tolist() == [True, False] and asked == [1]
+    assert copy.deepcopy(info).degenerate.tolist() == [False, True]
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = info.nothing
