@@ -101,10 +101,10 @@ class Motion2(Group):
         t = xp.atan2(s, c)
         h, square = t / 2, t * t
         sign = xp.where(s < 0, -xp.ones_like(s), xp.ones_like(s))
-        # |cot(t / 2)| from sine and cosine: sums of positive numbers, and harmless near zero, where it is not looked at
-        a = sign * s
-        below = xp.where(square < NEAR, xp.ones_like(s), a + 1 - c)
-        k = 1 - square * cotangent_rest(xp, square, sign * h * (a + 1 + c) / below)
+        # |cot(t / 2)| from sine and cosine, whatever their length: sums of positive numbers, and harmless near zero, where it is not looked at
+        a, r = sign * s, xp.sqrt(c * c + s * s)
+        below = xp.where(square < NEAR, xp.ones_like(s), a + r - c)
+        k = 1 - square * cotangent_rest(xp, square, sign * h * (a + r + c) / below)
         return xp.stack([k * x + h * y, k * y - h * x, t], axis=-1)
 
     def compose(self, xp: Any, x: Any, y: Any) -> Any:
