@@ -101,7 +101,7 @@ class Motion2(Group):
         t = xp.atan2(s, c)
         h, square = t / 2, t * t
         sign = xp.where(s < 0, -xp.ones_like(s), xp.ones_like(s))
-        # |cot(t / 2)| from sine and cosine, whatever their length: sums of positive numbers, and harmless near zero, where it is not looked at
+        # |cot(t / 2)| from sine and cosine, whatever their length: sums of positive numbers, harmless near zero, where it is not looked at
         a, r = sign * s, xp.sqrt(c * c + s * s)
         below = xp.where(square < NEAR, xp.ones_like(s), a + r - c)
         k = 1 - square * cotangent_rest(xp, square, sign * h * (a + r + c) / below)
