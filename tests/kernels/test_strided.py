@@ -1,5 +1,6 @@
-"""The numeric headers through another accessor: memory in which the numbers of eight instances take turns, as a GPU's threads see it. Bit for bit the scalar
-kernels, which read and write through plain pointers.
+"""The numeric headers through another accessor: memory in which the numbers of eight instances take turns, as a GPU's threads see it.
+
+Bit for bit what the scalar kernels give, which read and write through plain pointers.
 """
 
 import numpy as np
