@@ -63,7 +63,7 @@ class Inverse:
 
     def solve(self, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
         """See `elimination.Linearized.solve`."""
-        return _apply(self.program.xp, *self.factors, r_x, r_y, r_z)
+        return _apply(self.program.xp, self.inverse, self.Y, self.H, r_x, r_y, r_z)
 
     def arrive(self, step: tuple[Any, Any, Any]) -> Point:
         """See `elimination.Linearized.arrive`."""
