@@ -102,10 +102,10 @@ struct Pivoting {
 
 #include "ldl_alone.hpp"
 
-// Panels hold the matrix (static regularisation included) once `fill` was called for their supernode, and L on exit. Returns the smallest expected-sign
-// pivot before repair, NaN if any pivot is NaN. `work` has room for `factor_room`.
-template <class V, class Fill>
-static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work, Pivoting rule, Fill&& fill) {
+// Panels hold the matrix (static regularisation included) once `fill` was called for their supernode, and L once `done` is. Returns the smallest
+// expected-sign pivot before repair, NaN if any pivot is NaN. `work` has room for `factor_room`.
+template <class V, class Fill, class Done>
+static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work, Pivoting rule, Fill&& fill, Done&& done) {
   constexpr bool alone = by_entries<V>;
   V smallest = splat<V>(1e300), poison = V{};
   const V floor = splat<V>(rule.floor), repair = splat<V>(rule.repair);
@@ -129,6 +129,7 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
     if constexpr (alone)
       if (!separable && width >= 8) {  // narrower ones do not repay the way to columns and back
         eliminate_alone(t, width, height - head, work, s.sign + first, pivots + first, inverse + first, rule, smallest, poison);
+        done(node);
         continue;
       }
     for (int c = 0; c < width; c++) {
@@ -161,9 +162,10 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
     const V* scale = inverse + first;
     for (r = head; r < height; r++)
       for (int c = 0; c < width; c++) t[(int64_t)r * width + c] *= scale[c];
+    done(node);
   }
   return smallest + poison;
 }
 template <class V> static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work, Pivoting rule) {
-  return factorise<V>(s, panels, pivots, inverse, work, rule, [](int) {});
+  return factorise<V>(s, panels, pivots, inverse, work, rule, [](int) {}, [](int) {});
 }
