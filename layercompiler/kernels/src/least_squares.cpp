@@ -339,7 +339,12 @@ LC_API void* lc_nls_factor(const void* problem, int64_t batch, const double* val
       };
       place(0, values, plan.ambient);
       for (int64_t k = 0; k < inputs; k++) place(2 + k, input[k], stride[k]);
-      std::fill_n(found, width * (packed ? lanes : chunk.count), 0.0);
+      if (packed) {  // what no tape writes anew
+        for (int32_t k : p.second_rest) std::fill_n(found + k * lanes, lanes, 0.0);
+        std::fill_n(found + plan.entries * lanes, plan.n * lanes, 0.0);
+      } else {
+        std::fill_n(found, width * chunk.count, 0.0);
+      }
       for (const TapeView& t : p.second)
         if (t.factors) p.target->run({t, packed, chunk.count, nullptr, from.data(), steps.data(), &found, &width}, memory.get());
       return {found, packed};
