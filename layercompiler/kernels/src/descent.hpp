@@ -5,7 +5,7 @@
 // that both are written once; what is decided, is decided per instance, and no instance's numbers depend on the others.
 
 constexpr int8_t nls_running = -1, nls_solved = 0, nls_iteration_limit = 3, nls_failed = 7, nls_stalled = 8;
-constexpr double pivot_floor = 1e-12, saturated = 1e12, measure_floor = 1e-5, rough_target = 1e-3, polished = 1e-13, settled = 1e-12;
+constexpr double pivot_floor = 1e-12, saturated = 1e12, measure_floor = 1e-5, rough_target = 3e-4, polished = 1e-13, settled = 1e-12;
 constexpr int newton_steps = 8, newton_chords = 2;
 
 template <class V> struct Descent {
