@@ -114,30 +114,34 @@ static inline void backward_alone(const double* corner, const double* low, int w
   else backward_wide<4>(corner, low, width, below, rows, coupled, inverse, mine, x);
 }
 
-// x <- (L D L')^-1 x for NR interleaved right-hand sides, x[i * NR + r].
+// The way forward through one supernode for NR interleaved right-hand sides, x[i * NR + r].
 template <class F, class V, int NR>
-static void substitute(const Schedule& s, View<const F> panels, View<const F> inverse, View<V> x) {
+static void forward_through(const Schedule& s, int node, View<const F> panels, View<V> x) {
   constexpr int W = NR > 2 ? 2 : 4;
-  for (int node = 0; node < s.supernodes; node++) {
-    int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
-    const int privates = s.privates[node];
-    View<const F> t = panels + s.offset[node], mine = t + (int64_t)head_of(s, node) * width, low = mine + (int64_t)privates * width;
-    const int32_t *rows = s.rows + s.rowptr[node] + privates;
-    const bool coupled = !s.separable[node];
-    View<V> own = x + (int64_t)first * NR;
-    below -= privates;
-    for (int i = 0; i < privates; i++) forward_private<F, V, NR>(mine + (int64_t)i * width, width, own, x + (int64_t)(rows - privates)[i] * NR);
-    for (int k = 0; k < width; k += W) {
-      const int here = width - k < W ? width - k : W, later = width - k - here;
-      auto go = [&](auto columns) {
-        decltype(columns)::forward(t + (int64_t)k * width + k, low + k, width, later, below, rows, coupled, own + (int64_t)k * NR, x);
-      };
-      if (here == 1) go(Columns<F, V, NR, 1>{});
-      else if (here == 2) go(Columns<F, V, NR, 2>{});
-      else if (W == 4 && here == 3) go(Columns<F, V, NR, W == 4 ? 3 : 2>{});
-      else go(Columns<F, V, NR, W>{});
-    }
+  int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
+  const int privates = s.privates[node];
+  View<const F> t = panels + s.offset[node], mine = t + (int64_t)head_of(s, node) * width, low = mine + (int64_t)privates * width;
+  const int32_t *rows = s.rows + s.rowptr[node] + privates;
+  const bool coupled = !s.separable[node];
+  View<V> own = x + (int64_t)first * NR;
+  below -= privates;
+  for (int i = 0; i < privates; i++) forward_private<F, V, NR>(mine + (int64_t)i * width, width, own, x + (int64_t)(rows - privates)[i] * NR);
+  for (int k = 0; k < width; k += W) {
+    const int here = width - k < W ? width - k : W, later = width - k - here;
+    auto go = [&](auto columns) {
+      decltype(columns)::forward(t + (int64_t)k * width + k, low + k, width, later, below, rows, coupled, own + (int64_t)k * NR, x);
+    };
+    if (here == 1) go(Columns<F, V, NR, 1>{});
+    else if (here == 2) go(Columns<F, V, NR, 2>{});
+    else if (W == 4 && here == 3) go(Columns<F, V, NR, W == 4 ? 3 : 2>{});
+    else go(Columns<F, V, NR, W>{});
   }
+}
+
+// The rest of the way, from the diagonal on.
+template <class F, class V, int NR>
+static void backward_through(const Schedule& s, View<const F> panels, View<const F> inverse, View<V> x) {
+  constexpr int W = NR > 2 ? 2 : 4;
   for (int node = s.supernodes - 1; node >= 0; node--) {
     int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
     const int privates = s.privates[node];
@@ -164,6 +168,13 @@ static void substitute(const Schedule& s, View<const F> panels, View<const F> in
     }
     for (int i = 0; i < privates; i++) backward_private<F, V, NR>(mine + (int64_t)i * width, width, own, x + (int64_t)(rows - privates)[i] * NR);
   }
+}
+
+// x <- (L D L')^-1 x.
+template <class F, class V, int NR>
+static void substitute(const Schedule& s, View<const F> panels, View<const F> inverse, View<V> x) {
+  for (int node = 0; node < s.supernodes; node++) forward_through<F, V, NR>(s, node, panels, x);
+  backward_through<F, V, NR>(s, panels, inverse, x);
 }
 
 // r <- b - K x for the symmetric matrix given by its upper triangle; `norm` gets the largest |r|, NaN where r holds one.
