@@ -128,7 +128,8 @@ class Factor:
 
         Returns:
             x of the shape of `rhs`, and the relative residual max|S (rhs - K x)| / max|S rhs| of shape (B,) or
-            (B, k), with S as in `LDL.factor`: that of the best iterate, which is the one returned. NaN marks an instance whose data are not finite.
+            (B, k), with S as in `LDL.factor`: that of the best iterate, which is the one returned. NaN marks an instance whose
+            data are not finite.
         """
         n = self.ldl.n
         rhs = np.ascontiguousarray(rhs, dtype=np.float64)

@@ -268,8 +268,8 @@ def certified(structure: Structure, data: Data, products: Products, raw: object)
     """(B,) bool: claims of infeasibility whose certificate holds on the data.
 
     Primal infeasible: y in K*, A'y = 0, b'y < 0. Dual infeasible: Px = 0, -Ax in K, q'x < 0. A product that is rounding beside its terms is
-    none: where q is a combination of rows, directions along which nothing changes look like a fall. P is asked on its own scale as well: beside a q that
-    is far larger any P looks like zero, and ends the fall all the same.
+    none: where q is a combination of rows, directions along which nothing changes look like a fall. P is asked on its own scale as
+    well: beside a q that is far larger any P looks like zero, and ends the fall all the same.
     """
     out = np.zeros(data.batch, bool)
     claims_primal, claims_dual = raw.status == Status.PRIMAL_INFEASIBLE, raw.status == Status.DUAL_INFEASIBLE

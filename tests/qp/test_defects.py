@@ -333,3 +333,20 @@ def test_a_semidefinite_objective_that_falls_without_end_beside_a_large_cost():
         compiled = lc.compile(lc.QP(6, 0), solver=solver, on_error="flag")
         status = compiled.evaluate([1e-3 * M @ np.swapaxes(M, 1, 2), 1e4 * rng.standard_normal((20, 6))]).info.status
         assert (status == lc.Status.DUAL_INFEASIBLE).all(), solver
+
+
+@pytest.mark.parametrize("sizes", [(2, 0), (2, 1)])
+def test_second_derivatives_where_a_kind_of_row_is_missing(sizes):
+    """As a pure function of jax: what no tangent reaches, and what is empty, once stopped a second derivative."""
+    jax = pytest.importorskip("jax")
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        compiled = lc.compile(lc.QP(*sizes), solver="interior_point", variables=["value"])
+        arrays = [rng.standard_normal(p.shape) for p in compiled.parameters]
+        arrays[0] = np.diag([1.0, 2.0])
+        along, f = rng.standard_normal(2), compiled.to("jax")
+        gradient = jax.grad(lambda p: f(arrays[0], p, *arrays[2:])[0])
+        tangents = [along if k == 1 else None for k in range(len(arrays))]
+        expected = compiled.evaluate(arrays).hvp([np.ones(())], tangents)[1]
+        for found in (jax.jvp(gradient, (arrays[1],), (along,))[1], jax.grad(lambda p: gradient(p) @ along)(arrays[1])):
+            np.testing.assert_allclose(found, expected, atol=1e-9)
