@@ -31,14 +31,15 @@ FLAGS = [
     "-Wno-uninitialized",
     "-g0",
 ]
-TARGETS = {"scalar": []}
+# "strided": what a thread of a GPU would run, for the tests; see View in vec.hpp.
+TARGETS = {"scalar": [], "strided": ["-DLC_STRIDED", "-O1"]}
 if platform.machine().lower() in ("x86_64", "amd64"):
     TARGETS["avx2"] = ["-mavx2", "-mfma"]
     TARGETS["avx512"] = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mprefer-vector-width=512"]
 elif platform.machine().lower() in ("aarch64", "arm64"):
     TARGETS["neon"] = []
 wanted = os.environ.get("LAYERCOMPILER_KERNEL_TARGETS")  # a subset, for builds that are slow to compile
-TARGETS = {name: flags for name, flags in TARGETS.items() if name == "scalar" or not wanted or name in wanted.split(",")}
+TARGETS = {name: flags for name, flags in TARGETS.items() if name in ("scalar", "strided") or not wanted or name in wanted.split(",")}
 
 
 class BuildKernels(build_ext):
@@ -69,7 +70,7 @@ class BuildKernels(build_ext):
                 )
             for target, flags in TARGETS.items():
                 objects += self.compiler.compile(
-                    [f"{SOURCES}/{name}" for name in PER_TARGET],
+                    [f"{SOURCES}/{name}" for name in (PER_TARGET if target != "strided" else PER_TARGET[:1])],
                     output_dir=os.path.join(self.build_temp, target),
                     macros=[("LC_TARGET", target)],
                     extra_postargs=FLAGS + flags + extra + (wide if target == "avx512" else []),

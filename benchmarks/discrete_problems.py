@@ -38,7 +38,6 @@ PROBLEMS = {
     "tour 10 (DFJ)": (lambda: tour_dfj(10), _uniform(0.5, 3.0)),
     "tour 10 (MTZ)": (lambda: tour_mtz(10), _uniform(0.5, 3.0)),
 }
-WHOLE_RELAXATION = ("path", "k-subset", "assignment")  # every relaxation is whole
 
 
 def costs(name, size, instances=32, samples=10):

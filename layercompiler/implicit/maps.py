@@ -1,7 +1,9 @@
 """The catalogue of optimality maps: residuals F(y) whose roots are the solutions of a problem, over flat arrays (batch..., event...).
 
-All are written for a batch: functions give one value per instance, (batch...), and a gradient is that of their sum. The cone path of this
-package is one more instance (`conic_residual`), with a fused adjoint of its own in `derivatives.residual_map`.
+All are written for a batch: functions give one value per instance, (batch...), and a gradient is that of their sum. Newton's map and a
+linear system are roots as they stand. The cone path of this package is one more instance: for min 1/2 x'Px + q'x, Ax + s = b, s in K, with
+y = project(w) onto K* and s = y - w, its residual is F = (P x + A'y + q, A x + s - b) in (x, w), with theta = (P, A, q, b) and a fused
+adjoint of its own in `derivatives.residual_map`.
 
 Source: Blondel et al. 2022, section 2.2 and table 1; Busseti, Moursi & Boyd 2019 for the residual map of a cone program.
 """
@@ -41,30 +43,10 @@ def proximal_gradient(xp: Arrays, f: Map, prox: Map, step: float = 1.0) -> Map:
     return lambda y, *theta: y - prox(y - step * slope(y, *theta), step, *theta)
 
 
-def projected_gradient(xp: Arrays, f: Map, project: Map, step: float = 1.0) -> Map:
-    """F = y - project(y - t grad f(y)): a minimiser of f over a convex set, with project(v, *theta)."""
-    return proximal_gradient(xp, f, lambda v, t, *theta: project(v, *theta), step)
-
-
-def block_proximal_gradient(xp: Arrays, f: Map, prox: Map, steps: Any) -> Map:
-    """F = y - prox(y - t_i grad_i f(y), t_i), with a step length per block: the fixed point of block coordinate descent."""
-    return proximal_gradient(xp, f, prox, steps)
-
-
 def mirror_descent(xp: Arrays, f: Map, step: float = 1.0) -> Map:
     """F = y - softmax(log y - t grad f(y)): a minimiser over simplices (last dimension), in the Kullback-Leibler geometry."""
     slope = gradient(xp, f)
     return lambda y, *theta: y - kl_step(xp, y, slope(y, *theta), step)
-
-
-def newton(xp: Arrays, F: Map, step: float = 1.0) -> Map:
-    """y - t J^-1 F(y) as a map has the roots of F as its fixed points, and there the same derivative: the map is F itself, scaled."""
-    return lambda y, *theta: step * F(y, *theta)
-
-
-def linear_system(xp: Arrays, A: Map, b: Map) -> Map:
-    """F = A(theta) y - b(theta), for A: (y, *theta) -> array and b: (*theta) -> array."""
-    return lambda y, *theta: A(y, *theta) - b(*theta)
 
 
 def kkt(xp: Arrays, f: Map, eq: Map | None, ineq: Map | None, sizes: tuple[int, int, int]) -> Map:
@@ -104,22 +86,5 @@ def smoothed_kkt(xp: Arrays, f: Map, eq: Map | None, ineq: Map | None, sizes: tu
             return exact(z, *theta)
         a, b = z[..., n + p :], -ineq(z[..., :n], *theta)
         return xp.concat([exact(z, *theta)[..., : n + p], a + b - xp.sqrt(a * a + b * b + 2 * mu + 1e-300)], axis=-1)
-
-    return F
-
-
-def conic_residual(xp: Arrays, project: Map, P: Map, A: Map, At: Map) -> Map:
-    """The residual map of min 1/2 x'Px + q'x, Ax + s = b, s in K, in (x, w): with y = project(w) onto K*, s = y - w,
-
-        F = (P x + A'y + q,  A x + s - b),        theta = (q, b)
-
-    Compiled cone programs solve and differentiate this map with kernels of their own; here it is in the open, for any projection.
-    """
-
-    def F(z: Any, q: Any, b: Any) -> Any:
-        n = int(q.shape[-1])
-        x, w = z[..., :n], z[..., n:]
-        y = project(w)
-        return xp.concat([P(x) + At(y) + q, A(x) + (y - w) - b], axis=-1)
 
     return F

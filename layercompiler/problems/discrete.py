@@ -56,8 +56,3 @@ def compile_discrete(
             mend="linearise it (for boolean x, x**2 is x), or hand your own solver to layercompiler.BlackBox",
         )
     return DiscreteProgram(program, canonical.integer, canonical.boolean)
-
-
-def is_whole(problem: Any) -> bool:
-    """Whether a problem has boolean or integer variables."""
-    return isinstance(problem, cp.Problem) and problem.is_mixed_integer()

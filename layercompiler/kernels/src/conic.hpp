@@ -28,11 +28,11 @@ template <class V> struct Conic {
   const Program& p;
   const ConicOptions& o;
   const Schedule& g;
-  V* free_;
+  View<V> free_;
 
-  V *even_p, *P, *A, *q, *b, *D, *E, *x, *y, *s, *best_x, *best_y, *best_s;
-  V *dx, *dy, *ds, *x2, *y2, *Px, *Px2, *Aty, *Ax, *rx, *ry, *offset, *wdy, *work_m, *lambda, *w, *inverse_h, *diagonal, *scaled_offset, *inverse_d, *inverse_e;
-  V *entries, *panels, *pivots, *inverse, *factor_work, *start_panels, *start_inverse, *kb, *kx, *kr, *kn, *cone_memory, *square, *inverse_own, *touched, *own_rhs;
+  View<V> even_p, P, A, q, b, D, E, x, y, s, best_x, best_y, best_s;
+  View<V> dx, dy, ds, x2, y2, Px, Px2, Aty, Ax, rx, ry, offset, wdy, work_m, lambda, w, inverse_h, diagonal, scaled_offset, inverse_d, inverse_e;
+  View<V> entries, panels, pivots, inverse, factor_work, start_panels, start_inverse, kb, kx, kr, kn, cone_memory, square, inverse_own, touched, own_rhs;
   V c, tau, kappa, best_tau, best_merit, norm_b, norm_q;
   Mask<V> active, dual_only;
   int64_t instance[N];  // of each lane; -1: none
@@ -44,8 +44,8 @@ template <class V> struct Conic {
   double since_ = 0;
 
   static inline __attribute__((always_inline)) V num(double a) { return splat<V>(a); }
-  V* take(int64_t count) {
-    V* r = free_;
+  View<V> take(int64_t count) {
+    View<V> r = free_;
     free_ += N == 1 ? (count + 7) / 8 * 8 : count;  // two right-hand sides of one instance are read as a pack
     return r;
   }
@@ -57,23 +57,24 @@ template <class V> struct Conic {
            8 * (int64_t)p.size + p.cone_storage + 6 * k * k + 4 * k + 3 * p.owned + p.touches + 64 + 8 * 64;
   }
 
-  Conic(const ConicJob& job, void* scratch) : p(*job.program), o(job.options), g(*job.program->schedule), free_(static_cast<V*>(scratch)), profile(job.profile) {
+  Conic(const ConicJob& job, void* scratch)
+      : p(*job.program), o(job.options), g(*job.program->schedule), free_(pack_at<V>(scratch)), profile(job.profile) {
     int64_t n = p.n, m = p.m, k = p.largest_order;
     even_p = take(p.p_entries), P = take(p.p_entries), A = take(p.a_entries);
     start_panels = start_inverse = nullptr;
     if (!p.p_entries) start_panels = take(g.panel), start_inverse = take(g.n);
     {
-      V** list[] = {&q, &D, &x, &best_x, &dx, &x2, &Px, &Px2, &Aty, &rx, &diagonal, &inverse_d};
-      for (V** v : list) *v = take(n);
+      View<V>* list[] = {&q, &D, &x, &best_x, &dx, &x2, &Px, &Px2, &Aty, &rx, &diagonal, &inverse_d};
+      for (View<V>* v : list) *v = take(n);
     }
     {
-      V** list[] = {&b, &E, &y, &s, &best_y, &best_s, &dy, &ds, &y2, &Ax, &ry, &offset, &wdy, &work_m, &lambda, &w, &inverse_h, &scaled_offset, &inverse_e};
-      for (V** v : list) *v = take(m);
+      View<V>* list[] = {&b, &E, &y, &s, &best_y, &best_s, &dy, &ds, &y2, &Ax, &ry, &offset, &wdy, &work_m, &lambda, &w, &inverse_h, &scaled_offset, &inverse_e};
+      for (View<V>* v : list) *v = take(m);
     }
     entries = take(g.entries), panels = take(g.panel), pivots = take(g.n), inverse = take(g.n), factor_work = take(factor_room(g));
     {
-      V** list[] = {&kb, &kx, &kr, &kn};
-      for (V** v : list) *v = take(2 * (int64_t)p.size);
+      View<V>* list[] = {&kb, &kx, &kr, &kn};
+      for (View<V>* v : list) *v = take(2 * (int64_t)p.size);
     }
     cone_memory = take(p.cone_storage), square = take(6 * k * k + 4 * k);
     inverse_own = take(p.owned), touched = take(p.touches), own_rhs = take(2 * p.owned);
@@ -157,7 +158,7 @@ template <class V> struct Conic {
     }
     active = here > V{};
     int64_t at = 5;
-    auto back = [&](V* to, int64_t size) {
+    auto back = [&](View<V> to, int64_t size) {
       for (int64_t i = 0; i < size; i++)
         for (int l = 0; l < N; l++) put(to[i], l, slot[l][at + i]);
       at += size;
@@ -178,11 +179,11 @@ template <class V> struct Conic {
     finish(job, worker);
   }
   template <class Move> void each_state(Move&& move, V& mark) {
-    V** of_n[] = {&q, &x, &best_x};
-    V** of_m[] = {&b, &y, &s, &best_y, &best_s};
+    View<V>* of_n[] = {&q, &x, &best_x};
+    View<V>* of_m[] = {&b, &y, &s, &best_y, &best_s};
     V* single[] = {&c, &tau, &kappa, &best_tau, &best_merit, &norm_b, &norm_q, &mark};
-    for (V** v : of_n) move(*v, p.n);
-    for (V** v : of_m) move(*v, p.m);
+    for (View<V>* v : of_n) move(*v, p.n);
+    for (View<V>* v : of_m) move(*v, p.m);
     for (V* v : single) move(v, 1);
     move(D, p.n);
     move(E, p.m);
@@ -201,7 +202,7 @@ template <class V> struct Conic {
       slot[1] = (double)iterations[l];
       for (int t = 0; t < 3; t++) slot[2 + t] = quality[3 * l + t];
       int64_t at = 5;
-      auto away = [&](const V* from, int64_t size) {
+      auto away = [&](View<const V> from, int64_t size) {
         for (int64_t i = 0; i < size; i++) slot[at + i] = get(from[i], l);
         at += size;
       };
@@ -390,7 +391,7 @@ template <class V> struct Conic {
     int64_t e = instance[l];
     int state = status[l];
     bool use_best = state >= 3 && state <= 5;
-    const V *fx = use_best ? best_x : x, *fy = use_best ? best_y : y, *fs = use_best ? best_s : s;
+    View<const V> fx = use_best ? best_x : x, fy = use_best ? best_y : y, fs = use_best ? best_s : s;
     double scale = 1.0 / get(use_best ? best_tau : tau, l);
     if (state == 1 || state == 2) {
       double total = 0;

@@ -1,7 +1,7 @@
 // Products with the data of a pack, and its equilibration. Included INSIDE the struct Conic of conic.hpp.
   // Numbers of an array as a pack X: those of one place, or of neighbouring places where one instance is alone.
   template <class X> struct Reader {
-    X operator()(const V* a, int i) const {
+    X operator()(View<const V> a, int i) const {
       if constexpr (lanes_of<X> == N) return a[i];
       else return load_wide(a + i);
     }
@@ -9,7 +9,7 @@
       if constexpr (lanes_of<X> == N) return a;
       else return splat<X>(a);
     }
-    void store(V* a, int i, X value) const {
+    void store(View<V> a, int i, X value) const {
       if constexpr (lanes_of<X> == N) a[i] = value;
       else store_wide(a + i, value);
     }
@@ -28,7 +28,7 @@
     for (; i < count; i++) work(Reader<V>{}, i, tops);
   }
   // Eight sums, which are the lanes where one instance is alone.
-  static V dot_long(const V* a, const V* b_, int n) {
+  static V dot_long(View<const V> a, View<const V> b_, int n) {
     V sum[8] = {V{}, V{}, V{}, V{}, V{}, V{}, V{}, V{}};
     int i = 0;
     if constexpr (by_entries<V> && lanes_of<Wide> == 8) {
@@ -43,7 +43,7 @@
     }
     return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
   }
-  static V dot(const V* a, const V* b_, int n) {
+  static V dot(View<const V> a, View<const V> b_, int n) {
     if (n >= 16) return dot_long(a, b_, n);
     V r = V{}, t = V{};
     int i = 0;
@@ -51,7 +51,7 @@
     if (i < n) r = fma(a[i], b_[i], r);
     return r + t;
   }
-  void multiply_p(const V* u, V* out) const {
+  void multiply_p(View<const V> u, View<V> out) const {
     for (int i = 0; i < p.n; i++) out[i] = V{};
     for (int64_t k = 0; k < p.p_entries; k++) {
       int i = p.p_row[k], j = p.p_col[k];
@@ -59,7 +59,7 @@
       if (i != j) out[j] = fma(P[k], u[i], out[j]);
     }
   }
-  void multiply_a(const V* u, const V* v, V* au, V* atv) const {
+  void multiply_a(View<const V> u, View<const V> v, View<V> au, View<V> atv) const {
     for (int i = 0; i < p.m; i++) au[i] = V{};
     for (int j = 0; j < p.n; j++) atv[j] = V{};
     for (int64_t k = 0; k < p.a_entries;) {
@@ -82,7 +82,7 @@
   }
 
   // ---- equilibration (Ruiz); one factor for all rows of a cone that is not a product of rays ------------------------------------------------------------
-  void column_norms_p(V* cn) const {
+  void column_norms_p(View<V> cn) const {
     for (int64_t k = 0; k < p.p_entries; k++) {
       V a = vabs(even_p[k]);
       cn[p.p_row[k]] = vmax(a, cn[p.p_row[k]]);
@@ -90,7 +90,7 @@
     }
   }
   void equilibrate_matrices() {
-    V *cn = rx, *rn = ry;
+    View<V> cn = rx, rn = ry;
     for (int j = 0; j < p.n; j++) D[j] = num(1);
     for (int i = 0; i < p.m; i++) E[i] = num(1);
     auto factor_of = [&](V a) { return num(1) / root(select<V>(a > num(1e-4), vmin(a, num(1e4)), select<V>(a > V{}, num(1e-4), num(1)))); };
@@ -131,7 +131,8 @@
     }
   }
   void equilibrate_vectors() {
-    V *cn = rx, top_q = V{}, mean_p = V{};
+    View<V> cn = rx;
+    V top_q = V{}, mean_p = V{};
     for (int j = 0; j < p.n; j++) q[j] *= D[j], top_q = vmax(vabs(q[j]), top_q);
     for (int i = 0; i < p.m; i++) b[i] *= E[i];
     if (p.p_entries) {

@@ -1,7 +1,7 @@
 // The linear system of a pack: its factors, right-hand sides, and refined solutions. Included INSIDE the struct Conic of conic.hpp.
   // Regularisation is `boost` times the usual in lanes whose factors proved useless.
   void factor_kkt(V boost) {
-    __builtin_memset((void*)panels, 0, (size_t)g.panel * sizeof(V));
+    clear<V>(panels, g.panel);
     for (int64_t k = 0; k < g.entries; k++) panels[g.target[k]] = entries[k];
     V top = V{};
     for (int i = 0; i < g.n; i++) {
@@ -16,7 +16,7 @@
     }
     factorise<V>(g, panels, pivots, inverse, factor_work, Pivoting{1e-13, 2e-7});
   }
-  void load_rhs(const V* fx, const V* fy, int columns, int t) {
+  void load_rhs(View<const V> fx, View<const V> fy, int columns, int t) {
     for (int i = 0; i < p.n; i++)
       if (p.x_place[i] >= 0) kb[(int64_t)p.x_place[i] * columns + t] = fx ? fx[i] : V{};
     for (int i = 0; i < p.m; i++)
@@ -30,7 +30,7 @@
       }
     load_owned(fx, fy, columns, t);
   }
-  void store_solution(V* ox, V* oy, const V* fy, int columns, int t) const {
+  void store_solution(View<V> ox, View<V> oy, View<const V> fy, int columns, int t) const {
     for (int i = 0; i < p.n; i++)
       if (p.x_place[i] >= 0) ox[i] = kx[(int64_t)p.x_place[i] * columns + t];
     for (int f = 0; f < p.folded; f++) {
@@ -54,8 +54,8 @@
     }
   }
   // Right-hand sides of type R with factors of type F.
-  template <class F, class R, int NR> R solve_columns(R* kb, R* kx, R* kr, R* kn, Mask<R> who) {
-    const F *panels = this->panels, *inverse = this->inverse, *entries = this->entries;
+  template <class F, class R, int NR> R solve_columns(View<R> kb, View<R> kx, View<R> kr, View<R> kn, Mask<R> who) {
+    View<const F> panels = this->panels, inverse = this->inverse, entries = this->entries;
     auto num = [](double a) { return splat<R>(a); };
     int64_t size = (int64_t)g.n * NR;
     R norm[NR], goal[NR], next[NR];

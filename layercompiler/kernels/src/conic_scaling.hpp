@@ -1,7 +1,13 @@
 // The cones of a pack: Nesterov-Todd and primal-dual scalings, and products with them. Included INSIDE the struct Conic of conic.hpp.
   // Numbers a cone keeps. second order: eta, lambda'J lambda; PSD: R, R^-1, lambda (k), R R' where owned; three: H split, gradient, Hessian.
-  V* memory_of(const Cone& k) const { return cone_memory + k.storage; }
-  V* matrix(int which) const { return square + (int64_t)which * p.largest_order * p.largest_order; }
+  View<V> memory_of(const Cone& k) const { return cone_memory + k.storage; }
+  Split<V> split_of(const Cone& k) const {
+    Split<V> h;
+    View<const V> from = memory_of(k);
+    for (int i = 0; i < 9; i++) reinterpret_cast<V*>(&h)[i] = from[i];
+    return h;
+  }
+  View<V> matrix(int which) const { return square + (int64_t)which * p.largest_order * p.largest_order; }
 
   // Equal three-dimensional cones of one instance that is alone in its pack take the lanes themselves; in a pack each cone is worked on for itself.
   // `load` and `store` move `size` numbers of each cone, `stride` apart.
@@ -9,7 +15,7 @@
   template <class X> struct Run {
     X one;  // names the type
     int count;
-    void load(const V* from, int stride, int size, X* to) const {
+    void load(View<const V> from, int stride, int size, X* to) const {
       if constexpr (lanes_of<X> == N) {
         for (int i = 0; i < size; i++) to[i] = from[i];
       } else {
@@ -17,7 +23,7 @@
           for (int i = 0; i < size; i++) put(to[i], l, from[(l < count ? l : 0) * stride + i]);
       }
     }
-    void store(const X* from, int stride, int size, V* to) const {
+    void store(const X* from, int stride, int size, View<V> to) const {
       if constexpr (lanes_of<X> == N) {
         for (int i = 0; i < size; i++) to[i] = from[i];
       } else {
@@ -55,7 +61,7 @@
     work(Run<V>{V{}, 1});
   }
 
-  static V soc_margin(const V* u, int k) {  // u0^2 - |u1|^2 without cancellation of squares
+  static V soc_margin(View<const V> u, int k) {  // u0^2 - |u1|^2 without cancellation of squares
     V a = V{};
     for (int i = 1; i < k; i++) a = fma(u[i], u[i], a);
     a = root(a);
@@ -78,7 +84,7 @@
         entries[at[3 * k.dim]] = num(-1);
         entries[at[3 * k.dim + 1]] = num(1);
       } else if (k.owned) {
-        V* T = gram(k);
+        View<V> T = gram(k);
         for (int i = 0; i < k.order * k.order; i++) T[i] = num(i % (k.order + 1) ? 0 : 1);
       } else {
         for (int j = 0; j < k.dim; j++)
@@ -122,7 +128,7 @@
             scale_three<X>(S, Y, k.alpha, run.spread(mu), run.spread_mask(dual_only), *reinterpret_cast<Split<X>*>(keep), keep + 9, keep + 12);
             run.store(keep, 18, 18, memory_of(k));
           });
-        Split<V>& h = *reinterpret_cast<Split<V>*>(memory_of(k));
+        const Split<V> h = split_of(k);
         const int64_t* at = p.slots + k.slot;  // 11 12 22 13 23 33 by columns of the upper triangle, coupling, diagonal of the extra unknown
         static constexpr int order[6] = {0, 1, 3, 2, 4, 5};
         for (int i = 0; i < 6; i++) entries[at[i]] = -h.rest[order[i]];
@@ -134,8 +140,8 @@
     add_owned_blocks();
   }
   void scale_second_order(const Cone& k) {
-    const V *S = s + k.row, *Y = y + k.row;
-    V *W = w + k.row, *keep = memory_of(k);
+    View<const V> S = s + k.row, Y = y + k.row;
+    View<V> W = w + k.row, keep = memory_of(k);
     V js = root(vmax(soc_margin(S, k.dim), num(1e-300))), jy = root(vmax(soc_margin(Y, k.dim), num(1e-300)));
     V is = num(1) / js, iy = num(1) / jy;
     V gamma = root(fma(dot(S, Y, k.dim) * is, iy, num(1)) * num(0.5)), ig = num(0.5) / gamma, tail = V{};
@@ -170,10 +176,10 @@
   }
   void scale_psd(const Cone& k) {
     int d = k.order;
-    V *R = memory_of(k), *Ri = R + (int64_t)d * d, *lam = Ri + (int64_t)d * d, *Ly = matrix(0), *M = matrix(1), *T = matrix(2);
-    unpack(s + k.row, d, R);
+    View<V> R = memory_of(k), Ri = R + (int64_t)d * d, lam = Ri + (int64_t)d * d, Ly = matrix(0), M = matrix(1), T = matrix(2);
+    unpack<V>(s + k.row, d, R);
     cholesky(R, d);
-    unpack(y + k.row, d, Ly);
+    unpack<V>(y + k.row, d, Ly);
     cholesky(Ly, d);
     multiply<V, true, false>(Ly, R, d, M);
     orthogonalise(M, R, d, 1e-6);  // M = U Lambda, R = Ls V
@@ -190,7 +196,7 @@
         Ri[j * d + i] *= i3;
       }
     }
-    V* L = lambda + k.row;
+    View<V> L = lambda + k.row;
     for (int j = 0; j < d; j++) {
       *L++ = lam[j];
       for (int i = j + 1; i < d; i++) *L++ = V{};
@@ -201,7 +207,8 @@
     const int64_t* at = p.slots + k.slot;
     for (int cj = 0; cj < d; cj++)
       for (int ci = cj; ci < d; ci++) {  // column (ci, cj) of svec, its rows (ri, rj) up to itself; T is symmetric to the bit
-        const V *Ti = T + ci * d, *Tj = T + cj * d, fc = num(ci == cj ? -0.5 : -0.5 * root_two), fr = fc * num(root_two);
+        View<const V> Ti = T + ci * d, Tj = T + cj * d;
+        const V fc = num(ci == cj ? -0.5 : -0.5 * root_two), fr = fc * num(root_two);
         for (int rj = 0; rj <= cj; rj++) {
           const V ij = Ti[rj], jj = Tj[rj];
           const int until = rj < cj ? d : ci + 1;
@@ -211,24 +218,24 @@
       }
   }
   // out = W u, or W' u.
-  void apply_w(const Cone& k, const V* u, V* out, bool transpose = false) const {
+  void apply_w(const Cone& k, View<const V> u, View<V> out, bool transpose = false) const {
     if (k.kind == second_order) {
-      const V* W = w + k.row;
+      View<const V> W = w + k.row;
       V eta = memory_of(k)[0], a = dot(W + 1, u + 1, k.dim - 1), u0 = u[0], f = eta * (u0 + a / (num(1) + W[0]));
       out[0] = eta * fma(W[0], u0, a);
       for (int i = 1; i < k.dim; i++) out[i] = fma(f, W[i], eta * u[i]);
     } else if (k.kind == positive_semidefinite) {
       int d = k.order;
-      const V* R = memory_of(k);
-      V *U = matrix(3), *O = matrix(4), *T = matrix(5);
-      unpack(u, d, U);
+      View<const V> R = memory_of(k);
+      View<V> U = matrix(3), O = matrix(4), T = matrix(5);
+      unpack<V>(u, d, U);
       if (transpose) congruence<V, false>(R, U, d, O, T);
       else congruence<V, true>(R, U, d, O, T);
-      pack(O, d, out);
+      pack<V>(O, d, out);
     }
   }
   // out = H u; for symmetric cones also scaled = W u.
-  void apply_h(const V* u, V* scaled, V* out) const {
+  void apply_h(View<const V> u, View<V> scaled, View<V> out) const {
     for (int i = 0; i < p.zero; i++) scaled[i] = out[i] = V{};
     for (int i = p.zero; i < p.zero + p.nonnegative; i++) {
       scaled[i] = w[i] * u[i];
@@ -237,10 +244,11 @@
     for (int t = 0; t < p.cones; t++) {
       const Cone& k = p.cone[t];
       if (k.kind == exponential || k.kind == power) {
-        const Split<V>& h = *reinterpret_cast<const Split<V>*>(memory_of(k));
-        V along = dot3(h.v, u + k.row);
-        times3<V>(h.rest, u + k.row, out + k.row);
-        for (int i = 0; i < 3; i++) out[k.row + i] = fma(along, h.v[i], out[k.row + i]);
+        const Split<V> h = split_of(k);
+        const V from[3] = {u[k.row], u[k.row + 1], u[k.row + 2]}, along = dot3(h.v, from);
+        V to[3];
+        times3<V>(h.rest, from, to);
+        for (int i = 0; i < 3; i++) out[k.row + i] = fma(along, h.v[i], to[i]);
       } else {
         apply_w(k, u + k.row, scaled + k.row);
         apply_w(k, scaled + k.row, out + k.row, true);

@@ -1,5 +1,5 @@
 // Reading the data of a pack, and the points it starts from. Included INSIDE the struct Conic of conic.hpp.
-  void read(V* to, const double* from, int64_t stride, int64_t count, const int64_t* order) const {
+  void read(View<V> to, const double* from, int64_t stride, int64_t count, const int64_t* order) const {
     const double* at[N];
     for (int l = 0; l < N; l++) at[l] = from + (instance[l] >= 0 ? instance[l] : instance[0]) * stride;
     for (int64_t i = 0; i < count; i++) {
@@ -20,11 +20,11 @@
     worker.started = false;
   }
   // The centre of the cone, scaled.
-  void add_center(V* u, V scale) {
+  void add_center(View<V> u, V scale) {
     for (int i = p.zero; i < p.zero + p.nonnegative; i++) u[i] += scale;
     for (int t = 0; t < p.cones; t++) {
       const Cone& k = p.cone[t];
-      V* at = u + k.row;
+      View<V> at = u + k.row;
       if (k.kind == second_order) {
         at[0] += scale;
       } else if (k.kind == positive_semidefinite) {
@@ -40,7 +40,7 @@
     }
   }
   // Moves u into the interior along the centre (symmetric cones).
-  void shift_inside(V* u) {
+  void shift_inside(View<V> u) {
     V least = num(1e300), positive = V{};
     for (int i = p.zero; i < p.zero + p.nonnegative; i++) {
       least = vmin(u[i], least);
@@ -53,10 +53,11 @@
         for (int i = 1; i < k.dim; i++) a = fma(u[k.row + i], u[k.row + i], a);
         a = u[k.row] - root(a);
       } else {
-        unpack(u + k.row, k.order, matrix(3));
+        unpack<V>(u + k.row, k.order, matrix(3));
         for (int i = 0; i < k.order; i++) positive += vmax(matrix(3)[i * k.order + i], V{});
-        unpack(u + k.row, k.order, matrix(4));
-        V *both[2] = {matrix(3), matrix(4)}, found[2];
+        unpack<V>(u + k.row, k.order, matrix(4));
+        View<V> both[2] = {matrix(3), matrix(4)};
+        V found[2];
         least_eigenvalues<V>(both, k.order, matrix(5), found);
         a = found[0];
       }
@@ -78,7 +79,7 @@
     }
     // Without P this matrix is the same for all instances that share A.
     bool kept = start_panels && worker.ready == N;
-    V *own_panels = panels, *own_inverse = inverse;
+    View<V> own_panels = panels, own_inverse = inverse;
     set_identity_scaling();
     if (kept) panels = start_panels, inverse = start_inverse;
     lap(of_start);

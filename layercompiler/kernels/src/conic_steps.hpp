@@ -8,10 +8,11 @@
     }
     for (int t = 0; t < p.cones; t++) {
       const Cone& k = p.cone[t];
-      V* out = offset + k.row;
+      View<V> out = offset + k.row;
       if (k.kind == second_order) {
-        const V *L = lambda + k.row, *G = wdy + k.row;
-        V *tmp = work_m + k.row, d0 = V{}, l1 = V{};
+        View<const V> L = lambda + k.row, G = wdy + k.row;
+        View<V> tmp = work_m + k.row;
+        V d0 = V{}, l1 = V{};
         for (int i = 0; i < k.dim; i++) d0 += L[i] * L[i] - (L[i] + G[i]) * G[i];
         d0 -= target;
         for (int i = 1; i < k.dim; i++) {
@@ -25,9 +26,9 @@
         apply_w(k, tmp, out, true);
       } else if (k.kind == positive_semidefinite) {
         int d = k.order;
-        const V* lam = memory_of(k) + 2 * (int64_t)d * d;
-        V *G = matrix(0), *M = matrix(1), *T = matrix(2);
-        unpack(wdy + k.row, d, G);
+        View<const V> lam = memory_of(k) + 2 * (int64_t)d * d;
+        View<V> G = matrix(0), M = matrix(1), T = matrix(2);
+        unpack<V>(wdy + k.row, d, G);
         multiply<V, false, false>(G, G, d, T);
         for (int i = 0; i < d; i++) {
           for (int j = 0; j < d; j++) {
@@ -36,11 +37,11 @@
           }
           M[i * d + i] += (lam[i] * lam[i] - target) / lam[i];
         }
-        pack(M, d, scaled_offset + k.row);
+        pack<V>(M, d, scaled_offset + k.row);
         congruence<V, false>(memory_of(k), M, d, G, T);
-        pack(G, d, out);
+        pack<V>(G, d, out);
       } else {
-        const V *keep = memory_of(k), *eta = work_m + k.row;
+        View<const V> keep = memory_of(k), eta = work_m + k.row;
         if (starts_run(t))
           together(t, [&](auto run) {
             using X = decltype(run.one);
@@ -61,7 +62,7 @@
   // ds of cones with extra unknowns from A dx + ds - b dt = -keep ry: through their strong directions the rounding of dy would come back magnified.
   void step_slacks(V dt, V keep) {
     if (!p.extras) return;
-    V* product = work_m;
+    View<V> product = work_m;
     for (int i = 0; i < p.m; i++) product[i] = V{};
     for (int64_t k = 0; k < p.a_entries; k++) product[p.a_row[k]] = fma(A[k], dx[p.a_col[k]], product[p.a_row[k]]);
     for (int t = 0; t < p.cones; t++) {
@@ -72,9 +73,9 @@
   }
 
   // Largest step within the symmetric cones, at most `a`; `scaled`: of PSD cones W^-T times the offset of the step.
-  V step_symmetric(V a, const V* scaled) {
+  V step_symmetric(V a, View<const V> scaled) {
     for (int half = 0; half < 2; half++) {
-      const V *u = half ? y : s, *du = half ? dy : ds;
+      View<const V> u = half ? y : s, du = half ? dy : ds;
       for (int i = p.zero; i < p.zero + p.nonnegative; i++) a = select<V>(du[i] < V{}, vmin(a, -u[i] / du[i]), a);
       for (int t = 0; t < p.cones; t++) {
         const Cone& k = p.cone[t];
@@ -85,7 +86,7 @@
       if (p.cone[t].kind == positive_semidefinite) a = step_psd(p.cone[t], scaled, a);
     return a;
   }
-  static V step_second_order(const V* u, const V* du, int k, V a) {
+  static V step_second_order(View<const V> u, View<const V> du, int k, V a) {
     V a2 = V{}, b2 = u[0] * du[0], tail = V{}, dtail = V{};
     for (int i = 1; i < k; i++) {
       dtail = fma(du[i], du[i], dtail);
@@ -106,12 +107,13 @@
     return select<V>(du[0] < V{}, vmin(-u[0] / du[0], a), a);
   }
   // In the scaled coordinates, where s and y are lambda, dy is W dy and ds = -(W^-T offset + W dy).
-  V step_psd(const Cone& k, const V* scaled, V a) {
+  V step_psd(const Cone& k, View<const V> scaled, V a) {
     int d = k.order;
-    const V* lam = memory_of(k) + 2 * (int64_t)d * d;
-    V *U = matrix(3), *work = matrix(5), *both[2] = {matrix(2), matrix(4)}, least[2];
-    unpack(scaled + k.row, d, both[0]);
-    unpack(wdy + k.row, d, both[1]);
+    View<const V> lam = memory_of(k) + 2 * (int64_t)d * d;
+    View<V> U = matrix(3), work = matrix(5), both[2] = {matrix(2), matrix(4)};
+    V least[2];
+    unpack<V>(scaled + k.row, d, both[0]);
+    unpack<V>(wdy + k.row, d, both[1]);
     for (int i = 0; i < d; i++) U[i] = num(1) / root(lam[i]);
     for (int i = 0; i < d; i++)
       for (int j = 0; j < d; j++) {
@@ -157,7 +159,7 @@
       for (int t = 0; t < p.cones; t++) {
         const Cone& k = p.cone[t];
         for (int half = 0; half < 2; half++) {
-          const V *u = (half ? y : s) + k.row, *du = (half ? dy : ds) + k.row;
+          View<const V> u = (half ? y : s) + k.row, du = (half ? dy : ds) + k.row;
           if (k.kind == second_order) {
             V tail = V{}, head = fma(a, du[0], u[0]);
             for (int i = 1; i < k.dim; i++) {
@@ -166,10 +168,10 @@
             }
             out = out | !(head - root(tail) > num(1e-15) * head);
           } else if (k.kind == positive_semidefinite) {
-            V *U = matrix(3), *T = matrix(4);
-            V* line = T;
+            View<V> U = matrix(3), T = matrix(4);
+            View<V> line = T;
             for (int i = 0; i < k.dim; i++) line[i] = fma(a, du[i], u[i]);
-            unpack(line, k.order, U);
+            unpack<V>(line, k.order, U);
             out = out | !(cholesky(U, k.order) > V{});
           }
         }
@@ -214,7 +216,7 @@
         collect(work_m[k.row] * cube);
         continue;
       }
-      V *u = matrix(3), *v = u + (k.dim > 3 ? k.dim : 3);
+      View<V> u = matrix(3), v = u + (k.dim > 3 ? k.dim : 3);
       V small[6];
       if (k.dim <= 3) u = small, v = small + 3;
       if (k.kind == second_order && k.dim > 3) u = wdy + k.row, v = work_m + k.row;
@@ -226,8 +228,8 @@
         total -= num(0.5) * (vlog(soc_margin(u, k.dim) * unit) + vlog(soc_margin(v, k.dim) * unit));
       } else if (k.kind == positive_semidefinite) {
         for (int half = 0; half < 2; half++) {
-          V* U = matrix(5);
-          unpack(half ? v : u, k.order, U);
+          View<V> U = matrix(5);
+          unpack<V>(half ? v : u, k.order, U);
           cholesky(U, k.order);
           for (int i = 0; i < k.order; i++) total -= num(2) * vlog(U[i * k.order + i]);
         }

@@ -2,7 +2,7 @@
 
 // Eigenvalues of a symmetric matrix (destroyed) and its eigenvectors, in the rows of `vectors`: one-sided Jacobi on the matrix moved to positive definite,
 // whose singular vectors they are. Errors are of the order of the rounding of its norm. `work`: k x k. Source: Golub, Van Loan 2013, section 8.6.
-template <class V> static void eigenvectors(V* m, V* values, V* vectors, V* work, int k) {
+template <class V> static void eigenvectors(View<V> m, View<V> values, View<V> vectors, View<V> work, int k) {
   const V zero = V{};
   V size = zero;
   for (int i = 0; i < k * k; i++) size = fma(m[i], m[i], size), work[i] = zero;
@@ -21,12 +21,13 @@ template <class V> static void eigenvectors(V* m, V* values, V* vectors, V* work
 
 // y = Proj(v) of the PSD cone, its eigenvalues and eigenvectors (rows of `vectors`). Of the two sides of the spectrum the one with fewer eigenvalues is
 // formed and the other follows by Moreau: a point of the cone stays exactly as it is.
-template <class V> static void project_psd(const V* v, int k, V* y, V* values, V* vectors, V* work) {
+template <class V> static void project_psd(View<const V> v, int k, View<V> y, View<V> values, View<V> vectors, View<V> work) {
   const int dim = k * (k + 1) / 2;
-  V *m = work, *scaled = work + k * k, poison = V{}, up = V{};
+  View<V> m = work, scaled = work + k * k;
+  V poison = V{}, up = V{};
   for (int i = 0; i < dim; i++) poison = fma(v[i], V{}, poison);
   Mask<V> sound = poison == V{};
-  unpack(v, k, m);
+  unpack<V>(v, k, m);
   for (int i = 0; i < k * k; i++) m[i] = select<V>(sound, m[i], V{});
   eigenvectors(m, values, vectors, scaled, k);
   for (int j = 0; j < k; j++) up += select<V>(values[j] > V{}, splat<V>(2.0), V{});
@@ -37,7 +38,7 @@ template <class V> static void project_psd(const V* v, int k, V* y, V* values, V
     for (int i = 0; i < k; i++) scaled[j * k + i] = vectors[j * k + i] * side;
   }
   multiply<V, true, false>(scaled, vectors, k, m);
-  pack(m, k, y);
+  pack<V>(m, k, y);
   for (int i = 0; i < dim; i++) {
     V w = y[i] + select<V>(mostly, v[i], V{});
     y[i] = select<V>(sound, w, poison);
@@ -45,7 +46,7 @@ template <class V> static void project_psd(const V* v, int k, V* y, V* values, V
 }
 
 // Eigenvalues of the projection's derivative in svec order: first divided differences of max(w, 0); T their roots, N less one.
-template <class V> static void psd_factors(const V* values, int k, V* T, V* Nn) {
+template <class V> static void psd_factors(View<const V> values, int k, View<V> T, View<V> Nn) {
   const V one = splat<V>(1.0), zero = V{};
   for (int j = 0; j < k; j++)
     for (int i = j; i < k; i++) {

@@ -3,7 +3,7 @@
 
 // t[row][column] -= sum_k a[row][k] * b[column][k] for MI x MJ entries of a panel of width `width`.
 template <class V, int MI, int MJ>
-LC_INLINE void tile(V* __restrict t, const int32_t* rows, const int32_t* columns, int width, const V* __restrict a, const V* __restrict b, int depth) {
+LC_INLINE void tile(Unshared<V> t, const int32_t* rows, const int32_t* columns, int width, Unshared<const V> a, Unshared<const V> b, int depth) {
   V sum[MI][MJ];
   for (int i = 0; i < MI; i++)
     for (int j = 0; j < MJ; j++) sum[i][j] = V{};
@@ -20,14 +20,14 @@ LC_INLINE void tile(V* __restrict t, const int32_t* rows, const int32_t* columns
   }
 #pragma GCC unroll 8
   for (int i = 0; i < MI; i++) {
-    V* row = t + (int64_t)rows[i] * width;
+    View<V> row = t + (int64_t)rows[i] * width;
 #pragma GCC unroll 8
     for (int j = 0; j < MJ; j++) row[columns[j]] -= sum[i][j];
   }
 }
 
 template <class V, int MJ>
-static void tile_column(V* t, const int32_t* rows, int count, const int32_t* columns, int width, const V* a, const V* b, int depth) {
+static void tile_column(View<V> t, const int32_t* rows, int count, const int32_t* columns, int width, View<const V> a, View<const V> b, int depth) {
   int i = 0;
   for (; i + 4 <= count; i += 4) tile<V, 4, MJ>(t, rows + i, columns, width, a + (int64_t)i * depth, b, depth);
   a += (int64_t)i * depth;
@@ -47,10 +47,10 @@ constexpr int tile_width = 2;
 #endif
 
 template <class V>
-static void apply_update(const Schedule& s, const Update& u, V* target, int width, const V* panels, const V* pivots, V* scaled) {
+static void apply_update(const Schedule& s, const Update& u, View<V> target, int width, View<const V> panels, View<const V> pivots, View<V> scaled) {
   int depth = s.start[u.source + 1] - s.start[u.source], below = s.rowptr[u.source + 1] - s.rowptr[u.source], count = below - u.first;
-  const V* a = panels + s.offset[u.source] + (int64_t)(head_of(s, u.source) + u.first) * depth;
-  const V* d = pivots + s.start[u.source];
+  View<const V> a = panels + s.offset[u.source] + (int64_t)(head_of(s, u.source) + u.first) * depth;
+  View<const V> d = pivots + s.start[u.source];
   for (int j = 0; j < u.count; j++)
     for (int k = 0; k < depth; k++) scaled[(int64_t)j * depth + k] = a[(int64_t)j * depth + k] * d[k];
   const int32_t* rel = s.relative + u.relative;
@@ -58,7 +58,7 @@ static void apply_update(const Schedule& s, const Update& u, V* target, int widt
   for (; j + tile_width <= u.count; j += tile_width)
     tile_column<V, tile_width>(target, rel + j, count - j, rel + j, width, a + (int64_t)j * depth, scaled + (int64_t)j * depth, depth);
   for (int left = u.count - j; left > 0; left = u.count - j) {
-    const V *aa = a + (int64_t)j * depth, *bb = scaled + (int64_t)j * depth;
+    View<const V> aa = a + (int64_t)j * depth, bb = scaled + (int64_t)j * depth;
     if (left == 3) tile_column<V, 3>(target, rel + j, count - j, rel + j, width, aa, bb, depth);
     else if (left == 2) tile_column<V, 2>(target, rel + j, count - j, rel + j, width, aa, bb, depth);
     else tile_column<V, 1>(target, rel + j, count - j, rel + j, width, aa, bb, depth);
@@ -68,19 +68,20 @@ static void apply_update(const Schedule& s, const Update& u, V* target, int widt
 
 // The update of a private row: of separable supernodes that stand side by side, column by column.
 template <class V>
-static void apply_private(const Schedule& s, const Update& u, V* __restrict target, int width, const V* __restrict panels, const V* pivots, V* __restrict scaled) {
+static void apply_private(const Schedule& s, const Update& u, Unshared<V> target, int width, Unshared<const V> panels, View<const V> pivots,
+                          Unshared<V> scaled) {
   const int count = s.rowptr[u.source + 1] - s.rowptr[u.source] - u.first;
-  const V *a = panels + s.offset[u.source] + (int64_t)(1 + u.first) * width, *d = pivots + s.start[u.source];
+  View<const V> a = panels + s.offset[u.source] + (int64_t)(1 + u.first) * width, d = pivots + s.start[u.source];
   const int32_t* rel = s.relative + u.relative;
   for (int c = 0; c < width; c++) scaled[c] = a[c] * d[c];
   for (int j = 0; j < count; j++, a += width) {
-    V* __restrict row = target + (int64_t)rel[j] * width;
+    Unshared<V> row = target + (int64_t)rel[j] * width;
     for (int c = 0; c < width; c++) row[c] = fnma(a[c], scaled[c], row[c]);
   }
 }
 
 // M panel rows at once: row <- row * inverse of the unit lower triangle `unit`.
-template <class V, int M> LC_INLINE void solve_rows(V* rows, const V* unit, int width) {
+template <class V, int M> LC_INLINE void solve_rows(View<V> rows, View<const V> unit, int width) {
   for (int c = 1; c < width; c++) {
     V sum[M];
 #pragma GCC unroll 8
@@ -105,13 +106,13 @@ struct Pivoting {
 // Panels hold the matrix (static regularisation included) once `fill` was called for their supernode, and L on exit. Returns the smallest expected-sign
 // pivot before repair, NaN if any pivot is NaN. `work` has room for `factor_room`.
 template <class V, class Fill>
-static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work, Pivoting rule, Fill&& fill) {
+static V factorise(const Schedule& s, View<V> panels, View<V> pivots, View<V> inverse, View<V> work, Pivoting rule, Fill&& fill) {
   constexpr bool alone = by_entries<V>;
   V smallest = splat<V>(1e300), poison = V{};
   const V floor = splat<V>(rule.floor), repair = splat<V>(rule.repair);
   for (int node = 0; node < s.supernodes; node++) {
     int first = s.start[node], width = s.start[node + 1] - first, head = head_of(s, node), height = head + s.rowptr[node + 1] - s.rowptr[node];
-    V* t = panels + s.offset[node];
+    View<V> t = panels + s.offset[node];
     fill(node);
     for (int u = s.updptr[node]; u < s.updptr[node + 1]; u++) {
       if (s.updates[u].first < s.privates[s.updates[u].source]) {
@@ -142,7 +143,7 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
       if (separable) continue;
       for (int i = c + 1; i < width; i++) work[i] = t[(int64_t)i * width + c] * reciprocal;
       for (int i = c + 1; i < width; i++) {
-        V* row = t + (int64_t)i * width;
+        View<V> row = t + (int64_t)i * width;
         for (int j = c + 1; j <= i; j++) row[j] = fnma(work[i], t[(int64_t)j * width + c], row[j]);
       }
       for (int i = c + 1; i < width; i++) t[(int64_t)i * width + c] = work[i];
@@ -158,12 +159,12 @@ static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work,
       for (; r + 2 <= height; r += 2) solve_rows<V, 2>(t + (int64_t)r * width, t, width);
       if (r < height) solve_rows<V, 1>(t + (int64_t)r * width, t, width);
     }
-    const V* scale = inverse + first;
+    View<const V> scale = inverse + first;
     for (r = head; r < height; r++)
       for (int c = 0; c < width; c++) t[(int64_t)r * width + c] *= scale[c];
   }
   return smallest + poison;
 }
-template <class V> static V factorise(const Schedule& s, V* panels, V* pivots, V* inverse, V* work, Pivoting rule) {
+template <class V> static V factorise(const Schedule& s, View<V> panels, View<V> pivots, View<V> inverse, View<V> work, Pivoting rule) {
   return factorise<V>(s, panels, pivots, inverse, work, rule, [](int) {});
 }

@@ -7,8 +7,9 @@ template <class V> struct Newton {
   static constexpr int N = lanes_of<V>;
   const NewtonPlan& p;
   const Schedule& g;
-  V *P, *A, *q, *b, *x, *v, *y, *fx, *fy, *tx, *tv, *ty, *tfx, *tfy, *dx, *dv, *Px, *Aty, *values, *pivots, *work, *group, *held_x, *held_v, *spectrum, *trial_spectrum, *trial_basis;
-  V *places, *trial_places;  // of the projections onto exponential and power cones, one each
+  View<V> P, A, q, b, x, v, y, fx, fy, tx, tv, ty, tfx, tfy, dx, dv, Px, Aty, values, pivots, work, group, held_x, held_v;
+  View<V> spectrum, trial_spectrum, trial_basis;
+  View<V> places, trial_places;  // of the projections onto exponential and power cones, one each
   V size_q, size_b;
 
   static int64_t memory(const NewtonPlan& p) {
@@ -19,28 +20,28 @@ template <class V> struct Newton {
   // Right-hand sides in the turned coordinates, and room for a congruence.
   static int64_t solve_memory(const NewtonPlan& p) { return p.turns ? (int64_t)p.n + p.m + 4 * (int64_t)p.largest_order * p.largest_order : 0; }
   Newton(const NewtonPlan& plan, void* scratch) : p(plan), g(*plan.schedule) {
-    V* at = static_cast<V*>(scratch);
+    View<V> at = pack_at<V>(scratch);
     auto take = [&](int64_t k) {
-      V* r = at;
+      View<V> r = at;
       at += k;
       return r;
     };
     P = take(p.p_entries), A = take(p.a_entries + p.turned);
-    V** of_n[] = {&q, &x, &fx, &tx, &tfx, &dx, &Px, &Aty, &held_x};
-    V** of_m[] = {&b, &v, &y, &fy, &tv, &ty, &tfy, &dv, &held_v};
-    for (V** k : of_n) *k = take(p.n);
-    for (V** k : of_m) *k = take(p.m);
+    View<V>* of_n[] = {&q, &x, &fx, &tx, &tfx, &dx, &Px, &Aty, &held_x};
+    View<V>* of_m[] = {&b, &v, &y, &fy, &tv, &ty, &tfy, &dv, &held_v};
+    for (View<V>* k : of_n) *k = take(p.n);
+    for (View<V>* k : of_m) *k = take(p.m);
     values = take(p.n_entries), pivots = take(g.n), work = take(factor_room(g)), group = take(5 * (int64_t)g.n + solve_memory(p));
     spectrum = take(p.eigenvalues), trial_spectrum = take(p.eigenvalues), trial_basis = take(p.basis_entries);
     places = take(p.cones), trial_places = take(p.cones);
   }
 
   // y at `at`; with T and N also the factors of the derivative, at the point whose spectra and places are held.
-  void project(const V* at, V* out, V* T, V* Nn) const {
+  void project(View<const V> at, View<V> out, View<V> T, View<V> Nn) const {
     for (int c = 0; c < p.cones; c++) {
       const NewtonCone& k = p.cone[c];
-      const V* u = at + k.row;
-      V *o = out + k.row, *t = T ? T + k.t : nullptr, *nn = T ? Nn + k.n : nullptr;
+      View<const V> u = at + k.row;
+      View<V> o = out + k.row, t = T ? T + k.t : nullptr, nn = T ? Nn + k.n : nullptr;
       switch (k.kind) {
         case 0:
           for (int i = 0; i < k.dim; i++) {
@@ -83,22 +84,22 @@ template <class V> struct Newton {
     for (int i = 0; i < p.m; i++) fy[i] = b[i];
     for (int64_t k = 0; k < p.a_entries; k++) fy[p.a_row[k]] = fnma(A[k], x[p.a_col[k]], fy[p.a_row[k]]);
     for (int c = 0; c < p.cones; c++) {
-      const V *s = fy + p.cone[c].row, *u = v + p.cone[c].row;
+      View<const V> s = fy + p.cone[c].row, u = v + p.cone[c].row;
       if (p.cone[c].kind == exponential) places[c] = select<V>(s[1] > V{}, s[0] / s[1], splat<V>(__builtin_nan("")));
       else if (p.cone[c].kind == power) places[c] = vlog(vabs(s[2] / (u[2] + s[2])));
     }
   }
-  V* congruence_room() const { return group + 5 * (int64_t)g.n + p.n + p.m; }
+  View<V> congruence_room() const { return group + 5 * (int64_t)g.n + p.n + p.m; }
 
   // Entries of A in the coordinates of the eigenvectors, behind those of A.
-  void turn_entries(V* basis) {
+  void turn_entries(View<V> basis) {
     A[p.a_entries] = splat<V>(-1.0);
     const int64_t size = (int64_t)p.largest_order * p.largest_order;
-    V *M = congruence_room(), *out = M + size, *room = out + size;
+    View<V> M = congruence_room(), out = M + size, room = out + size;
     for (int t = 0; t < p.turns; t++) {
       const Turn& turn = p.turn[t];
       const NewtonCone& k = p.cone[turn.cone];
-      V *to = A + turn.out, *scale = basis + turn.scale;
+      View<V> to = A + turn.out, scale = basis + turn.scale;
       for (int64_t i = 0; i < (int64_t)turn.vectors * k.dim; i++) to[i] = V{};
       if (turn.variables)
         for (int i = 0; i < k.dim; i++) scale[i] = splat<V>(-1.0) / A[p.own_entry[turn.own + i]];
@@ -108,25 +109,25 @@ template <class V> struct Newton {
         to[(int64_t)p.gather_vector[e] * k.dim + p.gather_position[e]] = value;
       }
       for (int i = 0; i < turn.vectors; i++, to += k.dim) {
-        unpack(to, k.order, M);
+        unpack<V>(to, k.order, M);
         congruence<V, false>(basis + k.basis, M, k.order, out, room);
-        pack(out, k.order, to);
+        pack<V>(out, k.order, to);
       }
     }
   }
   // r_x and h into the coordinates of the eigenvectors, or u and t back from them.
-  static void turn_sides(const NewtonPlan& p, const V* basis, V* of_x, V* of_rows, bool back, V* M) {
+  static void turn_sides(const NewtonPlan& p, View<const V> basis, View<V> of_x, View<V> of_rows, bool back, View<V> M) {
     const int64_t size = (int64_t)p.largest_order * p.largest_order;
-    V *out = M + size, *room = out + size, *line = room + size;
+    View<V> out = M + size, room = out + size, line = room + size;
     for (int t = 0; t < p.turns; t++) {
       const Turn& turn = p.turn[t];
       const NewtonCone& k = p.cone[turn.cone];
-      const V *Q = basis + k.basis, *scale = basis + turn.scale;
-      auto apply = [&](V* side) {
-        unpack(side, k.order, M);
+      View<const V> Q = basis + k.basis, scale = basis + turn.scale;
+      auto apply = [&](View<V> side) {
+        unpack<V>(side, k.order, M);
         if (back) congruence<V, true>(Q, M, k.order, out, room);
         else congruence<V, false>(Q, M, k.order, out, room);
-        pack(out, k.order, side);
+        pack<V>(out, k.order, side);
       };
       apply(of_rows + k.row);
       if (!turn.variables) continue;
@@ -138,7 +139,7 @@ template <class V> struct Newton {
   }
 
   // F at (px, pv): projections, both residuals, and their relative size; infinite where something is NaN.
-  V evaluate(const V* px, const V* pv, V* py, V* rx, V* ry) const {
+  V evaluate(View<const V> px, View<const V> pv, View<V> py, View<V> rx, View<V> ry) const {
     project(pv, py, nullptr, nullptr);
     for (int j = 0; j < p.n; j++) Px[j] = Aty[j] = V{};
     for (int64_t k = 0; k < p.p_entries; k++) {
@@ -176,9 +177,9 @@ template <class V> struct Newton {
     return select<V>(poison == V{}, norm, splat<V>(__builtin_inf()));
   }
 
-  V linearize(const V* at, V* out, const Stored<V>& keep, V* T, double epsilon) {
+  V linearize(View<const V> at, View<V> out, const Stored<V>& keep, View<V> T, double epsilon) {
     project(at, out, T, values);
-    V* basis = T + p.t_entries;
+    View<V> basis = T + p.t_entries;
     if (p.turns) turn_entries(basis);
     for (int64_t k = 0; k < g.entries; k++) keep.entries[k] = V{};
     for (int64_t k = 0; k < p.p_entries; k++) keep.entries[p.p_slot[k]] = P[k];
@@ -199,10 +200,11 @@ template <class V> struct Newton {
   }
 
   // K (u, sigma) = (r_x, T'h); t = T sigma. Returns the relative residual.
-  static V solve(const NewtonPlan& p, const Stored<V>& keep, const V* T, const V* r_x, const V* h, V sign, V* u, V* t, V* memory, double tolerance, int refine) {
+  static V solve(const NewtonPlan& p, const Stored<V>& keep, View<const V> T, View<const V> r_x, View<const V> h, V sign, View<V> u,
+                 View<V> t, View<V> memory, double tolerance, int refine) {
     const Schedule& g = *p.schedule;
-    const V* basis = T + p.t_entries;
-    V *turned_x = memory + 5 * (int64_t)g.n, *turned_h = turned_x + p.n, *room = turned_h + p.m;
+    View<const V> basis = T + p.t_entries;
+    View<V> turned_x = memory + 5 * (int64_t)g.n, turned_h = turned_x + p.n, room = turned_h + p.m;
     if (p.turns) {
       for (int j = 0; j < p.n; j++) turned_x[j] = r_x[j];
       for (int i = 0; i < p.m; i++) turned_h[i] = h[i];
@@ -215,7 +217,8 @@ template <class V> struct Newton {
       V& e = memory[p.t_place[k]];
       e = fma(T[k], sign * h[p.t_row[k]], e);
     }
-    V relative[1], *found;
+    V relative[1];
+    View<V> found;
     solve_group<V, V, 1>(g, keep, memory, tolerance, refine, relative, found);
     for (int j = 0; j < p.n; j++) u[j] = found[p.x_place[j]];
     for (int i = 0; i < p.m; i++) t[i] = V{};
@@ -223,12 +226,12 @@ template <class V> struct Newton {
     if (p.turns) turn_sides(p, basis, u, t, true, room);
     return relative[0];
   }
-  void keep_spectrum(Mask<V> who, V* basis) {
+  void keep_spectrum(Mask<V> who, View<V> basis) {
     for (int64_t i = 0; i < p.eigenvalues; i++) spectrum[i] = select<V>(who, trial_spectrum[i], spectrum[i]);
     for (int c = 0; c < p.cones; c++) {
       const NewtonCone& k = p.cone[c];
       if (k.kind != positive_semidefinite) continue;
-      V *to = basis + k.basis, *from = trial_basis + k.basis;
+      View<V> to = basis + k.basis, from = trial_basis + k.basis;
       for (int i = 0; i < k.order * k.order; i++) to[i] = select<V>(who, from[i], to[i]);
     }
   }
@@ -241,7 +244,7 @@ template <class V> struct Newton {
     Mask<V> out = none_of<V>();
     for (int c = 0; c < p.cones; c++) {
       const NewtonCone& k = p.cone[c];
-      const V *u = v + k.row, *w = y + k.row;
+      View<const V> u = v + k.row, w = y + k.row;
       const V tiny = splat<V>(2e-10);
       if (k.kind == 1) {
         for (int i = 0; i < k.dim; i++) out = out | !(vabs(u[i]) > tiny);
@@ -277,7 +280,7 @@ template <class V> struct Newton {
   }
 
   void run(const NewtonJob& job, Chunk chunk) {
-    auto read = [&](V* to, const double* from, int64_t stride, int64_t count, const int64_t* order) {
+    auto read = [&](View<V> to, const double* from, int64_t stride, int64_t count, const int64_t* order) {
       const double* at[N];
       for (int l = 0; l < N; l++) at[l] = from + (chunk.first + (l < chunk.count ? l : chunk.count - 1)) * stride;
       for (int64_t i = 0; i < count; i++) {
@@ -294,11 +297,13 @@ template <class V> struct Newton {
     size_q = size_b = V{};
     for (int j = 0; j < p.n; j++) size_q = vmax(vabs(q[j]), size_q);
     for (int i = 0; i < p.m; i++) size_b = vmax(vabs(b[i]), size_b);
-    Stored<V> keep(g, job.storage + chunk.first * newton_footprint(p));
-    V *T = keep.scale + g.n, taken = V{};
+    Stored<V> keep(g, kept_at<V>(job.storage, chunk.first, newton_footprint(p)));
+    View<V> T = keep.scale + g.n;
+    V taken = V{};
     const V one = splat<V>(1.0);
     guess_places();
-    V norm = evaluate(x, v, y, fx, fy), pivot = splat<V>(__builtin_nan("")), *basis = T + p.t_entries;
+    V norm = evaluate(x, v, y, fx, fy), pivot = splat<V>(__builtin_nan(""));
+    View<V> basis = T + p.t_entries;
     if (p.turns) keep_spectrum(all_of<V>(), basis);
     keep_places(all_of<V>());
     Mask<V> active = (norm > splat<V>(job.target)) & (norm < splat<V>(__builtin_inf())), leaping = none_of<V>();
@@ -386,7 +391,8 @@ template <class V> struct Newton {
       double size = 0.5 + (double)mixed / 16777216.0;
       group[i] = splat<V>(g.perm[i] % 2 ? size : -size);
     }
-    V reach[1], *unused;
+    V reach[1];
+    View<V> unused;
     solve_group<V, V, 1>(g, keep, group, 1e-10, 3, reach, unused);
     Mask<V> suspect = suspects();
     for (int l = 0; l < chunk.count; l++) {
@@ -412,10 +418,10 @@ template <class V> static void newton_solve_chunk(const NewtonSolve& job, Chunk 
   constexpr int N = lanes_of<V>;
   const NewtonPlan& p = *job.plan;
   const Schedule& g = *p.schedule;
-  Stored<V> keep(g, const_cast<double*>(job.storage) + chunk.first * newton_footprint(p));
-  const V* T = keep.scale + g.n;
-  V *r = static_cast<V*>(scratch), *h = r + p.n, *u = h + p.m, *t = u + p.n, *memory = t + p.m;
-  auto read = [&](V* to, const double* from, int64_t count) {
+  Stored<V> keep(g, kept_at<V>(const_cast<double*>(job.storage), chunk.first, newton_footprint(p)));
+  View<const V> T = keep.scale + g.n;
+  View<V> r = pack_at<V>(scratch), h = r + p.n, u = h + p.m, t = u + p.n, memory = t + p.m;
+  auto read = [&](View<V> to, const double* from, int64_t count) {
     for (int64_t i = 0; i < count; i++)
       for (int l = 0; l < N; l++) put(to[i], l, from[(chunk.first + (l < chunk.count ? l : chunk.count - 1)) * count + i]);
   };

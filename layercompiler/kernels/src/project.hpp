@@ -25,7 +25,7 @@ template <class V, class Function> static inline V monotone_root(Function&& func
 // T and N of a cone bounded by a surface ruled by rays p with outer normal n: eigenvalues 1, 1 - lambda, 0 along n, q = n x p, p, where
 // lambda = 1 / (1 + kappa (w'q)^2); `flat` eigenvalues in the standard basis outside the curved region.
 template <class V>
-static inline void surface_factors(const V* p_, const V* n_, const V* w, V kappa, Mask<V> curved, const V* flat, V* T, V* Nn) {
+static inline void surface_factors(const V* p_, const V* n_, const V* w, V kappa, Mask<V> curved, const V* flat, View<V> T, View<V> Nn) {
   const V one = splat<V>(1.0), zero = V{};
   auto unit = [&](const V* a, V* out) {
     V scale = vmax(vmax(vabs(a[0]), vabs(a[1])), vabs(a[2])), b[3];
@@ -55,7 +55,7 @@ static inline void surface_factors(const V* p_, const V* n_, const V* w, V kappa
 
 // y = v + Proj_K(-v) for the exponential cone; T null: y alone. `place` is where the projection lies on the curved surface (NaN elsewhere): on entry a guess
 // or NaN, with T what the call without T found for the same v.
-template <class V> static inline void project_exponential(const V* v, V* y, V* T, V* Nn, V& place) {
+template <class V> static inline void project_exponential(View<const V> v, View<V> y, View<V> T, View<V> Nn, V& place) {
   const V one = splat<V>(1.0), zero = V{}, inf = splat<V>(__builtin_inf());
   auto num = [](double a) { return splat<V>(a); };
   V scale = vmax(vmax(vabs(v[0]), vabs(v[1])), vabs(v[2])) + (v[0] + v[1] + v[2]) * zero;
@@ -123,7 +123,7 @@ template <class V> static inline void project_exponential(const V* v, V* y, V* T
   surface_factors<V>(p, n, w, m / b, curved, flat, T, Nn);
 }
 
-template <class V> static inline void project_power(const V* v, double alpha, V* y, V* T, V* Nn, V& place) {
+template <class V> static inline void project_power(View<const V> v, double alpha, View<V> y, View<V> T, View<V> Nn, V& place) {
   const V one = splat<V>(1.0), zero = V{};
   auto num = [](double a) { return splat<V>(a); };
   const V al = num(alpha), be = num(1 - alpha);
@@ -197,7 +197,7 @@ template <class V> static inline void project_power(const V* v, double alpha, V*
   surface_factors<V>(p, normal, w, kappa, curved, flat, T, Nn);
 }
 
-template <class V> static inline void project_second_order(const V* v, int k, V* y, V* T, V* Nn) {
+template <class V> static inline void project_second_order(View<const V> v, int k, View<V> y, View<V> T, View<V> Nn) {
   const V one = splat<V>(1.0), zero = V{}, half_root = splat<V>(0.70710678118654752);
   V t = v[0], scale = zero, sum = zero;
   for (int i = 1; i < k; i++) scale = vmax(vabs(v[i]), scale);

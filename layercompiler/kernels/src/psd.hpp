@@ -3,13 +3,13 @@
 
 constexpr double root_two = 1.4142135623730951;
 
-template <class V> static void unpack(const V* v, int k, V* m) {
+template <class V> static void unpack(View<const V> v, int k, View<V> m) {
   for (int j = 0; j < k; j++) {
     m[j * k + j] = *v++;
     for (int i = j + 1; i < k; i++) m[i * k + j] = m[j * k + i] = *v++ * splat<V>(1 / root_two);
   }
 }
-template <class V> static void pack(const V* m, int k, V* v) {
+template <class V> static void pack(View<const V> m, int k, View<V> v) {
   for (int j = 0; j < k; j++) {
     *v++ = m[j * k + j];
     for (int i = j + 1; i < k; i++) *v++ = (m[i * k + j] + m[j * k + i]) * splat<V>(0.5 * root_two);
@@ -29,7 +29,7 @@ template <class V> LC_INLINE void jacobi_angle(V pp, V qq, V pq, Mask<V> rotate,
 
 #include "psd_alone.hpp"
 
-template <class V, bool TA, bool TB, int MI, int MJ> LC_INLINE void multiply_tile(const V* a, const V* b, int k, V* c, int i, int j) {
+template <class V, bool TA, bool TB, int MI, int MJ> LC_INLINE void multiply_tile(View<const V> a, View<const V> b, int k, View<V> c, int i, int j) {
   V sum[MI][MJ];
 #pragma GCC unroll 4
   for (int r = 0; r < MI; r++)
@@ -47,14 +47,14 @@ template <class V, bool TA, bool TB, int MI, int MJ> LC_INLINE void multiply_til
 #pragma GCC unroll 4
     for (int t = 0; t < MJ; t++) c[(i + r) * k + j + t] = sum[r][t];
 }
-template <class V, bool TA, bool TB, int MI> static void multiply_rows(const V* a, const V* b, int k, V* c, int i) {
+template <class V, bool TA, bool TB, int MI> static void multiply_rows(View<const V> a, View<const V> b, int k, View<V> c, int i) {
   int j = 0;
   for (; j + 4 <= k; j += 4) multiply_tile<V, TA, TB, MI, 4>(a, b, k, c, i, j);
   for (; j + 2 <= k; j += 2) multiply_tile<V, TA, TB, MI, 2>(a, b, k, c, i, j);
   if (j < k) multiply_tile<V, TA, TB, MI, 1>(a, b, k, c, i, j);
 }
 // c = a b with a or b transposed on request.
-template <class V, bool TA, bool TB> static void multiply(const V* a, const V* b, int k, V* c) {
+template <class V, bool TA, bool TB> static void multiply(View<const V> a, View<const V> b, int k, View<V> c) {
   if constexpr (by_entries<V>) {
     if (!TB) return multiply_alone<TA>(a, b, k, c);
     if (k <= 64) {
@@ -70,13 +70,13 @@ template <class V, bool TA, bool TB> static void multiply(const V* a, const V* b
 }
 
 // out = t u t' (or t' u t); u symmetric.
-template <class V, bool T> static void congruence(const V* t, const V* u, int k, V* out, V* work) {
+template <class V, bool T> static void congruence(View<const V> t, View<const V> u, int k, View<V> out, View<V> work) {
   multiply<V, T, false>(t, u, k, work);
   multiply<V, false, !T>(work, t, k, out);
 }
 
 // m <- its lower Cholesky factor. Returns the smallest pivot; where it is not positive the factor is meaningless.
-template <class V> static V cholesky(V* m, int k) {
+template <class V> static V cholesky(View<V> m, int k) {
   if constexpr (by_entries<V>) return cholesky_alone(m, k);
   V least = splat<V>(1e300), poison = V{};
   for (int j = 0; j < k; j++) {
@@ -98,7 +98,7 @@ template <class V> static V cholesky(V* m, int k) {
 
 // One-sided Jacobi: rotates the columns of a (and of `with` alike) until they are orthogonal, in the rounds of a tournament, whose pairs are disjoint. A lane
 // that is done is rotated by the identity, bit for bit.
-template <class V> static void orthogonalise(V* a, V* with, int k, double enough) {
+template <class V> static void orthogonalise(View<V> a, View<V> with, int k, double enough) {
   const int half = (k + 1) / 2, even = 2 * half;
   if constexpr (by_entries<V>) {
     if (half <= wide) return orthogonalise_alone<1>(a, with, k, enough);
@@ -125,8 +125,8 @@ template <class V> static void orthogonalise(V* a, V* with, int k, double enough
         if (!any<V>(rotate)) continue;
         V c, s;
         jacobi_angle<V>(pp, qq, pq, rotate, enough, c, s, busy);
-        V* const both[2] = {a, with};
-        for (V* m : both)
+        View<V> const both[2] = {a, with};
+        for (View<V> m : both)
           for (int i = 0; i < k; i++) {
             V x = m[i * k + p], y = m[i * k + q];
             m[i * k + p] = select<V>(rotate, fnma(s, y, c * x), x);
@@ -140,11 +140,11 @@ template <class V> static void orthogonalise(V* a, V* with, int k, double enough
 }
 
 // m (destroyed) to tridiagonal form by Householder: its diagonal stays in m, the entries beside it go to `off`.
-template <class V> static void tridiagonalise(V* m, int k, V* v, V* p, V* off) {
+template <class V> static void tridiagonalise(View<V> m, int k, View<V> v, View<V> p, View<V> off) {
   if constexpr (by_entries<V>) return tridiagonalise_alone(m, k, v, p, off);
   const V zero = V{};
   for (int c = 0; c + 2 < k; c++) {
-    const V* line = m + c * k;
+    View<const V> line = m + c * k;
     V norm = zero;
     for (int i = c + 1; i < k; i++) norm = fma(line[i], line[i], norm);
     norm = root(norm);
@@ -171,17 +171,18 @@ template <class V> static void tridiagonalise(V* m, int k, V* v, V* p, V* off) {
 }
 
 // Smallest eigenvalues of two symmetric matrices (destroyed) from below, to 4e-6 of the width of the spectrum: bisection on Sturm counts. `work`: 6 k.
-template <class V> static void least_eigenvalues(V* const* m, int k, V* work, V* least) {
+template <class V> static void least_eigenvalues(View<V> const* m, int k, View<V> work, View<V> least) {
   if (k == 1) {
     least[0] = m[0][0], least[1] = m[1][0];
     return;
   }
   constexpr int steps = 18;
   const V zero = V{}, floor = splat<V>(1e-300);
-  V low[2], high[2], width[2], *off[2];
+  V low[2], high[2], width[2];
+  View<V> off[2];
   for (int w = 0; w < 2; w++) {
     off[w] = work + (2 + w) * k;
-    const V *a = m[w], *beside = off[w];
+    View<const V> a = m[w], beside = off[w];
     tridiagonalise(m[w], k, work, work + k, off[w]);
     low[w] = high[w] = splat<V>(1e300);
     for (int i = 0; i < k; i++) {

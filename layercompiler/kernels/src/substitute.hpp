@@ -4,7 +4,7 @@
 
 // W columns of a supernode stay in registers while the rows go by: an unknown that is read and written in memory once a row costs ten cycles each time.
 template <class F, class V, int NR, int W> struct Columns {
-  LC_INLINE void forward_row(const V* own, const F* l, V* y) {
+  LC_INLINE void forward_row(const V* own, View<const F> l, View<V> y) {
     V sum[NR];
     for (int r = 0; r < NR; r++) sum[r] = y[r];
 #pragma GCC unroll 8
@@ -14,7 +14,7 @@ template <class F, class V, int NR, int W> struct Columns {
     }
     for (int r = 0; r < NR; r++) y[r] = sum[r];
   }
-  LC_INLINE void backward_row(V* own, const F* l, const V* y) {
+  LC_INLINE void backward_row(V* own, View<const F> l, View<const V> y) {
     V value[NR];
     for (int r = 0; r < NR; r++) value[r] = y[r];
 #pragma GCC unroll 8
@@ -25,7 +25,7 @@ template <class F, class V, int NR, int W> struct Columns {
   }
   // `corner`: the columns' own triangle, then `later` rows of the supernode's later columns; `low`: `below` rows beneath it, at `rows` of x. Without
   // coupling (separable supernodes) the triangle is empty and nothing is later.
-  static void forward(const F* corner, const F* low, int width, int later, int below, const int32_t* rows, bool coupled, V* mine, V* x) {
+  static void forward(View<const F> corner, View<const F> low, int width, int later, int below, const int32_t* rows, bool coupled, View<V> mine, View<V> x) {
     V own[W * NR];
     for (int k = 0; k < W * NR; k++) own[k] = mine[k];
     if (coupled) {
@@ -41,8 +41,8 @@ template <class F, class V, int NR, int W> struct Columns {
     }
     for (int i = 0; i < below; i++, low += width) forward_row(own, low, x + (int64_t)rows[i] * NR);
   }
-  static void backward(const F* corner, const F* low, int width, int later, int below, const int32_t* rows, bool coupled, const F* inverse, V* mine,
-                       const V* x) {
+  static void backward(View<const F> corner, View<const F> low, int width, int later, int below, const int32_t* rows, bool coupled,
+                       View<const F> inverse, View<V> mine, View<const V> x) {
     V own[W * NR];
     for (int k = 0; k < W; k++) {
       V d = spread<V>(inverse[k]);
@@ -64,11 +64,11 @@ template <class F, class V, int NR, int W> struct Columns {
 };
 
 // A private row of a separable supernode, column by column.
-template <class F, class V, int NR> LC_INLINE void forward_private(const F* __restrict l, int width, const V* __restrict own, V* __restrict y) {
+template <class F, class V, int NR> LC_INLINE void forward_private(Unshared<const F> l, int width, Unshared<const V> own, Unshared<V> y) {
   for (int c = 0; c < width; c++)
     for (int r = 0; r < NR; r++) y[c * NR + r] = fnma(spread<V>(l[c]), own[c * NR + r], y[c * NR + r]);
 }
-template <class F, class V, int NR> LC_INLINE void backward_private(const F* __restrict l, int width, V* __restrict own, const V* __restrict y) {
+template <class F, class V, int NR> LC_INLINE void backward_private(Unshared<const F> l, int width, Unshared<V> own, Unshared<const V> y) {
   for (int c = 0; c < width; c++)
     for (int r = 0; r < NR; r++) own[c * NR + r] = fnma(spread<V>(l[c]), y[c * NR + r], own[c * NR + r]);
 }
@@ -116,15 +116,15 @@ static inline void backward_alone(const double* corner, const double* low, int w
 
 // x <- (L D L')^-1 x for NR interleaved right-hand sides, x[i * NR + r].
 template <class F, class V, int NR>
-static void substitute(const Schedule& s, const F* panels, const F* inverse, V* x) {
+static void substitute(const Schedule& s, View<const F> panels, View<const F> inverse, View<V> x) {
   constexpr int W = NR > 2 ? 2 : 4;
   for (int node = 0; node < s.supernodes; node++) {
     int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
     const int privates = s.privates[node];
-    const F *t = panels + s.offset[node], *mine = t + (int64_t)head_of(s, node) * width, *low = mine + (int64_t)privates * width;
+    View<const F> t = panels + s.offset[node], mine = t + (int64_t)head_of(s, node) * width, low = mine + (int64_t)privates * width;
     const int32_t *rows = s.rows + s.rowptr[node] + privates;
     const bool coupled = !s.separable[node];
-    V* own = x + (int64_t)first * NR;
+    View<V> own = x + (int64_t)first * NR;
     below -= privates;
     for (int i = 0; i < privates; i++) forward_private<F, V, NR>(mine + (int64_t)i * width, width, own, x + (int64_t)(rows - privates)[i] * NR);
     for (int k = 0; k < width; k += W) {
@@ -141,10 +141,10 @@ static void substitute(const Schedule& s, const F* panels, const F* inverse, V* 
   for (int node = s.supernodes - 1; node >= 0; node--) {
     int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
     const int privates = s.privates[node];
-    const F *t = panels + s.offset[node], *mine = t + (int64_t)head_of(s, node) * width, *low = mine + (int64_t)privates * width;
+    View<const F> t = panels + s.offset[node], mine = t + (int64_t)head_of(s, node) * width, low = mine + (int64_t)privates * width;
     const int32_t *rows = s.rows + s.rowptr[node] + privates;
     const bool coupled = !s.separable[node];
-    V* own = x + (int64_t)first * NR;
+    View<V> own = x + (int64_t)first * NR;
     below -= privates;
     if constexpr (NR == 1 && by_entries<V> && by_entries<F>)
       if (width > 4) {
@@ -168,7 +168,7 @@ static void substitute(const Schedule& s, const F* panels, const F* inverse, V* 
 
 // r <- b - K x for the symmetric matrix given by its upper triangle; `norm` gets the largest |r|, NaN where r holds one.
 template <class F, class V, int NR>
-static void residual(const Schedule& s, const F* entries, const V* b, const V* x, V* r, V* norm, const F* weight = nullptr) {
+static void residual(const Schedule& s, View<const F> entries, View<const V> b, View<const V> x, View<V> r, View<V> norm, const View<const F>* weight = nullptr) {
   for (int64_t i = 0; i < (int64_t)s.n * NR; i++) r[i] = b[i];
   for (int c = 0; c < s.n; c++) {
     int k = s.colptr[c], last = s.colptr[c + 1] - 1;
@@ -200,7 +200,7 @@ static void residual(const Schedule& s, const F* entries, const V* b, const V* x
   for (int i = 0; i < s.n; i++)
     for (int t = 0; t < NR; t++) {
       V size = vabs(r[(int64_t)i * NR + t]);
-      norm[t] = vmax(norm[t], weight ? size * spread<V>(weight[i]) : size);
+      norm[t] = vmax(norm[t], weight ? size * spread<V>((*weight)[i]) : size);
       poison[t] = fma(r[(int64_t)i * NR + t], splat<V>(0.0), poison[t]);
     }
   for (int t = 0; t < NR; t++) norm[t] += poison[t];
@@ -208,9 +208,9 @@ static void residual(const Schedule& s, const F* entries, const V* b, const V* x
 
 // What one pack keeps of a factorisation.
 template <class V> struct Stored {
-  V *entries, *panels, *inverse, *scale;
-  Stored(const Schedule& s, double* base) {
-    entries = reinterpret_cast<V*>(base);
+  View<V> entries, panels, inverse, scale;
+  Stored(const Schedule& s, View<V> base) {
+    entries = base;
     panels = entries + s.entries;
     inverse = panels + s.panel;
     scale = inverse + s.n;
@@ -219,7 +219,7 @@ template <class V> struct Stored {
 
 // Symmetric scaling by powers of two until every row's largest entry lies between 1/16 and 16, four sweeps at most; static regularisation and pivots are
 // then on one scale. A lane that is there already is left alone.
-template <class V> static void equilibrate(const Schedule& s, const V* entries, V* scale, V* top) {
+template <class V> static void equilibrate(const Schedule& s, View<const V> entries, View<V> scale, View<V> top) {
   for (int i = 0; i < s.n; i++) scale[i] = splat<V>(1.0);
   for (int sweep = 0; sweep < 4; sweep++) {
     for (int i = 0; i < s.n; i++) top[i] = V{};
@@ -241,9 +241,9 @@ template <class V> static void equilibrate(const Schedule& s, const V* entries, 
 }
 
 // Scales, regularises and factorises the entries kept; returns the smallest pivot.
-template <class V> static V factor_entries(const Schedule& s, const Stored<V>& keep, double epsilon, V* pivots, V* work) {
+template <class V> static V factor_entries(const Schedule& s, const Stored<V>& keep, double epsilon, View<V> pivots, View<V> work) {
   equilibrate<V>(s, keep.entries, keep.scale, pivots);
-  __builtin_memset((void*)keep.panels, 0, (size_t)s.panel * sizeof(V));
+  clear<V>(keep.panels, s.panel);
   for (int c = 0; c < s.n; c++) {
     V scale = keep.scale[c];
     for (int k = s.colptr[c]; k < s.colptr[c + 1]; k++) keep.panels[s.target[k]] = keep.entries[k] * (scale * keep.scale[s.rowind[k]]);
@@ -256,20 +256,22 @@ template <class V> static V factor_entries(const Schedule& s, const Stored<V>& k
 template <class V> static void factor_chunk(const FactorJob& job, Chunk chunk, void* scratch) {
   const Schedule& s = *job.schedule;
   constexpr int N = lanes_of<V>;
-  Stored<V> keep(s, job.storage + chunk.first * job.footprint);
-  V* pivots = static_cast<V*>(scratch);
-  V* work = pivots + s.n;
+  Stored<V> keep(s, kept_at<V>(job.storage, chunk.first, job.footprint));
+  View<V> pivots = pack_at<V>(scratch);
+  View<V> work = pivots + s.n;
   const double* from[N];
   for (int l = 0; l < N; l++) from[l] = job.values + (chunk.first + (l < chunk.count ? l : chunk.count - 1)) * job.stride;
   for (int64_t k = 0; k < s.entries; k++) keep.entries[k] = V{};
-  if (job.packed)
-    for (int64_t k = 0; k < s.inputs; k++) keep.entries[s.slot[k]] += reinterpret_cast<const V*>(job.values)[k];
-  else
+  if (job.packed) {
+    View<const V> given = pack_at<V>(const_cast<double*>(job.values));
+    for (int64_t k = 0; k < s.inputs; k++) keep.entries[s.slot[k]] += given[k];
+  } else {
     for (int64_t k = 0; k < s.inputs; k++) {
       V value;
       for (int l = 0; l < N; l++) put(value, l, from[l][k]);
       keep.entries[s.slot[k]] += value;
     }
+  }
   V smallest = factor_entries<V>(s, keep, job.epsilon, pivots, work);
   for (int l = 0; l < chunk.count; l++) job.pivots[chunk.first + l] = get(smallest, l);
 }
@@ -283,9 +285,10 @@ constexpr int columns_at_once = 4;
 // NR right-hand sides of one pack with refinement; every decision is per lane, and the best iterate stays. Residuals are measured in the scaled system:
 // in the rows as they are given, an entry far beyond the others hides in its own rounding what the rows beside it still lack.
 template <class F, class V, int NR>
-static void solve_group(const Schedule& s, const Stored<F>& keep, V* memory, double tolerance, int refine, V* relative, V*& result) {
+static void solve_group(const Schedule& s, const Stored<F>& keep, View<V> memory, double tolerance, int refine, View<V> relative, View<V>& result) {
   int64_t size = (int64_t)s.n * NR;
-  V *b = memory, *x = b + size, *r = x + size, *trial = r + size, *rest = trial + size;
+  const View<const F> scale = keep.scale;
+  View<V> b = memory, x = b + size, r = x + size, trial = r + size, rest = trial + size;
   V norm[NR], goal[NR], size_b[NR];
   Mask<V> active[NR];
   for (int i = 0; i < s.n; i++) {
@@ -301,7 +304,7 @@ static void solve_group(const Schedule& s, const Stored<F>& keep, V* memory, dou
       size_b[t] = vmax(size_b[t], vabs(b[(int64_t)i * NR + t]) * d);
     }
   }
-  residual<F, V, NR>(s, keep.entries, b, x, r, norm, keep.scale);
+  residual<F, V, NR>(s, keep.entries, b, x, r, norm, &scale);
   for (int t = 0; t < NR; t++) {
     goal[t] = splat<V>(tolerance) * size_b[t];
     active[t] = norm[t] > goal[t];
@@ -320,7 +323,7 @@ static void solve_group(const Schedule& s, const Stored<F>& keep, V* memory, dou
       for (int t = 0; t < NR; t++) trial[(int64_t)i * NR + t] = fma(trial[(int64_t)i * NR + t], d, x[(int64_t)i * NR + t]);
     }
     V next[NR];
-    residual<F, V, NR>(s, keep.entries, b, trial, rest, next, keep.scale);
+    residual<F, V, NR>(s, keep.entries, b, trial, rest, next, &scale);
     for (int t = 0; t < NR; t++) active[t] = active[t] & (next[t] < norm[t]);
     for (int i = 0; i < s.n; i++)
       for (int t = 0; t < NR; t++) {
@@ -340,7 +343,7 @@ static void solve_group(const Schedule& s, const Stored<F>& keep, V* memory, dou
 
 // Right-hand sides `first` .. `first + NR - 1` of each of the lanes, whose rows start at `source[l]`.
 template <class F, class V, int NR>
-static void solve_columns(const SolveJob& job, const Stored<F>& keep, V* memory, const int64_t* row, int used, int64_t advance) {
+static void solve_columns(const SolveJob& job, const Stored<F>& keep, View<V> memory, const int64_t* row, int used, int64_t advance) {
   const Schedule& s = *job.schedule;
   constexpr int N = lanes_of<V>;
   for (int i = 0; i < s.n; i++)
@@ -349,7 +352,8 @@ static void solve_columns(const SolveJob& job, const Stored<F>& keep, V* memory,
       for (int l = 0; l < N; l++) put(value, l, job.rhs[(row[l] + t * advance) * s.n + s.perm[i]]);
       memory[(int64_t)i * NR + t] = value;
     }
-  V relative[NR], *x;
+  V relative[NR];
+  View<V> x;
   solve_group<F, V, NR>(s, keep, memory, job.tolerance, job.refine, relative, x);
   for (int l = 0; l < used; l++)
     for (int t = 0; t < NR; t++) {
@@ -362,8 +366,8 @@ static void solve_columns(const SolveJob& job, const Stored<F>& keep, V* memory,
 // One pack of instances, all of its right-hand sides.
 template <class V> static void solve_own(const SolveJob& job, Chunk chunk, void* scratch) {
   constexpr int N = lanes_of<V>;
-  Stored<V> keep(*job.schedule, const_cast<double*>(job.storage) + chunk.first * job.footprint);
-  V* memory = static_cast<V*>(scratch);
+  Stored<V> keep(*job.schedule, kept_at<V>(const_cast<double*>(job.storage), chunk.first, job.footprint));
+  View<V> memory = pack_at<V>(scratch);
   for (int64_t k = 0; k < job.columns;) {
     int64_t row[N];
     for (int l = 0; l < N; l++) row[l] = (chunk.first + (l < chunk.count ? l : chunk.count - 1)) * job.columns + k;
@@ -386,7 +390,7 @@ template <class V> static void solve_shared(const SolveJob& job, Chunk chunk, vo
   Stored<double> keep(*job.schedule, const_cast<double*>(job.storage));
   int64_t row[N];
   for (int l = 0; l < N; l++) row[l] = chunk.first + (l < chunk.count ? l : chunk.count - 1);
-  solve_columns<double, V, 1>(job, keep, static_cast<V*>(scratch), row, chunk.count, 1);
+  solve_columns<double, V, 1>(job, keep, pack_at<V>(scratch), row, chunk.count, 1);
 }
 
 static inline size_t solve_scratch(const Schedule& s) { return sizeof(d8) * (size_t)round_up(5 * (int64_t)s.n * columns_at_once + 8); }

@@ -35,7 +35,10 @@ namespace LC_JOIN(target_, LC_TARGET) {
     LC_WIDTH_CASES(function, __VA_ARGS__)                       \
     default: function<double>(__VA_ARGS__); break;              \
   }
-#if defined(__AVX512F__)
+#if defined(LC_STRIDED)
+constexpr int target_lanes = 8;  // instances that take turns
+#define LC_WIDTH_CASES(function, ...)
+#elif defined(__AVX512F__)
 constexpr int target_lanes = 8;
 #define LC_WIDTH_CASES(function, ...) case 8: function<d8>(__VA_ARGS__); break; case 4: function<d4>(__VA_ARGS__); break;
 #elif defined(__AVX2__)
@@ -63,20 +66,39 @@ static double multiply_adds(int64_t rounds, int64_t* operations) {
   return total;
 }
 
-static void factor(const FactorJob& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(chunk.width, factor_chunk, job, chunk, scratch) }
+#if defined(LC_STRIDED)
+// One thread after the other where a GPU runs them side by side: the instances of a chunk take turns in memory, each by itself.
+template <class Work> static void each_thread(Chunk chunk, Work&& work) {
+  for (int32_t t = 0; t < chunk.count; t++) {
+    thread = {t, chunk.width};
+    work(Chunk{chunk.first + t, 1, 1});
+  }
+}
+#define LC_PACKS(function, ...) each_thread(chunk, [&](Chunk chunk) { function<double>(__VA_ARGS__); });
+#else
+#define LC_PACKS(function, ...) LC_BY_WIDTH(chunk.width, function, __VA_ARGS__)
+#endif
+
+static void factor(const FactorJob& job, Chunk chunk, void* scratch) { LC_PACKS(factor_chunk, job, chunk, scratch) }
 
 static void solve(const SolveJob& job, Chunk chunk, void* scratch) {
   if (job.shared) {
-    LC_BY_WIDTH(chunk.width, solve_shared, job, chunk, scratch)
+    LC_PACKS(solve_shared, job, chunk, scratch)
   } else {
-    LC_BY_WIDTH(chunk.width, solve_own, job, chunk, scratch)
+    LC_PACKS(solve_own, job, chunk, scratch)
   }
 }
 
 // The packs that `job` hands to this thread. A pack with half of its lanes or fewer left gives up; such instances go on together.
 static void conic(const ConicJob& job, void* scratch) {
-  const Program& p = *job.program;
-  Worker worker{scratch, reinterpret_cast<double*>(static_cast<char*>(scratch) + conic_memory(p))};
+#if defined(LC_STRIDED)
+  for (int64_t i; (i = job.next(job.context)) >= 0;)
+    each_thread(chunk_at(target_lanes, job.batch, i), [&](Chunk chunk) {
+      Worker worker{scratch, nullptr};
+      conic_fresh<double>(job, chunk, worker, 0);
+    });
+#else
+  Worker worker{scratch, reinterpret_cast<double*>(static_cast<char*>(scratch) + conic_memory(*job.program))};
   for (int64_t i; (i = job.next(job.context)) >= 0;) {
     Chunk chunk = chunk_at(target_lanes, job.batch, i);
     LC_BY_WIDTH(chunk.width, conic_fresh, job, chunk, worker, chunk.width / 2)
@@ -86,11 +108,12 @@ static void conic(const ConicJob& job, void* scratch) {
     int count = (int)worker.count, width = count == 1 ? 1 : target_lanes == 8 && count <= 4 ? 4 : target_lanes;
     LC_BY_WIDTH(width, conic_resume, job, count, worker, width == 8 ? 4 : width > 1 ? 1 : 0)
   }
+#endif
 }
 
-static void newton(const NewtonJob& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(chunk.width, newton_chunk, job, chunk, scratch) }
+static void newton(const NewtonJob& job, Chunk chunk, void* scratch) { LC_PACKS(newton_chunk, job, chunk, scratch) }
 
-static void newton_solve(const NewtonSolve& job, Chunk chunk, void* scratch) { LC_BY_WIDTH(chunk.width, newton_solve_chunk, job, chunk, scratch) }
+static void newton_solve(const NewtonSolve& job, Chunk chunk, void* scratch) { LC_PACKS(newton_solve_chunk, job, chunk, scratch) }
 
 }  // namespace
 extern const Target LC_JOIN(target_table_, LC_TARGET);

@@ -13,7 +13,7 @@ extern const Target target_table_avx2;
 #if defined(LC_HAVE_NEON)
 extern const Target target_table_neon;
 #endif
-extern const Target target_table_scalar;
+extern const Target target_table_scalar, target_table_strided;
 
 const Target* find_target(const char* name) {
   auto wanted = [&](const Target& t) { return !name || !*name || std::strcmp(name, t.name) == 0; };
@@ -28,7 +28,8 @@ const Target* find_target(const char* name) {
 #if defined(LC_HAVE_NEON)
   if (wanted(target_table_neon)) return &target_table_neon;
 #endif
-  return wanted(target_table_scalar) ? &target_table_scalar : nullptr;
+  if (wanted(target_table_scalar)) return &target_table_scalar;
+  return wanted(target_table_strided) ? &target_table_strided : nullptr;
 }
 
 }  // namespace layercompiler

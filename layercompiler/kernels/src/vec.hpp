@@ -34,6 +34,44 @@ template <class V> constexpr int lanes_of = Traits<V>::lanes;
 
 #define LC_INLINE static inline __attribute__((always_inline))
 
+// How the numeric headers reach the numbers of a pack in memory: here a plain pointer. With LC_STRIDED it is what one thread of a GPU has of memory in which
+// the numbers of `stride` instances take turns, V = double; a pointer to a thread's own variables is a view of stride 1.
+#if defined(LC_STRIDED)
+template <class V> struct View {
+  V* at = nullptr;
+  int64_t stride = 1;
+  View() = default;
+  View(V* own) : at(own) {}
+  View(V* first, int64_t apart) : at(first), stride(apart) {}
+  operator View<const V>() const { return {at, stride}; }
+  explicit operator bool() const { return at; }
+  V& operator[](int64_t i) const { return at[i * stride]; }
+  V& operator*() const { return *at; }
+  View operator+(int64_t i) const { return {at + i * stride, stride}; }
+  View& operator+=(int64_t i) { return at += i * stride, *this; }
+  View operator++(int) {
+    View old = *this;
+    return *this += 1, old;
+  }
+};
+template <class V> using Unshared = View<V>;
+static thread_local struct { int64_t number, count; } thread;  // of this thread among those whose numbers take turns
+template <class V> LC_INLINE View<V> pack_at(void* memory) { return {static_cast<V*>(memory) + thread.number, thread.count}; }
+// Where the instances from `first` on keep `footprint` numbers each.
+template <class V> LC_INLINE View<V> kept_at(double* storage, int64_t first, int64_t footprint) {
+  return pack_at<V>(storage + (first - thread.number) * footprint);
+}
+template <class V> LC_INLINE void clear(View<V> a, int64_t count) {
+  for (int64_t i = 0; i < count; i++) a[i] = V{};
+}
+#else
+template <class V> using View = V*;
+template <class V> using Unshared = V* __restrict;
+template <class V> LC_INLINE View<V> pack_at(void* memory) { return static_cast<V*>(memory); }
+template <class V> LC_INLINE View<V> kept_at(double* storage, int64_t first, int64_t footprint) { return pack_at<V>(storage + first * footprint); }
+template <class V> LC_INLINE void clear(V* a, int64_t count) { __builtin_memset((void*)a, 0, (size_t)count * sizeof(V)); }
+#endif
+
 template <class V> LC_INLINE V splat(double x) {
   if constexpr (lanes_of<V> == 1) return x;
   else return x - V{};
