@@ -129,7 +129,7 @@ class Sparse(LinearSolve):
         for _ in range(_SWEEPS):
             top, sizes = np.zeros(scale.shape), np.abs(values) * scale[:, rows] * scale[:, cols]
             for ends in (rows, cols):
-                np.maximum.at(top, (slice(None), ends), sizes)
+                np.maximum.at(top.T, ends, sizes.T)
             scale *= _toward_one(top)
         values = values * scale[:, rows] * scale[:, cols]
         packed = np.zeros((len(values), self.nnz))
