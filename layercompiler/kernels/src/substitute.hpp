@@ -179,7 +179,7 @@ static void substitute(const Schedule& s, View<const F> panels, View<const F> in
 
 // r <- b - K x for the symmetric matrix given by its upper triangle; `norm` gets the largest |r|, NaN where r holds one.
 template <class F, class V, int NR>
-static void residual(const Schedule& s, View<const F> entries, View<const V> b, View<const V> x, View<V> r, View<V> norm) {
+static void residual(const Schedule& s, View<const F> entries, View<const V> b, View<const V> x, View<V> r, View<V> norm, const View<const F>* weight = nullptr) {
   for (int64_t i = 0; i < (int64_t)s.n * NR; i++) r[i] = b[i];
   for (int c = 0; c < s.n; c++) {
     int k = s.colptr[c], last = s.colptr[c + 1] - 1;
@@ -210,7 +210,8 @@ static void residual(const Schedule& s, View<const F> entries, View<const V> b, 
   for (int t = 0; t < NR; t++) norm[t] = poison[t] = V{};
   for (int i = 0; i < s.n; i++)
     for (int t = 0; t < NR; t++) {
-      norm[t] = vmax(norm[t], vabs(r[(int64_t)i * NR + t]));
+      V size = vabs(r[(int64_t)i * NR + t]);
+      norm[t] = vmax(norm[t], weight ? size * spread<V>((*weight)[i]) : size);
       poison[t] = fma(r[(int64_t)i * NR + t], splat<V>(0.0), poison[t]);
     }
   for (int t = 0; t < NR; t++) norm[t] += poison[t];
@@ -292,10 +293,12 @@ static size_t factor_scratch(const Schedule& s) { return sizeof(d8) * (size_t)(r
 
 constexpr int columns_at_once = 4;
 
-// NR right-hand sides of one pack with refinement; every decision is per lane, and the best iterate stays.
+// NR right-hand sides of one pack with refinement; every decision is per lane, and the best iterate stays. Residuals are measured in the scaled system:
+// in the rows as they are given, an entry far beyond the others hides in its own rounding what the rows beside it still lack.
 template <class F, class V, int NR>
 static void solve_group(const Schedule& s, const Stored<F>& keep, View<V> memory, double tolerance, int refine, View<V> relative, View<V>& result) {
   int64_t size = (int64_t)s.n * NR;
+  const View<const F> scale = keep.scale;
   View<V> b = memory, x = b + size, r = x + size, trial = r + size, rest = trial + size;
   V norm[NR], goal[NR], size_b[NR];
   Mask<V> active[NR];
@@ -309,10 +312,10 @@ static void solve_group(const Schedule& s, const Stored<F>& keep, View<V> memory
     V d = spread<V>(keep.scale[i]);
     for (int t = 0; t < NR; t++) {
       x[(int64_t)i * NR + t] *= d;
-      size_b[t] = vmax(size_b[t], vabs(b[(int64_t)i * NR + t]));
+      size_b[t] = vmax(size_b[t], vabs(b[(int64_t)i * NR + t]) * d);
     }
   }
-  residual<F, V, NR>(s, keep.entries, b, x, r, norm);
+  residual<F, V, NR>(s, keep.entries, b, x, r, norm, &scale);
   for (int t = 0; t < NR; t++) {
     goal[t] = splat<V>(tolerance) * size_b[t];
     active[t] = norm[t] > goal[t];
@@ -331,7 +334,7 @@ static void solve_group(const Schedule& s, const Stored<F>& keep, View<V> memory
       for (int t = 0; t < NR; t++) trial[(int64_t)i * NR + t] = fma(trial[(int64_t)i * NR + t], d, x[(int64_t)i * NR + t]);
     }
     V next[NR];
-    residual<F, V, NR>(s, keep.entries, b, trial, rest, next);
+    residual<F, V, NR>(s, keep.entries, b, trial, rest, next, &scale);
     for (int t = 0; t < NR; t++) active[t] = active[t] & (next[t] < norm[t]);
     for (int i = 0; i < s.n; i++)
       for (int t = 0; t < NR; t++) {
