@@ -19,7 +19,7 @@ from layercompiler.plan.failure import failure
 from layercompiler.plan.native import Native
 from layercompiler.status import Info, Status
 
-_CACHE = 2_500_000  # numbers of a working set on the CPU: what stays near the core
+_CACHE = 10_000_000  # numbers of a working set on the CPU: what stays in the last cache
 _LEAST = 8  # instances that are worth the calls
 _xp: Any = arrays.get("torch")
 

@@ -30,7 +30,7 @@ from layercompiler.solvers.interior_point import small
 from layercompiler.solvers.interior_point.complementarity import Complementarity, State, traced
 from layercompiler.solvers.interior_point.elimination import Elimination, Linearized, unordered
 from layercompiler.solvers.interior_point.pivoting import pivot, pivot_all
-from layercompiler.solvers.interior_point.program import Point, Program, put, select
+from layercompiler.solvers.interior_point.program import Point, Program, missing, put, select
 from layercompiler.solvers.interior_point.sweeping import run, sweep
 from layercompiler.solvers.interior_point.symmetric import Symmetric
 
@@ -109,6 +109,25 @@ def _arrive(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
     return *found.arrays, xp.all(found.residual <= EXACT), here.v, here.order, here.Lt
 
 
+def _again(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
+    """On the orthant, a Newton step more for points that are not exact: arrays of the better points, and whether all are exact now.
+
+    The last arguments are those of `Linearized`, or of `small.Inverse`, besides the program.
+    """
+    numbers, (x, y, v, residual, able), at = held[:6], held[6:11], held[11:]
+    program, zero = Program(xp, cone, *numbers), 0.0 * v[:, :1]
+    if len(at) == 4:
+        here: Linearized | small.Inverse = small.Inverse(program, v, *at)
+    else:
+        here = Linearized(Elimination(program, *at[:7]), *at[7:])  # type: ignore[call-arg]
+    step = (x, y, xp.clip(v, 0.0, None))
+    left = missing(program, v, (zero - program.p, zero + program.b, zero + program.h), step)
+    found = here.arrive(tuple(a + b for a, b in zip(step, here.solve(*left), strict=True)))  # type: ignore[arg-type]
+    better = able & ~(residual <= EXACT) & (found.residual < residual)
+    best = found.where(xp, better, Point(x, y, v, residual))
+    return *best.arrays, xp.all(best.residual <= EXACT)
+
+
 def _sides(xp: Any, active: Any, like: Any) -> Any:
     """A v (B, m) with these active rows."""
     return xp.where(active, xp.ones_like(like), -xp.ones_like(like))
@@ -120,8 +139,11 @@ def _by_sweeps(program: Program) -> Found:
     Y, inverse, unit, ok, *state = traced(small.start, xp, cone)(*numbers)
     tableau, side, sure, count = run(xp, tuple(state))
     *best, exact, H = traced(small.finish, xp, cone)(tableau, side, Y, inverse, unit, ok, *numbers)
+    able = ok & sure[:, 0]
+    if not bool(exact):
+        *best, exact = traced(_again, xp, cone)(*numbers, *best, able, inverse, Y, H, ok)
     here = small.Inverse(program, best[2], inverse, Y, H, ok)
-    return Found(Point(*best), here, count, True) if bool(exact) else _polished(xp, best, here, ok & sure[:, 0], count)
+    return Found(Point(*best), here, count, True) if bool(exact) else _polished(xp, best, here, able, count)
 
 
 def _polished(xp: Any, best: list[Any], here: Any, able: Any, count: Any) -> Found:
@@ -147,6 +169,8 @@ def _by_pivoting(program: Program) -> Found:
         active, sure, count = put(xp, active, left, rows), put(xp, sure, left, known), put(xp, count, left, count[left] + steps)
     here = Linearized.collected(form, _sides(xp, active, q))
     *best, exact = traced(_arrive, xp, cone)(*numbers, *held[:11], here.v, here.order, here.Lt, here.ok)[:5]
+    if not bool(exact):
+        *best, exact = traced(_again, xp, cone)(*numbers, *best, able & sure, *held[:7], here.v, here.order, here.Lt, here.ok)
     return Found(Point(*best), here, count, True) if bool(exact) else _polished(xp, best, here, able & sure, count)
 
 

@@ -61,6 +61,14 @@ class Inverse:
         inverse, Y = (a if a.shape[0] == 1 else a[index] for a in (self.inverse, self.Y))
         return Inverse(self.program.take(index), self.v[index], inverse, Y, self.H[index], self.ok[index])
 
+    def solve(self, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
+        """See `elimination.Linearized.solve`."""
+        return _apply(self.program.xp, self.inverse, self.Y, self.H, r_x, r_y, r_z)
+
+    def arrive(self, step: tuple[Any, Any, Any]) -> Point:
+        """See `elimination.Linearized.arrive`."""
+        return _arrive(self.program, step, self.v > 0, self.ok)
+
     def refined(self, right: tuple[Any, Any, Any], turns: int = 1, finest: float = FINEST) -> tuple[tuple[Any, Any, Any], Any]:
         """See `elimination.Linearized.refined`."""
         xp, program = self.program.xp, self.program
@@ -76,7 +84,7 @@ class Inverse:
         zero = self.program.xp.sum(self.v, axis=1, keepdims=True) * 0.0
         right = (zero - self.program.p, zero + self.program.b, zero + self.program.h)
         step, _ = self.refined(right, turns, NEWTON)
-        return _arrive(self.program, step, self.v > 0, self.ok)
+        return self.arrive(step)
 
 
 def start(xp: Any, cone: Symmetric, *numbers: Any) -> tuple[Any, ...]:
