@@ -227,7 +227,8 @@ class Prepared:
                         mend="normalise rotations to length one; the order of the numbers is in the docstring of the group",
                     )
             parts.append(np.broadcast_to(given, (*batch, *v.shape)).reshape(math.prod(batch), v.size))
-        return np.concatenate(parts, axis=1) if parts else np.zeros((math.prod(batch), 0))
+        # Kernels write to it by its address: of parts that the batch shares, numpy would make columns that lie one after the other.
+        return np.ascontiguousarray(np.concatenate(parts, axis=1)) if parts else np.zeros((math.prod(batch), 0))
 
     def regular(self, theta: Sequence[Any], start: np.ndarray, batch: tuple[int, ...]) -> Call:
         """The call with one batch axis; `theta` are arrays of the framework, (batch..., *shape) up to broadcasting."""

@@ -209,3 +209,20 @@ def test_elements_are_made_in_the_arrays_of_their_tangents():
         np.testing.assert_allclose(y, x, atol=1e-15)
         np.testing.assert_allclose(kind.element(y).log(), v, atol=1e-12)
         assert kind(5).shape == x.shape == kind.identity(5).shape == kind.random(np.random.default_rng(0), (5,)).shape
+
+
+def test_a_start_that_the_batch_shares():
+    """One start for all instances of a plain call of torch: every instance gets its own solution."""
+    t = np.linspace(0.0, 1.0, 12)
+    problem = lc.LeastSquares(
+        variables={"c": lc.Euclidean(1, 2)},
+        factors=[lc.factor(lambda c, x, y: c[:1] * (c[1:] * x).exp() - y, on="c", data=("x", "y"), index=np.zeros(12, int))],
+        parameters={"x": (12,), "y": (12,)},
+    )
+    truth = np.stack([[1.0 + 0.1 * k, -0.7 + 0.2 * k] for k in range(6)])
+    layer = lc.export(problem, "torch")
+    seen = torch.tensor(truth[:, :1] * np.exp(truth[:, 1:] * t), requires_grad=True)
+    for shape in ((6,), (2, 3), (6, 1)):
+        (found,) = layer(torch.tensor(t), seen.reshape(*shape, 12), init={"c": np.array([[1.0, 0.0]])})
+        assert found.is_contiguous()
+        np.testing.assert_allclose(found.detach().numpy(), truth.reshape(*shape, 1, 2), atol=1e-9)
