@@ -1,6 +1,6 @@
 """Batches of dense QPs through torch and jax layers, the peers and us, in one run on one pinned core; writes its part of RESULTS.md.
 
-    python -m benchmarks.qp [--sizes 10,50,100] [--batches 1,16,128,512] [--seconds 2] [--out benchmarks/RESULTS.md]
+    python -m benchmarks.qp [--sizes 10,50,100] [--batches 1,16,128,512] [--seconds 1] [--out benchmarks/RESULTS.md]
 
 m = n inequalities, n/4 equalities, float64, every instance its own matrices. Layers take turns, one forward and one backward call each,
 so that what the machine does meanwhile falls on all of them alike; reported are the fastest rounds. Gradient errors are relative, the
@@ -28,8 +28,12 @@ from layercompiler import kernels
 from tests.qp import families
 
 KINDS = ("std", "ill", "dqp", "optnet")
-MOREAU, QPTH = "moreau", "qpth"
-OURS = "layercompiler, torch"
+MOREAU, QPTH, QPLAYER, QPAX = "moreau", "qpth", "QPLayer", "qpax"
+OURS, OURS_JAX = "layercompiler, torch", "layercompiler, jax"
+ARRAYS, ARRAYS_JAX = "arrays, torch", "arrays, jax"
+# Of each peer, the layer of ours in the same framework.
+PEERS = {MOREAU: OURS, QPTH: OURS, QPLAYER: OURS, QPAX: OURS_JAX}
+LONGEST = 4.0  # seconds of a round: a peer that would take longer is left out
 
 
 class Torch:
@@ -86,6 +90,18 @@ class Moreau(Torch):
         self.call = call
 
 
+class QpLayer(Torch):
+    """ProxSuite's; it writes gradients in torch's default dtype."""
+
+    def __init__(self, n, m, p, batch):
+        from proxsuite.torch.qplayer import QPFunction
+
+        torch.set_default_dtype(torch.float64)
+        none = torch.full((batch, m), -1e20)
+        solve = QPFunction(eps=1e-9, eps_backward=1e-9)
+        self.call = lambda Q, c, G, h, A, b: solve(Q, c, A, b, G, none, h)[0]
+
+
 class Jax:
     """Our layer of jax arrays under jit; forward gives x with what its pullback needs."""
 
@@ -96,13 +112,17 @@ class Jax:
 
         jax.config.update("jax_enable_x64", True)
         self.jax = jax
-        layer = lc.export(lc.QP(n, m, p), "jax", solver=self.solver, options={"workers": 1})
+        solve = self.build(n, m, p)
 
         def both(w, *arrays):
-            x, pull = jax.vjp(lambda *a: layer(*a)[0], *arrays)
+            x, pull = jax.vjp(solve, *arrays)
             return x, pull(w)
 
         self.both = jax.jit(both)
+
+    def build(self, n, m, p):
+        layer = lc.export(lc.QP(n, m, p), "jax", solver=self.solver, options={"workers": 1})
+        return lambda *arrays: layer(*arrays)[0]
 
     def prepare(self, arrays):
         return [self.jax.numpy.asarray(a) for a in arrays], self.jax.numpy.asarray(_cotangent(arrays))
@@ -123,13 +143,27 @@ class JaxArrays(Jax):
     solver = "interior_point"
 
 
+class Qpax(Jax):
+    """With the backend whose gradient by G is right, and relaxed as little as its default tolerance allows."""
+
+    def build(self, n, m, p):
+        import qpax
+
+        def solve(Q, c, G, h, A, b):
+            return qpax.solve_qp_primal(Q, c, A, b, G, h, backend="i", solver_tol=1e-9, target_kappa=1e-6)
+
+        return self.jax.vmap(solve)
+
+
 LAYERS = {
     OURS: Ours,
-    "layercompiler, jax": Jax,
-    "arrays, torch": Arrays,
-    "arrays, jax": JaxArrays,
+    OURS_JAX: Jax,
+    ARRAYS: Arrays,
+    ARRAYS_JAX: JaxArrays,
     MOREAU: Moreau,
     QPTH: Qpth,
+    QPLAYER: QpLayer,
+    QPAX: Qpax,
 }
 
 
@@ -143,14 +177,14 @@ def clock(function, *arguments):
     return result, 1e3 * (time.perf_counter() - began)
 
 
-def measure(kind, n, batch, seconds):
+def measure(kind, n, batch, seconds, names=tuple(LAYERS)):
     """Fastest forward and backward milliseconds by layer, and gradient errors."""
     m, p = n, n // 4
     arrays = families.batch(kind, n, m, p, batch)
     state, found, errors = {}, {}, {}
-    for name, build in LAYERS.items():
+    for name in names:
         try:
-            layer = build(n, m, p, batch)
+            layer = LAYERS[name](n, m, p, batch)
             tensors, w = layer.prepare(arrays)
             x = layer.forward(tensors)
             gradients = layer.backward(x, tensors, w)
@@ -163,7 +197,7 @@ def measure(kind, n, batch, seconds):
     gc.disable()
     while any(s < 1e3 * seconds for s in spent.values()):
         for name, (layer, tensors, w) in state.items():
-            if spent[name] >= 1e3 * seconds and len(found[name]) >= 3:
+            if spent[name] >= 1e3 * seconds:
                 continue
             x, forward = clock(layer.forward, tensors)
             gradients, backward = clock(layer.backward, x, tensors, w)
@@ -205,16 +239,39 @@ def rate():
     return 2 * 768**3 / min(clock(np.matmul, a, a)[1] for _ in range(80)) * 1e3
 
 
-def page(found, errors, batches, peak, machine):
+def page(found, errors, peak, machine):
     out = [
         "## Dense QPs",
         "",
         machine,
         "",
         "Milliseconds per batch, forward + backward together (forward / backward in brackets), the fastest round of each layer; m = n, n/4",
-        "equalities, float64, one core. The jax layer runs forward and backward under one jit. The floor is the arithmetic of",
-        f"our method at the rate of a large matrix product here ({peak / 1e9:.0f} GF/s).",
+        "equalities, float64, one core. Jax layers run forward and backward under one jit. The floor is the arithmetic of",
+        f"our method at the rate of a large matrix product here ({peak / 1e9:.0f} GF/s). Ratios are over our layer in the peer's",
+        f"framework: jax for qpax, else torch. Left out: a peer whose round would take longer than {LONGEST:.0f} s, and arrays at other",
+        "batches than 128 in families but std. qpax: backend 'i', target_kappa 1e-6, with which its gradients are what is shown.",
+        "",
+        "### Summary: how many times faster",
+        "",
+        _row(
+            [
+                "family",
+                "n",
+                *(f"over {x}, batch 128" for x in PEERS),
+                "best peer at batch 1",
+                "over it",
+                f"{ARRAYS} over qpth",
+                f"{ARRAYS_JAX} over qpth",
+            ]
+        ),
+        _row(["---"] * (6 + len(PEERS))),
     ]
+    for kind, n in dict.fromkeys((k, n) for k, n, _ in found):
+        many, one = (_totals(found.get((kind, n, b), {})) for b in (128, 1))
+        best = min((x for x in PEERS if x in one), key=one.get, default=None)
+        arrays = [_over(many, QPTH, x) for x in (ARRAYS, ARRAYS_JAX)]
+        alone = [best, _over(one, best, PEERS[best])] if best else ["", ""]
+        out.append(_row([kind, str(n), *(_over(many, x, ours) for x, ours in PEERS.items()), *alone, *arrays]))
     for kind in KINDS:
         if not any(k == kind for k, _, _ in found):
             continue
@@ -222,24 +279,30 @@ def page(found, errors, batches, peak, machine):
             "n",
             "batch",
             *LAYERS,
-            "moreau / ours",
-            "qpth / ours",
+            *(f"{x} / ours" for x in PEERS),
             "share of the floor",
             "gradient error of ours",
-            "of moreau",
-            "of qpth",
+            *(f"of {x}" for x in PEERS),
         ]
         out += ["", f"### {kind}", "", _row(head), _row(["---"] * len(head))]
         for (k, n, batch), times in found.items():
             if k != kind:
                 continue
-            total = {name: sum(t) for name, t in times.items()}
-            cells = [f"{sum(times[x]):.3g} ({times[x][0]:.3g} / {times[x][1]:.3g})" if x in times else "" for x in LAYERS]
-            ratios = [f"{total[x] / total[OURS]:.1f}" if x in total and OURS in total else "" for x in (MOREAU, QPTH)]
+            total = _totals(times)
+            cells = [f"{sum(times[x]):.3g} ({times[x][0]:.3g} / {times[x][1]:.3g})" if x in times else "-" for x in LAYERS]
+            ratios = [_over(total, x, ours) for x, ours in PEERS.items()]
             share = f"{100 * floor(n, batch, peak) / total[OURS]:.0f} %" if OURS in total else ""
-            off = [f"{errors[k, n, batch][x]:.0e}" if x in errors[k, n, batch] else "" for x in (OURS, MOREAU, QPTH)]
+            off = [f"{errors[k, n, batch][x]:.0e}" if x in errors[k, n, batch] else "-" for x in (OURS, *PEERS)]
             out.append(_row([str(n), str(batch), *cells, *ratios, share, *off]))
     return "\n".join(out) + "\n"
+
+
+def _totals(times):
+    return {name: sum(t) for name, t in times.items()}
+
+
+def _over(total, peer, ours):
+    return f"{total[peer] / total[ours]:.1f}" if peer in total and ours in total else "-"
 
 
 def _row(cells):
@@ -251,7 +314,7 @@ def main():
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--sizes", default="10,50,100")
     parser.add_argument("--batches", default="1,16,128,512")
-    parser.add_argument("--seconds", type=float, default=1.5, help="clock time for each layer, family, size and batch")
+    parser.add_argument("--seconds", type=float, default=0.6, help="clock time for each layer, family, size and batch")
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--out", default=str(results_file.PATH))
     options = parser.parse_args()
@@ -262,12 +325,18 @@ def main():
     peak, found, errors = rate(), {}, {}
     for kind in options.kinds.split(","):
         for n in map(int, options.sizes.split(",")):
-            for batch in batches if kind == "std" else [b for b in batches if b == 128] or batches:
-                found[kind, n, batch], errors[kind, n, batch] = measure(kind, n, batch, options.seconds)
-                shown = ", ".join(f"{k} {sum(t):.2f} ({errors[kind, n, batch][k]:.0e})" for k, t in found[kind, n, batch].items())
-                print(f"{kind} n={n} batch {batch}: {shown}", flush=True)
+            slow = set()
+            for batch in batches:
+                names = [x for x in LAYERS if x not in slow and (x not in (ARRAYS, ARRAYS_JAX) or kind == "std" or batch == 128)]
+                found[kind, n, batch], errors[kind, n, batch] = best, off = measure(kind, n, batch, options.seconds, names)
+                slow |= {x for x in PEERS if x in best and sum(best[x]) * _next(batches, batch) / batch > 1e3 * LONGEST}
+                print(f"{kind} n={n} batch {batch}: {', '.join(f'{k} {sum(t):.2f} ({off[k]:.0e})' for k, t in best.items())}", flush=True)
     peak = max(peak, rate())
-    results_file.write("qp", page(found, errors, batches, peak, describe_machine()), options.out)
+    results_file.write("qp", page(found, errors, peak, describe_machine()), options.out)
+
+
+def _next(batches, batch):
+    return min((b for b in batches if b > batch), default=batch)
 
 
 if __name__ == "__main__":
