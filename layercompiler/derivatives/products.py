@@ -53,6 +53,11 @@ class Products:
             return np.zeros_like(x)
         return _matvec(self.P_values, x) if self.P_pattern.dense else self.P_pattern.product(self.P_values, x)
 
+    def P_terms(self, x: np.ndarray) -> np.ndarray:
+        """|x|'|P||x|, (B,): the size of the terms of x'P x."""
+        x, P = np.abs(x), np.abs(self.P_values)
+        return np.sum(x * (_matvec(P, x) if self.P_pattern.dense else self.P_pattern.product(P, x)), axis=1)
+
     def A(self, x: np.ndarray) -> np.ndarray:
         """A x, (B, m)."""
         return _matvec(self.A_values, x) if self.A_pattern.dense else self.A_pattern.product(self.A_values, x)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from layercompiler.cones import ProductProjection
-from layercompiler.derivatives.linear import LinearSolve, linear_solve
+from layercompiler.derivatives.linear import LinearSolve, evenness, linear_solve
 from layercompiler.derivatives.rotation import Rotation, Turned
 from layercompiler.errors import DerivativeError
 from layercompiler.programs.cone import Data, Structure
@@ -155,7 +155,9 @@ class Linearization:
         K = self.dense(i)
         one = self.one(i)
         rhs = one._right(r_x[None], h[None])[0]
-        solution = np.linalg.lstsq(K, rhs, rcond=1e-11)[0]
+        scale = evenness(K[None])[0]  # what decides the rank must not be the units
+        even, _, rank, _ = np.linalg.lstsq(K * scale[:, None] * scale, rhs * scale, rcond=1e-11)
+        solution = even * scale if rank == len(K) else np.linalg.lstsq(K, rhs, rcond=1e-11)[0]
         u, t = one._left(solution[None])
         return u[0], t[0]
 

@@ -13,7 +13,8 @@ import numpy as np
 from layercompiler.errors import DtypeError, OptionError, SolveError, UnsupportedTransformError
 from layercompiler.jax.layer import _array
 from layercompiler.plan.arguments import starts
-from layercompiler.plan.least_squares import FIXED, CompiledLeastSquares, LeastSquaresSolution, Prepared
+from layercompiler.plan.least_squares import FIXED, CompiledLeastSquares, Prepared
+from layercompiler.plan.minimizer import LeastSquaresSolution
 from layercompiler.solvers.least_squares import Result, descent
 from layercompiler.solvers.least_squares.descent import RUNNING, State
 from layercompiler.solvers.least_squares.evaluation import stages

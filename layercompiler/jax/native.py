@@ -103,23 +103,36 @@ class Function:
     def _linear(self, Q: Any, A: Any, G: Any, v: Any, right: Any, kept: Any) -> Any:
         """u with M u = right."""
         cone = self.native.cone
+        sizes = [r.shape[1] for r in right]
+        ends = np.cumsum(sizes)
+
+        # One vector: parts that no tangent or cotangent reaches (constant constraints, no equalities) could not be differentiated again.
+        # Nothing empty is cut from it or put into it: XLA then loses what it needs to call LAPACK.
+        def join(parts: Sequence[Any]) -> Any:
+            count = max(p.shape[0] for p in parts)
+            return jnp.concatenate([jnp.broadcast_to(p, (count, p.shape[1])) for p in parts if p.shape[1]], axis=1)
+
+        def split(u: Any) -> list[Any]:
+            return [u[:, end - k : end] if k else jnp.zeros((len(u), 0), u.dtype) for k, end in zip(sizes, ends, strict=True)]
+
+        # What has a tangent must give the product one, says jax: factors are none of its business, and orthants bend the same at every v.
+        kept, v = jax.lax.stop_gradient(kept), v if v.shape[1] else jax.lax.stop_gradient(v)
+        tie = 0.0 * jnp.where(jnp.isfinite(v), v, 0.0)
 
         def product(u: Any) -> Any:
-            u1, u2, u3 = u
-            bent = cone.apply(_xp, cone.derivative(_xp, v), u3)
+            u1, u2, u3 = split(u)
+            bent = cone.apply(_xp, cone.derivative(_xp, v), u3) + tie * u3
             top = 0.5 * (times(_xp, Q, u1) + times_transposed(_xp, Q, u1)) + times_transposed(_xp, A, u2) + times_transposed(_xp, G, bent)
-            return top, times(_xp, A, u1), times(_xp, G, u1) + bent - u3
+            return join((top, times(_xp, A, u1), times(_xp, G, u1) + bent - u3))
 
         def solve(transposed: bool) -> Callable[..., Any]:
             def run(_: Any, r: Any) -> Any:
-                data = (Q, A, G, v, *r, *kept)
-                return tuple(self._in_pieces(lambda *d: self.native.system(_xp, d[0], d[1], d[2], d[3], d[4:7], d[7:], transposed), data))
+                data = (Q, A, G, v, *split(r), *kept)
+                return join(self._in_pieces(lambda *d: self.native.system(_xp, d[0], d[1], d[2], d[3], d[4:7], d[7:], transposed), data))
 
             return run
 
-        # A part that no tangent reaches (constant constraints) could not be transposed, so all of them are tied to all tangents.
-        tie = 0.0 * sum(jnp.sum(r, axis=1, keepdims=True) for r in right)
-        return jax.lax.custom_linear_solve(product, tuple(r + tie for r in right), solve(False), solve(True))
+        return split(jax.lax.custom_linear_solve(product, join(right), solve(False), solve(True)))
 
     def _in_pieces(self, function: Callable[..., Any], data: Sequence[Any]) -> Any:
         """A function of (B or 1, ...) arrays; on the CPU by pieces of the batch that stay in the cache."""

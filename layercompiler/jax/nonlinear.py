@@ -12,7 +12,7 @@ from layercompiler import arrays
 from layercompiler.jax.layer import _array
 from layercompiler.jax.least_squares import LeastSquaresLayer
 from layercompiler.plan.arguments import starts
-from layercompiler.plan.least_squares import LeastSquaresSolution
+from layercompiler.plan.minimizer import LeastSquaresSolution
 from layercompiler.plan.nonlinear import CompiledNonlinear
 
 _XP = arrays.get("jax")

@@ -127,8 +127,9 @@ class Factor:
             threads: Threads that share the packs.
 
         Returns:
-            x of the shape of `rhs`, and the relative residual max|rhs - K x| / max|rhs| of shape (B,) or
-            (B, k): that of the best iterate, which is the one returned. NaN marks an instance whose data are not finite.
+            x of the shape of `rhs`, and the relative residual max|S (rhs - K x)| / max|S rhs| of shape (B,) or
+            (B, k), with S as in `LDL.factor`: that of the best iterate, which is the one returned. NaN marks an instance whose
+            data are not finite.
         """
         n = self.ldl.n
         rhs = np.ascontiguousarray(rhs, dtype=np.float64)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from layercompiler.manifolds.group import Group, matrix, parts, square
+from layercompiler.manifolds.group import Group, matrix, parts, unlike_unit
 from layercompiler.manifolds.series import NEAR, cotangent, cotangent_rest, sinc, third, versine
 
 
@@ -71,7 +71,7 @@ class Rotation2(Group):
 
     def invalid(self, xp: Any, x: Any) -> Any:
         """Not of length one to six digits."""
-        return ~(xp.abs(square(xp, x) - 1) < 2e-6)
+        return unlike_unit(xp, x)
 
 
 class Motion2(Group):

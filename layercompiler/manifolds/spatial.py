@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from layercompiler.manifolds.group import Group, cross, hat, matrix, parts, square
+from layercompiler.manifolds.group import Group, cross, hat, matrix, parts, square, unlike_unit
 from layercompiler.manifolds.series import angle_over_sine, cotangent, cotangent_rest, sinc, third, versine
 
 
@@ -105,7 +105,7 @@ class Rotation3(Group):
 
     def invalid(self, xp: Any, x: Any) -> Any:
         """Not of length one to six digits."""
-        return ~(xp.abs(square(xp, x) - 1) < 2e-6)
+        return unlike_unit(xp, x)
 
 
 class Motion3(Group):

@@ -14,7 +14,8 @@ from layercompiler.errors import ShapeError, nearest
 from layercompiler.expressions.graph import Graph
 from layercompiler.plan import report
 from layercompiler.plan.arguments import Arguments, check_domain, real
-from layercompiler.plan.least_squares import CompiledLeastSquares, HostLayer, LeastSquaresSolution
+from layercompiler.plan.least_squares import CompiledLeastSquares, HostLayer
+from layercompiler.plan.minimizer import LeastSquaresSolution
 from layercompiler.programs.nonlinear import NonlinearProgram
 from layercompiler.solvers.least_squares import LeastSquaresOptions
 

@@ -22,6 +22,9 @@ from layercompiler.status import Status
 
 EXACT = 1e-11  # a refined point this good is final; a worse one is kept while a tighter run is tried
 _RATE = 2e9  # operations a second of a factorisation, taken low
+_CERTAIN, _ROUNDING = 1e-6, 1e-12  # defects and gains of certificates
+_FLAT = 1e-10  # d'Pd beside its terms of a direction that P does not bend: the square of what engines leave
+_LARGE_NULL = 1000  # variables up to which the null space of P is formed
 _LARGE_PSD = 60  # from this order on an interior-point iteration outlasts any time limit
 
 
@@ -265,22 +268,40 @@ def certified(structure: Structure, data: Data, products: Products, raw: object)
     """(B,) bool: claims of infeasibility whose certificate holds on the data.
 
     Primal infeasible: y in K*, A'y = 0, b'y < 0. Dual infeasible: Px = 0, -Ax in K, q'x < 0. A product that is rounding beside its terms is
-    none: where q is a combination of rows, directions along which nothing changes look like a fall.
+    none: where q is a combination of rows, directions along which nothing changes look like a fall. P is asked on its own scale as
+    well: beside a q that is far larger any P looks like zero, and ends the fall all the same.
     """
-    tolerance, rounding = 1e-6, 1e-12
     out = np.zeros(data.batch, bool)
     claims_primal, claims_dual = raw.status == Status.PRIMAL_INFEASIBLE, raw.status == Status.DUAL_INFEASIBLE
     with np.errstate(all="ignore"):
         if claims_primal.any():
             y = np.where(np.isfinite(raw.y), raw.y, 0.0)
             gain = -np.sum(data.b * y, axis=1)
-            y = y / np.where(gain > rounding * np.sum(np.abs(data.b * y), axis=1), gain, np.nan)[:, None]
+            y = y / np.where(gain > _ROUNDING * np.sum(np.abs(data.b * y), axis=1), gain, np.nan)[:, None]
             defect = np.maximum(np.abs(products.AT(y)).max(axis=1, initial=0.0), structure.cones.dual_violation(y))
-            out |= claims_primal & (defect <= tolerance * (1 + np.abs(y).max(axis=1, initial=0.0)))
+            out |= claims_primal & (defect <= _CERTAIN * (1 + np.abs(y).max(axis=1, initial=0.0)))
         if claims_dual.any():
             x = np.where(np.isfinite(raw.x), raw.x, 0.0)
-            gain = -np.sum(data.q * x, axis=1)
-            x = x / np.where(gain > rounding * np.sum(np.abs(data.q * x), axis=1), gain, np.nan)[:, None]
-            defect = np.maximum(np.abs(products.P(x)).max(axis=1, initial=0.0), structure.cones.primal_violation(-products.A(x)))
-            out |= claims_dual & (defect <= tolerance * (1 + np.abs(x).max(axis=1, initial=0.0)))
+            falls = claims_dual & _falls(structure, data, products, x)
+            bent = np.flatnonzero(falls & ~(np.sum(x * products.P(x), axis=1) <= _FLAT * products.P_terms(x)))
+            if len(bent) and structure.n <= _LARGE_NULL:
+                part, of = data.take(bent), products.take(bent)
+                falls[bent] = _falls(structure, part, of, _straight(structure, part, x[bent]))
+            out |= falls
     return out
+
+
+def _falls(structure: Structure, data: Data, products: Products, x: np.ndarray) -> np.ndarray:
+    """(B,) bool: whether the objective falls along x for ever, but for the tolerance."""
+    gain = -np.sum(data.q * x, axis=1)
+    x = x / np.where(gain > _ROUNDING * np.sum(np.abs(data.q * x), axis=1), gain, np.nan)[:, None]
+    defect = np.maximum(np.abs(products.P(x)).max(axis=1, initial=0.0), structure.cones.primal_violation(-products.A(x)))
+    return defect <= _CERTAIN * (1 + np.abs(x).max(axis=1, initial=0.0))
+
+
+def _straight(structure: Structure, data: Data, x: np.ndarray) -> np.ndarray:
+    """The parts of directions (B, n) that P does not bend."""
+    P = np.broadcast_to(structure.P_pattern.full(data.P[:, structure.P_mirror]), (len(x), structure.n, structure.n))
+    w, vectors = np.linalg.eigh(np.where(np.isfinite(P).all(axis=(1, 2), keepdims=True), P, np.eye(structure.n)))
+    flat = w <= _FLAT * w[:, -1:]
+    return np.einsum("bij,bj->bi", vectors, np.einsum("bij,bi->bj", vectors, x) * flat)

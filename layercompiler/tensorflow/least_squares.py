@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from layercompiler.errors import DerivativeError, ShapeError, SolveError, UnsupportedTransformError
 from layercompiler.plan.arguments import starts
-from layercompiler.plan.least_squares import FIXED, Call, CompiledLeastSquares, LeastSquaresSolution, Prepared
+from layercompiler.plan.least_squares import FIXED, Call, CompiledLeastSquares, Prepared
+from layercompiler.plan.minimizer import LeastSquaresSolution
 from layercompiler.solvers.least_squares import Result
 from layercompiler.solvers.least_squares.linear import PIVOT
 from layercompiler.solvers.least_squares.traced import run

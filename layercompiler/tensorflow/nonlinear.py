@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from layercompiler import arrays
 from layercompiler.plan.arguments import starts
-from layercompiler.plan.least_squares import LeastSquaresSolution
+from layercompiler.plan.minimizer import LeastSquaresSolution
 from layercompiler.plan.nonlinear import CompiledNonlinear
 from layercompiler.tensorflow.layer import _tensor
 from layercompiler.tensorflow.least_squares import LeastSquaresLayer

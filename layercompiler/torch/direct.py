@@ -98,7 +98,7 @@ class Direct(Short):
             return self.default.repeat(count, axis=0)
         if self.prepared.batch_shape([batch + p[0] for p in self.parameters], init) != batch:
             return None
-        values = np.array(self.prepared.start(batch, init), order="C")
+        values = self.prepared.start(batch, init)
         return values if np.isfinite(values).all() else None
 
 

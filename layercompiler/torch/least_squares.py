@@ -14,7 +14,8 @@ from torch.autograd import forward_ad
 
 from layercompiler.errors import DerivativeError, UnsupportedTransformError
 from layercompiler.plan.arguments import starts
-from layercompiler.plan.least_squares import FIXED, CompiledLeastSquares, LeastSquaresSolution, Prepared
+from layercompiler.plan.least_squares import FIXED, CompiledLeastSquares, Prepared
+from layercompiler.plan.minimizer import LeastSquaresSolution
 from layercompiler.solvers.least_squares.linear import PIVOT
 from layercompiler.solvers.least_squares.traced import converging, follow, instances
 from layercompiler.status import Status

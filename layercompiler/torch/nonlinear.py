@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layercompiler import arrays
 from layercompiler.plan.arguments import starts
-from layercompiler.plan.least_squares import LeastSquaresSolution
+from layercompiler.plan.minimizer import LeastSquaresSolution
 from layercompiler.plan.nonlinear import CompiledNonlinear
 from layercompiler.torch.layer import _read
 from layercompiler.torch.least_squares import LeastSquaresLayer, _host

@@ -294,3 +294,62 @@ def test_doubled_rows_are_seen_whatever_the_size_of_others(scale):
     rows = np.array([[1.0, 0.5, 0.2], [2.0, 1.0, 0.4], [0.0, 1e-3, 0.0]]) * np.array([[scale], [scale], [1.0]])
     info = lc.compile(lc.QP(3, 3), variables=["x"]).evaluate([np.eye(3), -np.ones(3), rows, rows @ np.full(3, 0.4) + [0, 0, 1e-3]]).info
     assert info.ok and info.unique and info.degenerate
+
+
+@pytest.mark.parametrize("solver", ["lanes", "clarabel", "interior_point", "dense_qp"])
+@pytest.mark.parametrize("built", [True, False])
+def test_gradients_whatever_the_size_of_the_cost(solver, built, monkeypatch):
+    """Where the row binds x = h / g, and p is so small beside Q that the multiplier towers over everything in the scaled program."""
+    if not built:
+        if solver in ("lanes", "dense_qp"):
+            pytest.skip("a compiled engine")
+        monkeypatch.setattr(kernels, "available", lambda: False)
+    g, h = np.array([[[-1.5]]]), np.array([-3.7])
+    p = (10.0 ** -np.arange(19.0))[:, None]
+    compiled = lc.compile(lc.QP(1, 1), solver=solver, variables=["x", "value"])
+    found = compiled.evaluate([np.array([[375.3]]), p, np.repeat(g, len(p), 0), np.repeat(h[None], len(p), 0)])
+    dQ, dp, dG, dh = found.vjp([np.ones((len(p), 1)), np.zeros(len(p))])
+    np.testing.assert_allclose(dh, np.full((len(p), 1), -1 / 1.5), rtol=1e-9)
+    np.testing.assert_allclose(dG, np.full((len(p), 1, 1), 3.7 / -(1.5**2) * -1.0), rtol=1e-9)
+    np.testing.assert_allclose(dp, 0.0, atol=1e-12)
+    assert abs(dQ).max() < 1e-12 and not found.info.degenerate.any()
+
+
+@pytest.mark.parametrize("solver", ["lanes", "clarabel", "interior_point", "auto"])
+def test_a_definite_objective_does_not_fall_without_end(solver):
+    """Beside a cost of 1e6 the curvature is small, and engines take it for none."""
+    rng = np.random.default_rng(0)
+    M = rng.standard_normal((40, 6, 6))
+    Q = (M @ np.swapaxes(M, 1, 2) + np.eye(6)) * 10.0 ** rng.integers(-2, 5, (40, 1, 1))
+    G, h = 1e3 * rng.standard_normal((40, 4, 6)), -1e-3 * abs(rng.standard_normal((40, 4)))
+    status = lc.compile(lc.QP(6, 4), solver=solver, on_error="flag").evaluate([Q, 1e6 * rng.standard_normal((40, 6)), G, h]).info.status
+    assert not np.isin(status, [lc.Status.DUAL_INFEASIBLE, lc.Status.PRIMAL_INFEASIBLE]).any()
+
+
+def test_a_semidefinite_objective_that_falls_without_end_beside_a_large_cost():
+    rng = np.random.default_rng(1)
+    M = rng.standard_normal((20, 6, 3))
+    for solver in ("lanes", "clarabel", "auto"):
+        compiled = lc.compile(lc.QP(6, 0), solver=solver, on_error="flag")
+        status = compiled.evaluate([1e-3 * M @ np.swapaxes(M, 1, 2), 1e4 * rng.standard_normal((20, 6))]).info.status
+        assert (status == lc.Status.DUAL_INFEASIBLE).all(), solver
+
+
+@pytest.mark.parametrize("sizes", [(2, 0), (2, 1)])
+def test_second_derivatives_where_a_kind_of_row_is_missing(sizes):
+    """As a pure function of jax: what no tangent reaches, and what is empty, once stopped a second derivative."""
+    jax = pytest.importorskip("jax")
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        compiled = lc.compile(lc.QP(*sizes), solver="interior_point", variables=["value"])
+        arrays = [rng.standard_normal(p.shape) for p in compiled.parameters]
+        arrays[0] = np.diag([1.0, 2.0])
+        along, f = rng.standard_normal(2), compiled.to("jax")
+        gradient = jax.grad(lambda p: f(arrays[0], p, *arrays[2:])[0])
+        tangents = [along if k == 1 else None for k in range(len(arrays))]
+        expected = compiled.evaluate(arrays).hvp([np.ones(())], tangents)[1]
+        if sizes[1]:
+            found = jax.grad(lambda p: gradient(p) @ along)(arrays[1])
+        else:
+            found = jax.jvp(gradient, (arrays[1],), (along,))[1]
+        np.testing.assert_allclose(found, expected, atol=1e-9)

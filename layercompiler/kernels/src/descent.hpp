@@ -5,7 +5,7 @@
 // that both are written once; what is decided, is decided per instance, and no instance's numbers depend on the others.
 
 constexpr int8_t nls_running = -1, nls_solved = 0, nls_iteration_limit = 3, nls_failed = 7, nls_stalled = 8;
-constexpr double pivot_floor = 1e-12, saturated = 1e12, measure_floor = 1e-5, rough_target = 1e-3, polished = 1e-13, settled = 1e-12;
+constexpr double pivot_floor = 1e-12, saturated = 1e12, measure_floor = 1e-5, rough_target = 3e-4, polished = 1e-13, settled = 1e-12;
 constexpr int newton_steps = 8, newton_chords = 2;
 
 template <class V> struct Descent {
@@ -23,6 +23,7 @@ template <class V> struct Descent {
   const double** in;
   int64_t* stride;
   Systems<V> systems;
+  const bool linear_in, second_in;  // whether entries go straight to the panels
   void* tape_memory;
   Arena* spare;  // where a single instance that is left over goes on
 
@@ -39,10 +40,12 @@ template <class V> struct Descent {
   }
 
   Descent(const DescentJob& j, int64_t count, Arena& arena)
-      : job(j), p(*j.plan), o(j.options), units(N > 1 ? 1 : count), instances(count), systems(arena, *j.plan, N > 1 ? 1 : count), spare(&arena) {
+      : job(j), p(*j.plan), o(j.options), units(N > 1 ? 1 : count), instances(count), systems(arena, *j.plan, N > 1 ? 1 : count),
+        linear_in(N > 1 && o.gauss_newton && p.linear_in_panels.tapes), second_in(N > 1 && p.second_in_panels.tapes), spare(&arena) {
     here.take(arena, p, units), there.take(arena, p, units);
     // Gauss-Newton goes back to no point: the entries of the last one will do. Exact Hessians take the place of those that no point needs any more.
-    here.entries = arena.take<V>(units * p.entries), there.entries = o.gauss_newton ? here.entries : arena.take<V>(units * p.entries);
+    here.entries = arena.take<V>(linear_in && second_in ? 0 : units * p.entries);
+    there.entries = o.gauss_newton ? here.entries : arena.take<V>(units * p.entries);
     widest = arena.take<V>(o.ellipsoidal ? units * p.n : 0), wider = arena.take<V>(o.ellipsoidal ? p.n : 0);
     scale = arena.take<V>(o.gauss_newton ? 0 : units * p.n), step = arena.take<V>(units * p.n);
     const int64_t lanes = units * N;
@@ -167,6 +170,10 @@ template <class V> struct Descent {
     for (int64_t k = 0; k < rests; k++) entries[rest[k]] = V{};
   }
 
+  void clear_diagonal() {
+    for (int64_t i = 0; i < p.n; i++) systems.panels()[p.assembly.diagonal[i]] = V{};
+  }
+
   // Without `all`, the diagonal of the entries only.
   void evaluate(Points<V>& at, int64_t count, bool all) {
     const size_t n = sizeof(V) * (size_t)p.n;
@@ -174,15 +181,20 @@ template <class V> struct Descent {
       const int64_t u = list[k];
       at.cost[u] = at.energy[u] = V{};
       __builtin_memset((void*)(at.gradient + u * p.n), 0, n);
-      if (all) clear(at.entries + u * p.entries, p.linear_rests, p.linear_rest);
+      if (all && linear_in) clear_diagonal();
+      else if (all) clear(at.entries + u * p.entries, p.linear_rests, p.linear_rest);
       else __builtin_memset((void*)(at.diagonal + u * p.n), 0, n);
     }
     in[0] = reinterpret_cast<const double*>(at.values);
     double* out[] = {reinterpret_cast<double*>(at.cost), reinterpret_cast<double*>(at.energy), reinterpret_cast<double*>(at.gradient),
-                     reinterpret_cast<double*>(all ? at.entries : at.diagonal)};
+                     reinterpret_cast<double*>(!all ? at.diagonal : linear_in ? systems.panels() : at.entries)};
     const int64_t out_stride[] = {1, 1, p.n, all ? p.entries : p.n};
     if (!all) return tapes(p.light, p.lights, count, out, out_stride);
-    tapes(p.linear, p.linears, count, out, out_stride);
+    tapes(linear_in ? p.linear_in_panels.tapes : p.linear, p.linears, count, out, out_stride);
+    if (linear_in) {
+      for (int64_t i = 0; i < p.n; i++) at.diagonal[p.schedule->perm[i]] = systems.panels()[p.assembly.diagonal[i]];
+      return;
+    }
     for (int64_t k = 0; k < count; k++) {
       const V* entries = at.entries + list[k] * p.entries;
       V* diagonal = at.diagonal + list[k] * p.n;
@@ -225,8 +237,8 @@ template <class V> struct Descent {
   }
 
   // Steps by -gradient; `pivot` of instances whose step is not to be had becomes -1, and the step zero.
-  void solve(int64_t count, const V* entries, const V* extra, bool fresh) {
-    systems.run(list, count, want, entries, extra, here.gradient, step, fresh);
+  void solve(int64_t count, const V* entries, const InPanels& in, const V* extra, bool fresh) {
+    systems.run(list, count, want, entries, in, extra, here.gradient, step, fresh);
     for (int64_t k = 0; k < count; k++) {
       const int64_t u = list[k];
       V sum = V{};
@@ -307,7 +319,7 @@ template <class V> struct Descent {
         for (int64_t i = u * p.n; i < (u + 1) * p.n; i++)
           scale[i] = o.ellipsoidal ? damped * select<V>(widest[i] > V{}, widest[i], splat<V>(1.0)) : damped * splat<V>(1.0);
       }
-      solve(count, here.entries, o.gauss_newton ? nullptr : scale, true);
+      solve(count, linear_in ? nullptr : here.entries, p.linear_in_panels, o.gauss_newton ? nullptr : scale, true);
       move(count);
       evaluate(there, count, true);
       for (int64_t k = 0; k < count; k++) judge(list[k]);
@@ -361,15 +373,15 @@ template <class V> struct Descent {
       const size_t kept = spare->used;
       Descent<double> one(job, 1, *spare);
       for (int64_t k = 0; k < job.inputs; k++) one.in[2 + k] = job.input[k] + l * job.stride[k];
-      exchange(one, l, false, at < 0), one.open[0] = true;
-      if (at < 0) one.descend();
+      exchange(one, l, false), one.open[0] = true, one.list[0] = 0;
+      if (at < 0) one.evaluate(one.here, 1, true), one.descend();
       else one.refine(at);
-      exchange(one, l, true, false);
+      exchange(one, l, true);
       spare->used = kept, steps = one.refinements;
     }
     return steps;
   }
-  void exchange(Descent<double>& one, int l, bool back, bool whole) {
+  void exchange(Descent<double>& one, int l, bool back) {
     auto copy = [&](V* pack, double* single, int64_t size) {
       if (back)
         for (int64_t i = 0; i < size; i++) put(pack[i], l, single[i]);
@@ -382,7 +394,6 @@ template <class V> struct Descent {
     };
     copy(here.values, one.here.values, p.ambient), copy(here.cost, one.here.cost, 1), copy(here.energy, one.here.energy, 1);
     copy(here.gradient, one.here.gradient, p.n), copy(here.diagonal, one.here.diagonal, p.n), copy(widest, one.widest, o.ellipsoidal ? p.n : 0);
-    if (whole) copy(here.entries, one.here.entries, p.entries);
     same(measure, one.measure), same(goal, one.goal), same(damping, one.damping), same(growth, one.growth), same(status, one.status);
     same(iterations, one.iterations);
   }
@@ -399,7 +410,7 @@ template <class V> struct Descent {
       }
       if (some) list[count++] = u;
     }
-    V* const exact = there.entries;
+    V* const exact = second_in ? systems.panels() : there.entries;
     for (int k = first; count && k < newton_steps * (1 + newton_chords); k++) {
       const bool fresh = k % (1 + newton_chords) == 0;
       int64_t left = 0;
@@ -424,13 +435,14 @@ template <class V> struct Descent {
           break;
         }
       if (fresh) {
-        for (int64_t i = 0; i < count; i++) clear(exact + list[i] * p.entries, p.second_rests, p.second_rest);
+        if (second_in) clear_diagonal();
+        for (int64_t i = 0; i < (second_in ? 0 : count); i++) clear(exact + list[i] * p.entries, p.second_rests, p.second_rest);
         in[0] = reinterpret_cast<const double*>(here.values);
         double* out[] = {reinterpret_cast<double*>(exact)};
-        tapes(p.second, p.seconds, count, out, &p.entries);
+        tapes(second_in ? p.second_in_panels.tapes : p.second, p.seconds, count, out, &p.entries);
       }
       refinements++;
-      solve(count, exact, nullptr, fresh);
+      solve(count, second_in ? nullptr : exact, p.second_in_panels, nullptr, fresh);
       move(count);
       evaluate(there, count, false);
       for (int64_t i = 0; i < count; i++) {

@@ -55,34 +55,56 @@ template <class V> struct Systems {
     bool pack = N == 1 && units > 2;
     entries = arena.take<Wide>(pack ? p.entries : 0), right = arena.take<Wide>(pack ? s.n : 0), diagonal = arena.take<Wide>(pack ? s.n : 0);
   }
-  // A panel is filled right before it is eliminated, so that it is in the cache then.
-  template <class W> void factor(int64_t first, const W* values, const W* extra) {
-    W *panels = reinterpret_cast<W*>(storage + first * footprint), *inverse = panels + s.panel, *scale = inverse + s.n;
+  V* panels() { return reinterpret_cast<V*>(storage); }  // of the only pack
+  // x <- -solution for the gradient g. Factors anew where `fresh`: the entries, or, without them, what is in the panels. A panel is filled right before it is
+  // eliminated, and the way forward goes through it right after, so that it is in the cache then.
+  template <class W> void solve(int64_t first, const W* values, const InPanels& in, const W* extra, const W* g, W* x, bool fresh) {
+    W *panels = reinterpret_cast<W*>(storage + first * footprint), *inverse = panels + s.panel, *scale = inverse + s.n, *b = reinterpret_cast<W*>(memory);
     const Assembly& a = p.assembly;
-    for (int32_t i = 0; i < s.n; i++) {
+    for (int32_t i = 0; fresh && i < s.n; i++) {
       const int32_t at = p.diagonal[s.perm[i]];
-      W d = at < 0 ? W{} : values[at];
+      W d = !values ? panels[a.diagonal[i]] : at < 0 ? W{} : values[at];
       scale[i] = unit_scale<W>(extra ? d + extra[s.perm[i]] : d);
     }
+    for (int32_t i = 0; i < s.n; i++) b[i] = -g[s.perm[i]] * scale[i];
     auto fill = [&](int node) {
-      __builtin_memset((void*)(panels + s.offset[node]), 0, (size_t)(s.offset[node + 1] - s.offset[node]) * sizeof(W));
-      for (int64_t k = a.start[node]; k < a.start[node + 1]; k++) panels[a.to[k]] = values[a.from[k]] * (scale[a.row[k]] * scale[a.column[k]]);
+      if (values) {
+        __builtin_memset((void*)(panels + s.offset[node]), 0, (size_t)(s.offset[node + 1] - s.offset[node]) * sizeof(W));
+        for (int64_t k = a.start[node]; k < a.start[node + 1]; k++) panels[a.to[k]] = values[a.from[k]] * (scale[a.row[k]] * scale[a.column[k]]);
+      } else {
+        for (int64_t k = in.start[node]; k < in.start[node + 1]; k++) panels[in.rest[k]] = W{};
+        scale_panel(node, panels + s.offset[node], scale);
+      }
       for (int32_t i = s.start[node]; i < s.start[node + 1]; i++) {
         W& d = panels[a.diagonal[i]];
         if (extra) d += extra[s.perm[i]] * (scale[i] * scale[i]);
         d += splat<W>(1e-14);
       }
     };
-    W* d = reinterpret_cast<W*>(work);
-    *reinterpret_cast<W*>(pivots + first) = factorise<W>(s, panels, d, inverse, d + s.n, Pivoting{1e-13, 1e-13}, fill);
-  }
-  // x <- -solution for the gradient g.
-  template <class W> void solve(int64_t first, const W* g, W* x) {
-    const W *panels = reinterpret_cast<const W*>(storage + first * footprint), *inverse = panels + s.panel, *scale = inverse + s.n;
-    W* b = reinterpret_cast<W*>(memory);
-    for (int32_t i = 0; i < s.n; i++) b[i] = -g[s.perm[i]] * scale[i];
-    substitute<W, W, 1>(s, panels, inverse, b);
+    auto forward = [&](int node) { forward_through<W, W, 1>(s, node, panels, b); };
+    if (fresh) {
+      W* d = reinterpret_cast<W*>(work);
+      *reinterpret_cast<W*>(pivots + first) = factorise<W>(s, panels, d, inverse, d + s.n, Pivoting{1e-13, 1e-13}, fill, forward);
+    } else {
+      for (int node = 0; node < s.supernodes; node++) forward(node);
+    }
+    backward_through<W, W, 1>(s, panels, inverse, b);
     for (int32_t i = 0; i < s.n; i++) x[s.perm[i]] = b[i] * scale[i];
+  }
+  // The entries of a panel, scaled on both sides; in the order of `fill`, whose numbers these are.
+  template <class W> void scale_panel(int node, W* t, const W* scale) const {
+    const int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node], privates = s.privates[node];
+    const int32_t* rows = s.rows + s.rowptr[node];
+    const W* own = scale + first;
+    if (s.separable[node]) {
+      for (int c = 0; c < width; c++) t[c] *= own[c] * own[c];
+      t += width;
+    } else {
+      for (int r = 0; r < width; r++, t += width)
+        for (int c = 0; c <= r; c++) t[c] *= own[r] * own[c];
+    }
+    for (int i = 0; i < below; i++, t += width)
+      for (int c = 0; c < width; c++) t[c] *= scale[rows[i] + (i < privates ? c : 0)] * own[c];
   }
   // Rows `first` .. of the list as one pack.
   void gather(const double* from, const int64_t* list, int64_t first, int64_t count, int64_t size, Wide* to) const {
@@ -93,14 +115,14 @@ template <class V> struct Systems {
     }
   }
   // Factors (where `fresh`) and solves for the units of the list, those whose `want` holds for one of their instances: steps of the units.
-  void run(const int64_t* list, int64_t count, const bool* want, const V* values, const V* extra, const V* gradient, V* step, bool fresh) {
+  void run(const int64_t* list, int64_t count, const bool* want, const V* values, const InPanels& in, const V* extra, const V* gradient, V* step, bool fresh) {
     if (N > 1 || count <= 2) {
       for (int64_t k = 0; k < count; k++) {
         bool wanted = false;
         for (int l = 0; l < N; l++) wanted = wanted || want[list[k] * N + l];
         if (!wanted) continue;
-        if (fresh) factor<V>(k * N, values + list[k] * p.entries, extra ? extra + list[k] * s.n : nullptr);
-        solve<V>(k * N, gradient + list[k] * s.n, step + list[k] * s.n);
+        solve<V>(k * N, values ? values + list[k] * p.entries : nullptr, in, extra ? extra + list[k] * s.n : nullptr, gradient + list[k] * s.n,
+                 step + list[k] * s.n, fresh);
       }
       return;
     }
@@ -113,10 +135,9 @@ template <class V> struct Systems {
         if (fresh) {
           gather(values, list, first, count, p.entries, entries);
           if (extra) gather(extra, list, first, count, s.n, diagonal);
-          factor<Wide>(first, entries, extra ? diagonal : nullptr);
         }
         gather(gradient, list, first, count, s.n, right);
-        solve<Wide>(first, right, right);
+        solve<Wide>(first, entries, in, extra ? diagonal : nullptr, right, right, fresh);
         for (int64_t l = 0; l < used; l++)
           if (want[list[first + l]])
             for (int64_t i = 0; i < s.n; i++) step[list[first + l] * s.n + i] = get(right[i], (int)l);

@@ -96,6 +96,10 @@ template <class V, int M> LC_INLINE void solve_rows(View<V> rows, View<const V> 
   }
 }
 
+template <int W> struct Number {
+  static constexpr int value = W;
+};
+
 // How pivots are repaired: one whose expected sign is not reached by `floor` becomes sign * `repair`.
 struct Pivoting {
   double floor, repair;
@@ -103,10 +107,55 @@ struct Pivoting {
 
 #include "ldl_alone.hpp"
 
-// Panels hold the matrix (static regularisation included) once `fill` was called for their supernode, and L on exit. Returns the smallest expected-sign
-// pivot before repair, NaN if any pivot is NaN. `work` has room for `factor_room`.
-template <class V, class Fill>
-static V factorise(const Schedule& s, View<V> panels, View<V> pivots, View<V> inverse, View<V> work, Pivoting rule, Fill&& fill) {
+// A coupled supernode of W columns in registers: a pivot waits for the one before it, and on the way through memory for longer. `sign`, `pivots` and
+// `inverse` are those of its columns; the numbers are those of the loops in `factorise`.
+template <class V, int W>
+static void eliminate_narrow(Unshared<V> t, int height, const double* sign, Unshared<V> pivots, Unshared<V> inverse, Pivoting rule, V& smallest, V& poison) {
+  V a[W][W], scale[W];
+#pragma GCC unroll 8
+  for (int i = 0; i < W; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j <= i; j++) a[i][j] = t[i * W + j];
+#pragma GCC unroll 8
+  for (int c = 0; c < W; c++) {
+    const V direction = splat<V>(sign[c]), signed_value = a[c][c] * direction;
+    smallest = vmin(smallest, signed_value);
+    poison = fma(a[c][c], splat<V>(0.0), poison);
+    const V value = select<V>(signed_value > splat<V>(rule.floor), a[c][c], direction * splat<V>(rule.repair));
+    scale[c] = splat<V>(1.0) / value;
+    pivots[c] = value;
+    inverse[c] = scale[c];
+    V left[W];
+#pragma GCC unroll 8
+    for (int i = c + 1; i < W; i++) left[i] = a[i][c] * scale[c];
+#pragma GCC unroll 8
+    for (int i = c + 1; i < W; i++)
+#pragma GCC unroll 8
+      for (int j = c + 1; j <= i; j++) a[i][j] = fnma(left[i], a[j][c], a[i][j]);
+#pragma GCC unroll 8
+    for (int i = c + 1; i < W; i++) {
+      a[i][c] = left[i];
+      t[i * W + c] = left[i];
+    }
+  }
+  View<V> row = t + W * W;
+  for (int r = W; r < height; r++, row += W) {
+    V x[W];
+#pragma GCC unroll 8
+    for (int c = 0; c < W; c++) {
+      x[c] = row[c];
+#pragma GCC unroll 8
+      for (int k = 0; k < c; k++) x[c] = fnma(x[k], a[c][k], x[c]);
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < W; c++) row[c] = x[c] * scale[c];
+  }
+}
+
+// Panels hold the matrix (static regularisation included) once `fill` was called for their supernode, and L once `done` is. Returns the smallest
+// expected-sign pivot before repair, NaN if any pivot is NaN. `work` has room for `factor_room`.
+template <class V, class Fill, class Done>
+static V factorise(const Schedule& s, View<V> panels, View<V> pivots, View<V> inverse, View<V> work, Pivoting rule, Fill&& fill, Done&& done) {
   constexpr bool alone = by_entries<V>;
   V smallest = splat<V>(1e300), poison = V{};
   const V floor = splat<V>(rule.floor), repair = splat<V>(rule.repair);
@@ -130,8 +179,24 @@ static V factorise(const Schedule& s, View<V> panels, View<V> pivots, View<V> in
     if constexpr (alone)
       if (!separable && width >= 8) {  // narrower ones do not repay the way to columns and back
         eliminate_alone(t, width, height - head, work, s.sign + first, pivots + first, inverse + first, rule, smallest, poison);
+        done(node);
         continue;
       }
+    if (!separable && width <= (alone ? 3 : 6)) {
+      auto go = [&](auto columns) {
+        eliminate_narrow<V, decltype(columns)::value>(t, height, s.sign + first, pivots + first, inverse + first, rule, smallest, poison);
+      };
+      switch (width) {
+        case 1: go(Number<1>{}); break;
+        case 2: go(Number<2>{}); break;
+        case 3: go(Number<3>{}); break;
+        case 4: go(Number<4>{}); break;
+        case 5: go(Number<5>{}); break;
+        default: go(Number<6>{}); break;
+      }
+      done(node);
+      continue;
+    }
     for (int c = 0; c < width; c++) {
       V sign = splat<V>(s.sign[first + c]), value = t[separable ? c : (int64_t)c * width + c], signed_value = value * sign;
       smallest = vmin(smallest, signed_value);
@@ -162,9 +227,10 @@ static V factorise(const Schedule& s, View<V> panels, View<V> pivots, View<V> in
     View<const V> scale = inverse + first;
     for (r = head; r < height; r++)
       for (int c = 0; c < width; c++) t[(int64_t)r * width + c] *= scale[c];
+    done(node);
   }
   return smallest + poison;
 }
 template <class V> static V factorise(const Schedule& s, View<V> panels, View<V> pivots, View<V> inverse, View<V> work, Pivoting rule) {
-  return factorise<V>(s, panels, pivots, inverse, work, rule, [](int) {});
+  return factorise<V>(s, panels, pivots, inverse, work, rule, [](int) {}, [](int) {});
 }

@@ -1,6 +1,7 @@
 // Tapes behind the C interface, whole solves of batches around them (descent.hpp), and factors of exact Hessians.
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 #include "interface.hpp"
@@ -123,6 +124,12 @@ struct Problem {
   std::vector<int64_t> start, to, diagonal_to;
   std::vector<int32_t> from, row, column;
   std::vector<int32_t> linear_rest, second_rest;
+  struct Inner {
+    std::vector<TapeView> tapes;
+    std::vector<int64_t> start{0};
+    std::vector<int32_t> rest;
+    InPanels view() const { return {tapes.empty() ? nullptr : tapes.data(), start.data(), rest.data()}; }
+  } linear_inner, second_inner;
   std::vector<std::vector<int32_t>> anew;  // places of the tapes in machine code
   const TapeTarget* target;
   void* ldl;
@@ -130,24 +137,50 @@ struct Problem {
   mutable Recycler recycler;
 
   // The first number that goes to an entry (of the array `entries` of the tapes) is written there, not added: what is zeroed, written and read again for
-  // each pack would not fit in the cache. The entries that are left.
-  std::vector<int32_t> write_anew(std::vector<TapeView>& tapes, int32_t entries, int64_t count) {
-    std::vector<int32_t> rest;
-    std::vector<bool> written(count);
-    const bool machine = std::all_of(tapes.begin(), tapes.end(), [](const TapeView& t) { return t.machine || !t.factors; });
+  // each pack would not fit in the cache. Entry k goes to place[k]; marks what is written. False, and nothing done, where a tape is not in machine code.
+  bool write_anew(std::vector<TapeView>& tapes, int32_t entries, const std::vector<int32_t>& place, std::vector<bool>& written) {
+    if (!std::all_of(tapes.begin(), tapes.end(), [](const TapeView& t) { return t.machine || !t.factors; })) return false;
     for (TapeView& t : tapes) {
-      if (!machine) break;
       std::vector<int32_t> places(t.machine_out, t.machine_out + t.factors * t.outputs);
       for (int64_t k = 0; k < (int64_t)places.size(); k++) {
-        int32_t& place = places[k];
-        if (t.out.array[k % t.outputs] != entries || place < 0 || written[place]) continue;
-        written[place] = true, place = -2 - place;
+        int32_t& at = places[k];
+        if (t.out.array[k % t.outputs] != entries || at < 0) continue;
+        at = place[at];
+        if (written[at]) continue;
+        written[at] = true, at = -2 - at;
       }
       anew.push_back(std::move(places)), t.machine_out = anew.back().data();
     }
+    return true;
+  }
+  std::vector<int32_t> write_entries(std::vector<TapeView>& tapes, int32_t entries, int64_t count) {
+    std::vector<int32_t> same(count), rest;
+    std::vector<bool> written(count);
+    std::iota(same.begin(), same.end(), 0);
+    write_anew(tapes, entries, same, written);
     for (int64_t k = 0; k < count; k++)
       if (!written[k]) rest.push_back((int32_t)k);
     return rest;
+  }
+  // After `assemble_panels`.
+  Inner write_panels(const std::vector<TapeView>& tapes, int32_t entries, const Schedule& s) {
+    Inner made;
+    if (s.panel > INT32_MAX / 2) return made;
+    std::vector<int32_t> place(from.size());
+    std::vector<bool> written(s.panel);
+    for (size_t k = 0; k < from.size(); k++) place[from[k]] = (int32_t)to[k];
+    for (int64_t at : diagonal_to) written[at] = true;
+    made.tapes = tapes;
+    if (!write_anew(made.tapes, entries, place, written)) return {};
+    for (int32_t node = 0; node < s.supernodes; node++) {
+      const int32_t width = s.start[node + 1] - s.start[node];
+      for (int64_t k = s.offset[node]; k < s.offset[node + 1]; k++) {
+        const int64_t row = (k - s.offset[node]) / width, column = (k - s.offset[node]) % width;
+        if (!written[k] && (s.separable[node] || row >= column)) made.rest.push_back((int32_t)k);
+      }
+      made.start.push_back((int64_t)made.rest.size());
+    }
+    return made;
   }
 
   // Where the entries go in the panels of the factor.
@@ -237,11 +270,13 @@ LC_API void* lc_nls_new(const int64_t* sizes, const int32_t* diagonal, const int
         packs = packs || tape.factors >= tape_few;
       }
     const Schedule& schedule = ldl_schedule(ldl);
-    p->linear_rest = p->write_anew(p->linear, 3, sizes[2]), p->second_rest = p->write_anew(p->second, 0, sizes[2]);
+    const Assembly assembly = p->assemble_panels(schedule, sizes[2]);
+    p->linear_inner = p->write_panels(p->linear, 3, schedule), p->second_inner = p->write_panels(p->second, 0, schedule);
+    p->linear_rest = p->write_entries(p->linear, 3, sizes[2]), p->second_rest = p->write_entries(p->second, 0, sizes[2]);
     p->plan = {sizes[0], sizes[1], sizes[2], p->diagonal.data(), p->coordinate.data(), sizes[3], p->plain_at.data(), p->plain_col.data(), sizes[4], sizes[5],
                sizes[6], sizes[7], p->linear.data(), p->light.data(), p->second.data(), p->move.data(),
-               (int64_t)p->linear_rest.size(), (int64_t)p->second_rest.size(), p->linear_rest.data(), p->second_rest.data(), &schedule,
-               p->assemble_panels(schedule, sizes[2]), packs && p->target->lanes > 1};
+               (int64_t)p->linear_rest.size(), (int64_t)p->second_rest.size(), p->linear_rest.data(), p->second_rest.data(),
+               p->linear_inner.view(), p->second_inner.view(), &schedule, assembly, packs && p->target->lanes > 1};
     made = p.release();
   });
   return made;
@@ -304,7 +339,12 @@ LC_API void* lc_nls_factor(const void* problem, int64_t batch, const double* val
       };
       place(0, values, plan.ambient);
       for (int64_t k = 0; k < inputs; k++) place(2 + k, input[k], stride[k]);
-      std::fill_n(found, width * (packed ? lanes : chunk.count), 0.0);
+      if (packed) {  // what no tape writes anew
+        for (int32_t k : p.second_rest) std::fill_n(found + k * lanes, lanes, 0.0);
+        std::fill_n(found + plan.entries * lanes, plan.n * lanes, 0.0);
+      } else {
+        std::fill_n(found, width * chunk.count, 0.0);
+      }
       for (const TapeView& t : p.second)
         if (t.factors) p.target->run({t, packed, chunk.count, nullptr, from.data(), steps.data(), &found, &width}, memory.get());
       return {found, packed};

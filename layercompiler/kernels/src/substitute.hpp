@@ -114,30 +114,34 @@ static inline void backward_alone(const double* corner, const double* low, int w
   else backward_wide<4>(corner, low, width, below, rows, coupled, inverse, mine, x);
 }
 
-// x <- (L D L')^-1 x for NR interleaved right-hand sides, x[i * NR + r].
+// The way forward through one supernode for NR interleaved right-hand sides, x[i * NR + r].
 template <class F, class V, int NR>
-static void substitute(const Schedule& s, View<const F> panels, View<const F> inverse, View<V> x) {
+static void forward_through(const Schedule& s, int node, View<const F> panels, View<V> x) {
   constexpr int W = NR > 2 ? 2 : 4;
-  for (int node = 0; node < s.supernodes; node++) {
-    int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
-    const int privates = s.privates[node];
-    View<const F> t = panels + s.offset[node], mine = t + (int64_t)head_of(s, node) * width, low = mine + (int64_t)privates * width;
-    const int32_t *rows = s.rows + s.rowptr[node] + privates;
-    const bool coupled = !s.separable[node];
-    View<V> own = x + (int64_t)first * NR;
-    below -= privates;
-    for (int i = 0; i < privates; i++) forward_private<F, V, NR>(mine + (int64_t)i * width, width, own, x + (int64_t)(rows - privates)[i] * NR);
-    for (int k = 0; k < width; k += W) {
-      const int here = width - k < W ? width - k : W, later = width - k - here;
-      auto go = [&](auto columns) {
-        decltype(columns)::forward(t + (int64_t)k * width + k, low + k, width, later, below, rows, coupled, own + (int64_t)k * NR, x);
-      };
-      if (here == 1) go(Columns<F, V, NR, 1>{});
-      else if (here == 2) go(Columns<F, V, NR, 2>{});
-      else if (W == 4 && here == 3) go(Columns<F, V, NR, W == 4 ? 3 : 2>{});
-      else go(Columns<F, V, NR, W>{});
-    }
+  int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
+  const int privates = s.privates[node];
+  View<const F> t = panels + s.offset[node], mine = t + (int64_t)head_of(s, node) * width, low = mine + (int64_t)privates * width;
+  const int32_t *rows = s.rows + s.rowptr[node] + privates;
+  const bool coupled = !s.separable[node];
+  View<V> own = x + (int64_t)first * NR;
+  below -= privates;
+  for (int i = 0; i < privates; i++) forward_private<F, V, NR>(mine + (int64_t)i * width, width, own, x + (int64_t)(rows - privates)[i] * NR);
+  for (int k = 0; k < width; k += W) {
+    const int here = width - k < W ? width - k : W, later = width - k - here;
+    auto go = [&](auto columns) {
+      decltype(columns)::forward(t + (int64_t)k * width + k, low + k, width, later, below, rows, coupled, own + (int64_t)k * NR, x);
+    };
+    if (here == 1) go(Columns<F, V, NR, 1>{});
+    else if (here == 2) go(Columns<F, V, NR, 2>{});
+    else if (W == 4 && here == 3) go(Columns<F, V, NR, W == 4 ? 3 : 2>{});
+    else go(Columns<F, V, NR, W>{});
   }
+}
+
+// The rest of the way, from the diagonal on.
+template <class F, class V, int NR>
+static void backward_through(const Schedule& s, View<const F> panels, View<const F> inverse, View<V> x) {
+  constexpr int W = NR > 2 ? 2 : 4;
   for (int node = s.supernodes - 1; node >= 0; node--) {
     int first = s.start[node], width = s.start[node + 1] - first, below = s.rowptr[node + 1] - s.rowptr[node];
     const int privates = s.privates[node];
@@ -166,9 +170,16 @@ static void substitute(const Schedule& s, View<const F> panels, View<const F> in
   }
 }
 
+// x <- (L D L')^-1 x.
+template <class F, class V, int NR>
+static void substitute(const Schedule& s, View<const F> panels, View<const F> inverse, View<V> x) {
+  for (int node = 0; node < s.supernodes; node++) forward_through<F, V, NR>(s, node, panels, x);
+  backward_through<F, V, NR>(s, panels, inverse, x);
+}
+
 // r <- b - K x for the symmetric matrix given by its upper triangle; `norm` gets the largest |r|, NaN where r holds one.
 template <class F, class V, int NR>
-static void residual(const Schedule& s, View<const F> entries, View<const V> b, View<const V> x, View<V> r, View<V> norm) {
+static void residual(const Schedule& s, View<const F> entries, View<const V> b, View<const V> x, View<V> r, View<V> norm, const View<const F>* weight = nullptr) {
   for (int64_t i = 0; i < (int64_t)s.n * NR; i++) r[i] = b[i];
   for (int c = 0; c < s.n; c++) {
     int k = s.colptr[c], last = s.colptr[c + 1] - 1;
@@ -199,7 +210,8 @@ static void residual(const Schedule& s, View<const F> entries, View<const V> b, 
   for (int t = 0; t < NR; t++) norm[t] = poison[t] = V{};
   for (int i = 0; i < s.n; i++)
     for (int t = 0; t < NR; t++) {
-      norm[t] = vmax(norm[t], vabs(r[(int64_t)i * NR + t]));
+      V size = vabs(r[(int64_t)i * NR + t]);
+      norm[t] = vmax(norm[t], weight ? size * spread<V>((*weight)[i]) : size);
       poison[t] = fma(r[(int64_t)i * NR + t], splat<V>(0.0), poison[t]);
     }
   for (int t = 0; t < NR; t++) norm[t] += poison[t];
@@ -281,10 +293,12 @@ static size_t factor_scratch(const Schedule& s) { return sizeof(d8) * (size_t)(r
 
 constexpr int columns_at_once = 4;
 
-// NR right-hand sides of one pack with refinement; every decision is per lane, and the best iterate stays.
+// NR right-hand sides of one pack with refinement; every decision is per lane, and the best iterate stays. Residuals are measured in the scaled system:
+// in the rows as they are given, an entry far beyond the others hides in its own rounding what the rows beside it still lack.
 template <class F, class V, int NR>
 static void solve_group(const Schedule& s, const Stored<F>& keep, View<V> memory, double tolerance, int refine, View<V> relative, View<V>& result) {
   int64_t size = (int64_t)s.n * NR;
+  const View<const F> scale = keep.scale;
   View<V> b = memory, x = b + size, r = x + size, trial = r + size, rest = trial + size;
   V norm[NR], goal[NR], size_b[NR];
   Mask<V> active[NR];
@@ -298,10 +312,10 @@ static void solve_group(const Schedule& s, const Stored<F>& keep, View<V> memory
     V d = spread<V>(keep.scale[i]);
     for (int t = 0; t < NR; t++) {
       x[(int64_t)i * NR + t] *= d;
-      size_b[t] = vmax(size_b[t], vabs(b[(int64_t)i * NR + t]));
+      size_b[t] = vmax(size_b[t], vabs(b[(int64_t)i * NR + t]) * d);
     }
   }
-  residual<F, V, NR>(s, keep.entries, b, x, r, norm);
+  residual<F, V, NR>(s, keep.entries, b, x, r, norm, &scale);
   for (int t = 0; t < NR; t++) {
     goal[t] = splat<V>(tolerance) * size_b[t];
     active[t] = norm[t] > goal[t];
@@ -320,7 +334,7 @@ static void solve_group(const Schedule& s, const Stored<F>& keep, View<V> memory
       for (int t = 0; t < NR; t++) trial[(int64_t)i * NR + t] = fma(trial[(int64_t)i * NR + t], d, x[(int64_t)i * NR + t]);
     }
     V next[NR];
-    residual<F, V, NR>(s, keep.entries, b, trial, rest, next);
+    residual<F, V, NR>(s, keep.entries, b, trial, rest, next, &scale);
     for (int t = 0; t < NR; t++) active[t] = active[t] & (next[t] < norm[t]);
     for (int i = 0; i < s.n; i++)
       for (int t = 0; t < NR; t++) {

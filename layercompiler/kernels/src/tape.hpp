@@ -332,6 +332,7 @@ static void tape_run(const TapeJob& job, void* scratch) {
 }
 
 static void tape_pack(const double* from, int64_t stride, int64_t count, int64_t size, double* to) {
+  if (count >= tape_lanes && size < INT32_MAX && stride < INT32_MAX) return transpose<false>(from, tape_lanes, (int)size, (int)stride, to, tape_lanes);
   for (int l = 0; l < tape_lanes; l++) {
     const double* x = from + (l < count ? l : count - 1) * stride;
     for (int64_t k = 0; k < size; k++) to[k * tape_lanes + l] = x[k];

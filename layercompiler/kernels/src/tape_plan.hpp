@@ -63,6 +63,14 @@ struct Assembly {
   const int64_t *to, *diagonal;  // places of the entries, and of the diagonal
 };
 
+// Tapes for packs whose entries go where the factor has them (null: there are none). Panels hold them, but for places that no tape writes: the `rest` of
+// each supernode is still to be zeroed. Diagonal entries are added to.
+struct InPanels {
+  const TapeView* tapes;
+  const int64_t* start;
+  const int32_t* rest;
+};
+
 // A least-squares problem: what descends on it reads nothing else.
 struct DescentPlan {
   int64_t n, ambient, entries;
@@ -75,6 +83,7 @@ struct DescentPlan {
   // Entries that the tapes for packs do not write anew, and that are to be zero before; all where they add to every entry.
   int64_t linear_rests, second_rests;
   const int32_t *linear_rest, *second_rest;
+  InPanels linear_in_panels, second_in_panels;
   const Schedule* schedule;            // of the entries and one more number for each diagonal
   Assembly assembly;
   bool packs;                          // whether instances are worth to be packed

@@ -22,7 +22,7 @@ from layercompiler.solvers.least_squares.options import LeastSquaresOptions
 from layercompiler.solvers.least_squares.structure import Structure
 from layercompiler.status import Status
 
-ROUGH = 1e-3  # relative gradient at which Newton steps take over
+ROUGH = 3e-4  # relative gradient at which Newton steps take over
 POLISHED = 1e-13
 NEWTON = 8
 AGREE = 1e-7  # between given and automatic Jacobians, which differ by rounding only
