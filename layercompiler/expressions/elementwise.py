@@ -100,7 +100,20 @@ def _divergence(xp: Any, options: tuple[Any, ...], x: Any, y: Any) -> Any:
     return _relative_entropy(xp, options, x, y) - x + y
 
 
+def _length(xp: Any, options: tuple[Any, ...], x: Any) -> Any:
+    """X itself; NaN below zero, where there is no interval."""
+    return xp.where(x >= 0, x, xp.full_like(x, np.nan))
+
+
+def _fraction(xp: Any, options: tuple[Any, ...], x: Any, length: Any) -> Any:
+    """X / length, 0 where there is no length."""
+    point = length == 0
+    return xp.where(point, xp.zeros_like(x), x / xp.where(point, xp.ones_like(length), length))
+
+
 register(
+    _elementwise("length", _length),
+    _elementwise("fraction", _fraction),
     _elementwise("add", lambda xp, options, *x: reduce(lambda a, b: a + b, x)),
     _elementwise("multiply", lambda xp, options, a, b: a * b, _product_pattern),
     _elementwise("divide", lambda xp, options, a, b: a / b),

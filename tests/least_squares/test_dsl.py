@@ -225,3 +225,24 @@ def test_a_weight_of_zero_has_its_derivative(framework):
         h = 1e-4
         want = (-3 * along(i, 0.0) + 4 * along(i, h) - along(i, 2 * h)) / (2 * h)  # weights stay nonnegative
         assert abs(gradient[i] - want) < 1e-5 * max(1.0, abs(want))
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "tensorflow"])
+def test_bounds_that_meet_and_bounds_that_cross(framework):
+    """A parameter may close an interval to a point, from a given start too; where it leaves nothing, there is no solution inside of it."""
+    x, y = cp.Variable(2, name="x"), cp.Parameter(2, name="y")
+    low, high = cp.Parameter(2, name="low"), cp.Parameter(2, name="high")
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(cp.exp(x) - y)), [x >= low, x <= high])
+    layer = lc.export(problem, framework, parameters=[y, low, high], on_error="flag")
+    lows, highs = np.array([[0.5, -5.0], [2.0, -5.0], [-5.0, -5.0]]), np.array([[0.5, 5.0], [1.0, 5.0], [5.0, 5.0]])
+    expected = np.array([[0.5, np.log(2.0)], [np.nan, np.nan], np.log([3.0, 2.0])])
+    for settings in ({}, {"init": {"x": np.full((3, 2), 0.5)}}):
+        found = np.asarray(layer(*map(layer_input(framework), (np.array([3.0, 2.0]), lows, highs)), **settings)[0])
+        known = slice(1, None) if framework == "tensorflow" else slice(None)  # which has no outputs where there is no derivative
+        np.testing.assert_allclose(found[known], expected[known], atol=1e-7)
+
+
+def layer_input(framework):
+    if framework == "torch":
+        return pytest.importorskip("torch").tensor
+    return (lambda a: pytest.importorskip("jax").numpy.asarray(a)) if framework == "jax" else (lambda a: a)

@@ -245,7 +245,7 @@ class Unknowns:
             V = len(self.variables)
             inputs = {i: made.input(i, s) for i, s in ends.inputs().items() if i >= V}
             low, length = made.append(ends, inputs)
-            value = made.call("divide", made.call("add", value, made.call("negative", low)), length)
+            value = made.call("fraction", made.call("add", value, made.call("negative", low)), length)
         for bound, operation in ((solved.lower, "maximum"), (solved.upper, "minimum")):
             if bound is not None:
                 value = made.call(operation, value, made.constant(bound.reshape(-1)))
@@ -282,7 +282,7 @@ class Unknowns:
             base = gather(b, ends, np.where(has_lower, every, np.where(has_upper, n + every, 2 * n))[free])
             pair = np.flatnonzero(both)
             ends = gather(b, upper, pair), b.call("negative", gather(b, lower, pair))
-            lengths = concatenate(b, [b.call("add", *ends), b.constant(np.ones(1))])
+            lengths = concatenate(b, [b.call("length", b.call("add", *ends)), b.constant(np.ones(1))])
             place = np.full(n, len(pair))
             place[pair] = np.arange(len(pair))
             span = gather(b, lengths, place[free])
