@@ -334,8 +334,8 @@ def _refine_alone(A: Operator, factor: Factor, b: Any, transposed: bool, steps: 
 
 
 def error(A: Operator, x: Any, b: Any) -> Any:
-    """Relative residuals per instance, for b of unit norm."""
-    return A.norm(b - A.matvec(x))
+    """Relative residuals per instance, for b of unit norm; NaN where x is not finite, which a product with zeros would not show."""
+    return A.norm(b - A.matvec(x) + 0.0 * x)
 
 
 def accepted(A: Operator, accept: float) -> float:

@@ -165,6 +165,17 @@ def test_a_failed_instance_is_flagged_and_leaves_the_others_alone():
     np.testing.assert_allclose(t.grad[:, 0].numpy(), [0.25, 0.0, 1 / 6], rtol=1e-10)
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_an_objective_without_minimum_is_flagged_with_a_gradient_of_zero(framework):
+    """Its Hessian is zero whatever it is multiplied with, so that a product does not show that nothing was solved."""
+    xp = arrays.get(framework)
+    layer = lc.export(lc.Argmin(lambda xp, y, t: xp.sum(t * y, axis=-1), init=np.zeros((2, 3)), batch=1, on_error="flag"), framework)
+    theta = xp.new(np.ones((2, 3)))
+    y, pull = xp.vjp(lambda t: layer(t), theta)
+    assert np.isnan(xp.numpy(y)).all()
+    np.testing.assert_array_equal(xp.numpy(pull(xp.new(np.ones((2, 3))))[0]), 0.0)
+
+
 def test_the_certificate_bounds_the_jacobian_error_on_ridge_regression():
     """The bound of theorem 1 from the residual alone, within a small factor of the true error (diabetes data, gradient descent)."""
     import torch
