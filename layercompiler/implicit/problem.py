@@ -109,6 +109,9 @@ class FixedPoint(_Settings):
 class Argmin(_Settings):
     """The minimiser of f(y, *theta), free, constrained, composite or over simplices.
 
+    What is checked is that y is stationary. Where f is not convex the solver may end in another stationary point than a minimum, whose
+    derivative it is then.
+
     Args:
         f: The objective: one number per instance.
         eq: Equality constraints eq(y, *theta) = 0, (batch..., p). With constraints the outputs are (y, multipliers of eq, of ineq).
