@@ -11,7 +11,7 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 
-ABI = 31
+ABI = 32
 _POINTER, _LONG, _INT, _REAL, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_char_p
 _PROTOTYPES = {
     "lc_abi": (_INT, []),
