@@ -347,10 +347,9 @@ def _overwrite(module: fx.GraphModule, state: dict[int, str]) -> set[str]:
         owner[node] = owner[node.args[0]] if _is_view(node) else node
         for a in node.all_input_nodes:
             last[owner[a]] = place
-    results = [owner.get(a) for a in nodes[-1].args[0]]
-    ours = {  # results that are nobody else's
-        name for k, name in state.items() if results.count(results[k]) == 1 and results[k] is not None and results[k].op == "call_function"
-    }
+    results = [owner[a] if isinstance(a, fx.Node) else None for a in nodes[-1].args[0]]
+    # results that are nobody else's
+    ours = {state[k] for k, made in enumerate(results) if k in state and made and made.op == "call_function" and results.count(made) == 1}
     written = set()
     for place, node in enumerate(nodes):
         if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):

@@ -105,7 +105,7 @@ def _arrive(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
     z and s, and what `Linearized` holds besides the form follows.
     """
     numbers, (*factors, row, R, ok), (u, t, q, scale, *at) = held[:6], held[6:14], held[14:]
-    form = Elimination(Program(xp, cone, *numbers), *factors, row, R, ok)
+    form = Elimination(Program(xp, cone, *numbers), *factors, row, R, ok)  # type: ignore[call-arg]
     if not cone.groups:
         here = Linearized(form, *at)  # type: ignore[call-arg]
         found, left = vertex(form.program, here.solve_reduced(u, t, q * scale), here.v > 0, here.ok)
