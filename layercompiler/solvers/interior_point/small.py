@@ -65,7 +65,7 @@ class Inverse:
 
     def solve(self, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
         """See `elimination.Linearized.solve`."""
-        return _apply(self.program.xp, *self.factors, r_x, r_y, r_z)
+        return _apply(self.program.xp, *self.factors, r_x, r_y, r_z)  # type: ignore[call-arg]
 
     def arrive(self, step: tuple[Any, Any, Any]) -> Point:
         """See `elimination.Linearized.arrive`."""
@@ -114,10 +114,10 @@ def start(xp: Any, cone: Symmetric, *numbers: Any) -> tuple[Any, ...]:
     again = xp.concat([one[:, :k], again], axis=1)
     T = T * (again[:, :, None] * xp.concat([again, 1.0 / xp.clip(size, 1e-30, None)], axis=1)[:, None, :])
     ok = ok & (size[:, 0] < xp.inf)
-    active = xp.concat([one[:, :k] > 0, one[:, k:] < 0], axis=1)
+    idle = xp.concat([one[:, :k] < 0, one[:, k:] > 0], axis=1)
     if k:
-        T = T - xp.concat([xp.zeros_like(T[:, :, :most]), sweeping.NEVER * xp.astype(active, T.dtype)[:, :, None]], axis=2)
-    return Y, inverse, unit * again, ok, *sweeping.begin(xp, T, active, ok[:, None])
+        T = T - xp.concat([xp.zeros_like(T[:, :, :most]), sweeping.NEVER * xp.astype(~idle, T.dtype)[:, :, None]], axis=2)
+    return Y, inverse, unit * again, ok, *sweeping.begin(xp, T, idle, ok[:, None])
 
 
 def finish(xp: Any, cone: Symmetric, tableau: Any, active: Any, Y: Any, inverse: Any, unit: Any, ok: Any, *numbers: Any) -> tuple[Any, ...]:
