@@ -328,11 +328,12 @@ class Arrays(ABC):
         """
         return self.compile(f)
 
-    def repeated(self, step: Function, first: int, going: int) -> Callable[..., tuple[tuple[Any, ...], int]]:
+    def repeated(self, step: Function, first: int, going: int, given: int = 0) -> Callable[..., tuple[tuple[Any, ...], int]]:
         """`trace`d steps in a loop: a function (arguments, limit, least, every) that gives the last values of a step, and their number.
 
         Values of a step take the place of its arguments from number `first` to the last. Steps go on, `limit` of them at most, while more
-        than `least` entries of argument number `going` are true, which is asked before every `every`-th.
+        than `least` entries of argument number `going` are true, which is asked before every `every`-th. The first `given` of the values
+        that change are the loop's to write to.
         """
 
         def run(arguments: tuple[Any, ...], limit: int, least: int, every: int) -> tuple[tuple[Any, ...], int]:

@@ -241,10 +241,10 @@ class Torch(Arrays):
 
         return Traced(f)
 
-    def repeated(self, step: Function, first: int, going: int) -> Function:
+    def repeated(self, step: Function, first: int, going: int, given: int = 0) -> Function:
         from layercompiler.arrays.torch_trace import Repeated
 
-        return Repeated(step, first, going)
+        return Repeated(step, first, going, given)
 
     def spell(self, f: Function, samples: Sequence[Any], inputs: Sequence[Any], graph: Any) -> Any:
         """See `torch_scalars.spell`."""

@@ -79,9 +79,9 @@ class Traced:
 class Repeated(Traced):
     """See `Arrays.repeated`: the loop, too, runs in torch's interpreter where there is one."""
 
-    def __init__(self, function: Callable[..., Any], first: int, going: int) -> None:
+    def __init__(self, function: Callable[..., Any], first: int, going: int, given: int = 0) -> None:
         super().__init__(function)
-        self._first, self._going = first, going
+        self._first, self._going, self._given = first, going, given
 
     def __call__(self, tensors: tuple[torch.Tensor, ...], limit: int, least: int, every: int) -> tuple[tuple[torch.Tensor, ...], int]:  # type: ignore[override]
         loop, _, tensors = self._find(tensors)
@@ -90,13 +90,14 @@ class Repeated(Traced):
         return tuple(values), turns
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Repeated, (self._function, self._first, self._going)
+        return Repeated, (self._function, self._first, self._going, self._given)
 
     def _record(self, tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any, Held]:
         module, inputs, *_ = record(self._function, tensors)
         names = [f"x{k}" for k in range(len(tensors))]
         state = names[self._first :]
-        owned = sorted(names.index(name) for name in _overwrite(module, dict(enumerate(state))))  # by the loop, which copies them first
+        written = sorted(names.index(name) for name in _overwrite(module, dict(enumerate(state))))
+        owned = [k for k in written if k >= self._first + self._given]  # by the loop, which copies them first
         module.recompile()
         loop = (
             f"def forward(self, {', '.join(names)}, limit: int, least: int, every: int) -> Tuple[List[Tensor], int]:\n"

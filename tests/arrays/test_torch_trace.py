@@ -86,3 +86,9 @@ def test_a_loop_gives_what_its_steps_give_and_leaves_its_arguments_alone(functio
         assert made == turns and all(torch.equal(t, k) for t, k in zip((fixed, *state), kept, strict=True))
         for x, y in zip(expected, found, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-15, atol=1e-15)
+
+
+def test_what_is_given_to_a_loop_is_written_to():
+    fixed, x, going = torch.ones(2, 2), torch.zeros(2, 2), torch.ones(2, dtype=torch.bool)
+    (found, _), _ = Repeated(_grows, 1, 2, 1)((fixed, x, going), 3, 0, 1)
+    assert torch.equal(found, torch.full((2, 2), 3.0)) and torch.equal(x, found)

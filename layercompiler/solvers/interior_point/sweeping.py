@@ -59,14 +59,13 @@ def sweep(xp: Any, R: Any, q: Any, going: Any, every: int = 1) -> tuple[Any, Any
 
 
 def begin(xp: Any, tableau: Any, idle: Any, going: Any) -> tuple[Any, ...]:
-    """The state in which steps begin, see `_step`; with everything at rest where it is not `going` (B, 1)."""
-    tableau = xp.where(going[:, :, None], tableau, xp.zeros_like(tableau))
+    """The state in which steps begin, see `_step`; only where it is `going` (B, 1)."""
     worst, first = _choose(xp, tableau, idle)
-    return tableau, idle, first, worst, worst < -SIGN, xp.astype(xp.zeros_like(worst), xp.int32)
+    return tableau, idle, first, worst, going & (worst < -SIGN), xp.astype(xp.zeros_like(worst), xp.int32)
 
 
 def run(xp: Any, state: tuple[Any, ...], every: int = 1) -> tuple[Any, Any, Any, Any]:
-    """(tableau, active rows, whether all signs are right (B, 1), steps (B,)) after the last step.
+    """(tableau, active rows, whether all signs are right (B, 1), steps (B,)) after the last step; the tableau is written to.
 
     Two is added to the diagonal of the tableau at active rows.
     """
@@ -96,7 +95,7 @@ def _facts(state: Any) -> tuple[Any, Any]:
 @cache
 def _steps(xp: Any) -> Any:
     """`_step` in a loop, see `Arrays.repeated`."""
-    return xp.repeated(lambda *held: _step(xp, *held), 0, 4)
+    return xp.repeated(lambda *held: _step(xp, *held), 0, 4, 1)
 
 
 def _choose(xp: Any, A: Any, idle: Any) -> tuple[Any, Any]:
