@@ -89,6 +89,32 @@ def test_gradients_of_shared_parameters_are_sums():
     close(found[1], [g if i == 1 else g.sum(0) for i, g in enumerate(found[0])])
 
 
+@pytest.mark.parametrize(("m", "k"), [(20, 6), (20, 0), (0, 6)])
+def test_gradients_of_wide_programs_are_those_of_single_ones(m, k):
+    n, B = 28, 5
+    layer = lc.export(lc.QP(n, m, k), "torch", solver="interior_point")
+    g = torch.Generator().manual_seed(m + k)
+    make = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=g)  # noqa: E731
+    Q, x = make(B, n, n), make(B, n)
+    data = [Q @ Q.mT + torch.eye(n), make(B, n)]
+    if m:
+        G = make(B, m, n)
+        data += [G, (G @ x[:, :, None])[..., 0] + torch.rand(B, m, dtype=torch.float64, generator=g)]
+    if k:
+        data += [make(B, k, n), make(1, k)]  # a right-hand side that all share
+    data, w = [a.requires_grad_() for a in data], make(B, n)
+    whole = torch.autograd.grad(layer(*data)[0], data, w, retain_graph=True)
+    for i in range(B):
+        single = [a[i % len(a)][None] for a in data]
+        parts = torch.autograd.grad(layer(*single)[0], single, w[i][None])
+        for a, d, part in zip(data, whole, parts, strict=True):
+            if len(a) == B:
+                torch.testing.assert_close(d[i], part[0], rtol=1e-10, atol=1e-11)
+    t = [make(*a.shape) for a in data]  # along them, forwards
+    along = torch.func.jvp(lambda *d: layer(*d)[0], tuple(a.detach() for a in data), tuple(t))[1]
+    torch.testing.assert_close(sum((d * c).sum() for d, c in zip(whole, t, strict=True)), (along * w).sum(), rtol=1e-9, atol=1e-9)
+
+
 def test_a_failed_instance_is_flagged_or_raises_and_leaves_the_others():
     low, y = cp.Parameter(2, name="low"), cp.Variable(2)
     problem = cp.Problem(cp.Minimize(cp.sum_squares(y)), [y >= low, y <= 1])

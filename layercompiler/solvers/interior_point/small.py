@@ -40,7 +40,7 @@ class Inverse:
         v: (B, m).
         inverse: (B or 1, n, n), that of Q.
         Y: (B or 1, k + m, n).
-        T: (B, k + m, k + m + 1), the tableau: H = unit (2 I - T) unit.
+        T: (B, k + m, k + m), the tableau: H = unit (2 I - T) unit.
         on: (B, k + m), the unit at equalities and active rows, else zero.
         ok: (B,), where it exists.
     """
@@ -115,9 +115,9 @@ def start(xp: Any, cone: Symmetric, *numbers: Any) -> tuple[Any, ...]:
     T = T * (again[:, :, None] * xp.concat([again, 1.0 / xp.clip(size, 1e-30, None)], axis=1)[:, None, :])
     ok = ok & (size[:, 0] < xp.inf)
     idle = xp.concat([one[:, :k] < 0, one[:, k:] > 0], axis=1)
-    if k:
-        T = T - xp.concat([xp.zeros_like(T[:, :, :most]), sweeping.NEVER * xp.astype(~idle, T.dtype)[:, :, None]], axis=2)
-    return Y, inverse, unit * again, ok, *sweeping.begin(xp, T, idle, ok[:, None])
+    val = T[:, :, most]
+    val = xp.where(idle, val, xp.full_like(val, -sweeping.NEVER))
+    return Y, inverse, unit * again, ok, *sweeping.begin(xp, T[:, :, :most], val, idle, ok[:, None])
 
 
 def finish(xp: Any, cone: Symmetric, tableau: Any, active: Any, Y: Any, inverse: Any, unit: Any, ok: Any, *numbers: Any) -> tuple[Any, ...]:
@@ -134,7 +134,7 @@ def _apply(xp: Any, inverse: Any, Y: Any, T: Any, on: Any, r_x: Any, r_y: Any, r
     """The step of a right-hand side."""
     k = r_y.shape[1]
     w = on * (times(xp, Y, r_x) - xp.concat([r_y, r_z], axis=1))
-    both = on * (2.0 * w - times(xp, T[:, :, :-1], w))
+    both = on * (2.0 * w - times(xp, T, w))
     return times(xp, inverse, r_x) - times_transposed(xp, Y, both), both[:, :k], both[:, k:]
 
 
