@@ -29,7 +29,8 @@ class DenseCalls(Handle):
         self.kernel = kernel
         self.constants = [None if c is None else np.ascontiguousarray(c, dtype=kernel.dtype) for c in constants]
         addresses = [0 if c is None else library.address(c) for c in self.constants]
-        sizes = (kernel.handle, kernel.dtype.itemsize, kernel.n, kernel.equalities, kernel.inequalities, kernel.forms, *addresses, len(places), len(parts))
+        head = (kernel.handle, kernel.dtype.itemsize, kernel.n, kernel.equalities, kernel.inequalities, kernel.forms)
+        sizes = (*head, *addresses, len(places), len(parts))
         super().__init__("matrices", longs([*sizes, *places, *parts]), accurate)
         self._forward, self._adjoint = self._library.lc_matrices_forward, self._library.lc_solved_adjoint
         self._free_solved = self._library.lc_solved_free

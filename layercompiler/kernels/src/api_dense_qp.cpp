@@ -1,4 +1,5 @@
 // The C interface of the dense QP kernels: which instances are solved by which form, in which order, and their derivatives.
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -225,7 +226,7 @@ std::unique_ptr<Factors> solve(const std::shared_ptr<Dense>& owner, int64_t batc
     kernel.share(job, made->shared.get(), scratch(kernel.scratch(plan, dual_form)));
     job.shared = made->shared.get();
   }
-  std::vector<int32_t> later;
+  std::vector<int32_t> later, skipped;
   for (size_t r = 0; r < rounds.size(); r++) {
     bool pivoted = r > 0 && rounds[r - 1].pivots > 0;
     for (size_t i = 0; pivoted && i < open.size();) {
@@ -233,7 +234,7 @@ std::unique_ptr<Factors> solve(const std::shared_ptr<Dense>& owner, int64_t batc
         i++;
         continue;
       }
-      later.push_back(open[i]);
+      later.push_back(open[i]), skipped.push_back(open[i]);
       open.erase(open.begin() + static_cast<std::ptrdiff_t>(i));
     }
     if (!open.empty()) {
@@ -242,6 +243,17 @@ std::unique_ptr<Factors> solve(const std::shared_ptr<Dense>& owner, int64_t batc
       open = unsolved(dense, *made, to.status);
     }
     if (pivoted || r + 1 == rounds.size()) open.insert(open.end(), later.begin(), later.end()), later.clear();
+  }
+  // What came past the exchanges, since it had gone on at once, and is open still: alone it must not find less than in a batch.
+  for (size_t i = 0; i < skipped.size();)
+    if (std::find(open.begin(), open.end(), skipped[i]) == open.end()) skipped.erase(skipped.begin() + static_cast<std::ptrdiff_t>(i));
+    else i++;
+  if (!skipped.empty()) {
+    for (int32_t i : skipped) open.erase(std::find(open.begin(), open.end(), i));
+    job.round = rounds[1];
+    run(dense, *made, job, std::move(skipped), end, threads);
+    skipped = unsolved(dense, *made, to.status);
+    open.insert(open.end(), skipped.begin(), skipped.end());
   }
   for (int32_t i : open) to.status[i] = dense_failed;
   made->left.insert(made->left.end(), open.begin(), open.end());
