@@ -159,6 +159,18 @@ class Arrays(ABC):
         """`take_along_axis` without negative indices."""
         return self.take_along_axis(x, index, axis=axis)
 
+    def matvec(self, M: Any, x: Any) -> Any:
+        """M x for M (..., k, n) and x (..., n)."""
+        return self.matmul(M, x[..., None])[..., 0]
+
+    def less(self, C: Any, A: Any, B: Any) -> Any:
+        """C - A B for matrices (b, ...)."""
+        return C - self.matmul(A, B)
+
+    def leading(self, x: Any, count: int) -> Any:
+        """(b, count), where the largest entries of each row of x (b, k) are, in any order."""
+        return self.argsort(-x, axis=1)[:, :count]
+
     def placed(self, x: Any, index: Any, value: Any) -> Any:
         """X (b, k) with a value, (b, 1) or a number, at index (b, 1) of each row."""
         return self.where(self.new(np.arange(x.shape[1]))[None] == index, value, x)

@@ -14,6 +14,8 @@ from layercompiler.arrays import torch_implicit, torch_linear
 from layercompiler.arrays.base import Arrays, Function
 from layercompiler.errors import UnsupportedTransformError
 
+_WIDE = 24  # columns of a matrix
+
 
 class Torch(Arrays):
     """Array functions of torch."""
@@ -26,7 +28,6 @@ class Torch(Arrays):
     sqrt = staticmethod(torch.sqrt)
     zeros_like = staticmethod(torch.zeros_like)
     ones_like = staticmethod(torch.ones_like)
-    isfinite = staticmethod(torch.isfinite)
     where = staticmethod(torch.where)
     full_like = staticmethod(torch.full_like)
     broadcast_to = staticmethod(torch.broadcast_to)
@@ -72,6 +73,9 @@ class Torch(Arrays):
 
     def held(self, moving: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
         return new if bool(torch.all(moving)) else torch.where(moving, new, old)
+
+    def isfinite(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.abs(x) < torch.inf  # torch's own is four operations
 
     def clip(self, x: torch.Tensor, lower: Any = None, upper: Any = None) -> torch.Tensor:
         return torch.clamp(x, lower, upper)
@@ -127,6 +131,17 @@ class Torch(Arrays):
     def add_diagonal(self, A: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
         A = A if A.shape[:-1] == d.shape else A.expand(torch.broadcast_shapes(A.shape[:-2], d.shape[:-1]) + A.shape[-2:])
         return torch.diagonal_scatter(A, A.diagonal(dim1=-2, dim2=-1) + d, 0, -2, -1)
+
+    def matvec(self, M: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if M.shape[-1] < _WIDE:
+            return torch.matmul(M, x.unsqueeze(-1)).squeeze(-1)
+        return torch.matmul(x.unsqueeze(-2), M.mT).squeeze(-2)  # which takes two thirds of the time
+
+    def less(self, C: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(C, A, B, alpha=-1)
+
+    def leading(self, x: torch.Tensor, count: int) -> torch.Tensor:
+        return torch.topk(x, count, 1, sorted=False)[1]
 
     def placed(self, x: torch.Tensor, index: torch.Tensor, value: Any) -> torch.Tensor:
         return x.scatter(1, index, value)

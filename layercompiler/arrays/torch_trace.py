@@ -67,6 +67,7 @@ class Traced:
 
     def _record(self, tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any, Held]:
         module, inputs, spec, _ = record(self._function, tensors)
+        _overwrite(module, {})
         module.recompile()
         flat = spec.type is tuple and all(child.is_leaf() for child in spec.children())
         return _compiled(module, inputs), None if flat else spec, module.meta["held"]  # type: ignore[return-value]
@@ -93,23 +94,27 @@ class Repeated(Traced):
 
     def _record(self, tensors: tuple[torch.Tensor, ...]) -> tuple[Callable[..., Any], Any, Held]:
         module, inputs, *_ = record(self._function, tensors)
-        module.recompile()
         names = [f"x{k}" for k in range(len(tensors))]
         state = names[self._first :]
+        owned = sorted(names.index(name) for name in _overwrite(module, dict(enumerate(state))))  # by the loop, which copies them first
+        module.recompile()
         loop = (
             f"def forward(self, {', '.join(names)}, limit: int, least: int, every: int) -> Tuple[List[Tensor], int]:\n"
             f"  turn = 0\n"
-            f"  while turn < limit and (turn % every != 0 or int(torch.sum({names[self._going]})) > least):\n"
+            + "".join(f"  {names[k]} = {names[k]}.clone()\n" for k in owned)
+            + f"  while turn < limit and (turn % every != 0 or int(torch.sum({names[self._going]})) > least):\n"
             f"    new = self.step({', '.join(names)})\n"
             + "".join(f"    {name} = new[{k}]\n" for k, name in enumerate(state))
             + f"    turn += 1\n  return [{', '.join(state)}], turn\n"
         )
-        return _compiled(module, inputs, loop) or self._in_python(module.forward), None, module.meta["held"]
+        return _compiled(module, inputs, loop) or self._in_python(module.forward, owned), None, module.meta["held"]
 
-    def _in_python(self, step: Callable[..., Any]) -> Callable[..., Any]:
+    def _in_python(self, step: Callable[..., Any], owned: list[int]) -> Callable[..., Any]:
         def loop(*arguments: Any) -> tuple[list[torch.Tensor], int]:
             *tensors, limit, least, every = arguments
             turn = 0
+            for k in owned:
+                tensors[k] = tensors[k].clone()
             while turn < limit and (turn % every != 0 or int(torch.sum(tensors[self._going])) > least):
                 tensors[self._first :] = step(*tensors)
                 turn += 1
@@ -232,9 +237,10 @@ def _fold(module: fx.GraphModule) -> None:
             continue
         if node.op != "call_function":
             continue
-        if node.target in _FILLS and _like(node) is not None:
+        fill = node.args[1] if node.target is _aten.full_like.default else _FILLS.get(node.target)
+        if isinstance(fill, (int, float)) and _like(node) is not None:
             shape, dtype, device = node.meta["like"]
-            value = torch.full(shape, _FILLS[node.target], dtype=dtype, device=device)
+            value = torch.full(shape, fill, dtype=dtype, device=device)
         elif any(n not in values for n in node.all_input_nodes):
             continue
         else:
@@ -252,7 +258,7 @@ def _fold(module: fx.GraphModule) -> None:
 
 
 _aten = torch.ops.aten
-_FILLS = {_aten.zeros_like.default: 0.0, _aten.ones_like.default: 1.0}
+_FILLS = {_aten.zeros_like.default: 0.0, _aten.new_zeros.default: 0.0, _aten.ones_like.default: 1.0}
 _SAME = {_aten.alias.default, _aten.reshape.default, _aten.expand.default, _aten.detach.default}
 _SAME |= {_aten.slice.Tensor, _aten._to_copy.default, _aten.lift_fresh_copy.default, _aten.clone.default}
 
@@ -313,6 +319,70 @@ def _share(module: fx.GraphModule) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
             module.graph.erase_node(node)
+
+
+_IN_PLACE = {_aten.add.Tensor: _aten.add_.Tensor, _aten.sub.Tensor: _aten.sub_.Tensor, _aten.mul.Tensor: _aten.mul_.Tensor}
+_IN_PLACE |= {_aten.div.Tensor: _aten.div_.Tensor, _aten.addcmul.default: _aten.addcmul_.default, _aten.neg.default: _aten.neg_.default}
+_IN_PLACE |= {_aten.scatter.src: _aten.scatter_.src, _aten.scatter.value: _aten.scatter_.value, _aten.clamp.default: _aten.clamp_.default}
+_IN_PLACE |= {_aten.baddbmm.default: _aten.baddbmm_.default, _aten.reciprocal.default: _aten.reciprocal_.default}
+_IN_PLACE |= {_aten.abs.default: _aten.abs_.default, _aten.sqrt.default: _aten.sqrt_.default}
+
+
+def _overwrite(module: fx.GraphModule, state: dict[int, str]) -> set[str]:
+    """Operations write to their first argument where nothing reads it any more: fresh memory costs as much as the numbers.
+
+    Args:
+        module: The graph, which runs on plain tensors.
+        state: Names of the arguments that are results of the turn before, by place among the results.
+
+    Returns:
+        Which of these are written to.
+    """
+    if module.meta["mutable"]:
+        return set()
+    nodes = list(module.graph.nodes)
+    owner: dict[fx.Node, fx.Node] = {}  # whose memory it is
+    last: dict[fx.Node, int] = {}  # where that is read last
+    for place, node in enumerate(nodes):
+        owner[node] = owner[node.args[0]] if _is_view(node) else node
+        for a in node.all_input_nodes:
+            last[owner[a]] = place
+    results = [owner[a] if isinstance(a, fx.Node) else None for a in nodes[-1].args[0]]
+    # results that are nobody else's
+    ours = {state[k] for k, made in enumerate(results) if k in state and made and made.op == "call_function" and results.count(made) == 1}
+    written = set()
+    for place, node in enumerate(nodes):
+        if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        old = node.args[0]
+        free = (old.op == "call_function" and owner[old] is old) or old.name in ours
+        if (
+            not free
+            or last[old] != place
+            or _like(old) != _like(node)
+            or any(owner[a] is old for a in node.all_input_nodes if a is not old)
+        ):
+            continue
+        if node.target in _IN_PLACE:
+            node.target = _IN_PLACE[node.target]
+        elif node.target is _aten.diagonal_scatter.default:
+            with module.graph.inserting_before(node):
+                line = module.graph.call_function(_aten.diagonal.default, (old, *node.args[2:]))
+                module.graph.call_function(_aten.copy_.default, (line, node.args[1]))
+            node.target, node.args = _aten.alias.default, (old,)
+        else:
+            continue
+        written |= {old.name} & ours
+    return written
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a node may share the memory of its first argument."""
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.target is operator.getitem:
+        return _is_view(node.args[0])
+    return node.target is _aten.reshape.default or any(r.alias_info is not None for r in node.target._schema.returns)  # type: ignore[union-attr]
 
 
 def _frozen(value: Any) -> Any:

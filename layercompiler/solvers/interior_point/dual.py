@@ -30,13 +30,14 @@ from layercompiler.solvers.interior_point import small
 from layercompiler.solvers.interior_point.complementarity import Complementarity, State, traced
 from layercompiler.solvers.interior_point.elimination import Elimination, Linearized, unordered
 from layercompiler.solvers.interior_point.pivoting import pivot, pivot_all
-from layercompiler.solvers.interior_point.program import Point, Program, missing, put, select
+from layercompiler.solvers.interior_point.program import Point, Program, put, select, size_for, vertex
 from layercompiler.solvers.interior_point.sweeping import run, sweep
 from layercompiler.solvers.interior_point.symmetric import Symmetric
 
 EXACT = 1e-12  # relative residual that needs no further round
 POOR = 1e-10  # above it another form is tried
 _REFINEMENTS = 3
+_NARROW = 64  # rows, up to where the dual active-set method alone is about as fast as block pivoting
 # Before each try of a Newton step: tolerance where the active rows show, tolerance where they do not, and most iterations.
 _ROUNDS = ((1e-2, 1e-9, 20), (0.0, 1e-11, 30))
 _CURVED_ROUNDS = ((1e-4, 1e-9, 12), (1e-7, 1e-9, 12), (0.0, 1e-11, 25))
@@ -98,13 +99,18 @@ def _begin(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
 
 
 def _arrive(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
-    """The Newton step from a first guess: arrays of the point, whether all are exact, and what `Linearized` holds besides the form.
+    """The Newton step from a first guess: arrays of the point, whether all are exact, and more.
 
-    On the orthant the guess is what `Linearized` holds already; with other cones it is z and s.
+    On the orthant the guess is what `Linearized` holds besides the form, and what is missing at the point follows; with other cones it is
+    z and s, and what `Linearized` holds besides the form follows.
     """
-    numbers, (L, W, La, V, row, R, ok), (u, t, q, scale, *at) = held[:6], held[6:13], held[13:]
-    form = Elimination(Program(xp, cone, *numbers), L, W, La, V, row, R, ok)
-    here = Linearized.at(form, Complementarity(xp, cone, R, q, row, scale).v(*at)) if cone.groups else Linearized(form, *at)  # type: ignore[call-arg]
+    numbers, (*factors, row, R, ok), (u, t, q, scale, *at) = held[:6], held[6:14], held[14:]
+    form = Elimination(Program(xp, cone, *numbers), *factors, row, R, ok)  # type: ignore[call-arg]
+    if not cone.groups:
+        here = Linearized(form, *at)  # type: ignore[call-arg]
+        found, left = vertex(form.program, here.solve_reduced(u, t, q * scale), here.v > 0, here.ok)
+        return *found.arrays, xp.all(found.residual <= EXACT), *left
+    here = Linearized.at(form, Complementarity(xp, cone, R, q, row, scale).v(*at))
     found = here.arrive(here.solve_reduced(u, t, q * scale))
     return *found.arrays, xp.all(found.residual <= EXACT), here.v, here.order, here.Lt
 
@@ -112,16 +118,15 @@ def _arrive(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
 def _again(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
     """On the orthant, a Newton step more for points that are not exact: arrays of the better points, and whether all are exact now.
 
-    The last arguments are those of `Linearized`, or of `small.Inverse`, besides the program.
+    What is missing at the points comes after them, and at last the arguments of `Linearized`, or of `small.Inverse`, besides the program.
     """
-    numbers, (x, y, v, residual, able), at = held[:6], held[6:11], held[11:]
-    program, zero = Program(xp, cone, *numbers), 0.0 * v[:, :1]
+    numbers, (x, y, v, residual), left, able, at = held[:6], held[6:10], held[10:13], held[13], held[14:]
+    program = Program(xp, cone, *numbers)
     if len(at) == 4:
         here: Linearized | small.Inverse = small.Inverse(program, v, *at)
     else:
-        here = Linearized(Elimination(program, *at[:7]), *at[7:])  # type: ignore[call-arg]
+        here = Linearized(Elimination(program, *at[:8]), *at[8:])  # type: ignore[call-arg]
     step = (x, y, xp.clip(v, 0.0, None))
-    left = missing(program, v, (zero - program.p, zero + program.b, zero + program.h), step)
     found = here.arrive(tuple(a + b for a, b in zip(step, here.solve(*left), strict=True)))  # type: ignore[arg-type]
     better = able & ~(residual <= EXACT) & (found.residual < residual)
     best = found.where(xp, better, Point(x, y, v, residual))
@@ -137,11 +142,11 @@ def _by_sweeps(program: Program) -> Found:
     """Small ones: the dual active-set method, and refinement."""
     xp, cone, numbers = program.xp, program.cone, program.arrays
     Y, inverse, unit, ok, *state = traced(small.start, xp, cone)(*numbers)
-    tableau, side, sure, count = run(xp, tuple(state))
-    *best, exact, H = traced(small.finish, xp, cone)(tableau, side, Y, inverse, unit, ok, *numbers)
+    tableau, active, sure, count = run(xp, tuple(state))
+    *best, exact, r_x, r_y, r_z, H = traced(small.finish, xp, cone)(tableau, active, Y, inverse, unit, ok, *numbers)
     able = ok & sure[:, 0]
     if not bool(exact):
-        *best, exact = traced(_again, xp, cone)(*numbers, *best, able, inverse, Y, H, ok)
+        *best, exact = traced(_again, xp, cone)(*numbers, *best, r_x, r_y, r_z, able, inverse, Y, H, ok)
     here = small.Inverse(program, best[2], inverse, Y, H, ok)
     return Found(Point(*best), here, count, True) if bool(exact) else _polished(xp, best, here, able, count)
 
@@ -160,26 +165,36 @@ def _by_pivoting(program: Program) -> Found:
     """On the orthant: block pivoting, the dual active-set method for what it leaves, and refinement."""
     xp, cone, numbers = program.xp, program.cone, program.arrays
     held = traced(_prepare, xp, cone)(*numbers)
-    form, q = Elimination(program, *held[:7]), held[9]
+    form, q = Elimination(program, *held[:8]), held[10]
     able = xp.broadcast_to(form.ok, (program.batch,))
-    active, sure, count = pivot(xp, form.R, q, q < 0, able)
-    left = xp.nonzero(~sure & able)[0]
-    if len(left):
-        rows, known, steps, _ = sweep(xp, form.R if form.R.shape[0] == 1 else form.R[left], q[left], able[left])
-        active, sure, count = put(xp, active, left, rows), put(xp, sure, left, known), put(xp, count, left, count[left] + steps)
+    active, sure, count = (sweep if cone.m <= _NARROW else _pivoted)(xp, form.R, q, able)
     here = Linearized.collected(form, _sides(xp, active, q))
-    *best, exact = traced(_arrive, xp, cone)(*numbers, *held[:11], here.v, here.order, here.Lt, here.ok)[:5]
+    at = (here.v, here.order, here.Lt, here.ok)
+    *best, exact, r_x, r_y, r_z = traced(_arrive, xp, cone)(*numbers, *held[:12], *at)
     if not bool(exact):
-        *best, exact = traced(_again, xp, cone)(*numbers, *best, able & sure, *held[:7], here.v, here.order, here.Lt, here.ok)
+        *best, exact = traced(_again, xp, cone)(*numbers, *best, r_x, r_y, r_z, able & sure, *held[:8], *at)
     return Found(Point(*best), here, count, True) if bool(exact) else _polished(xp, best, here, able & sure, count)
+
+
+def _pivoted(xp: Any, R: Any, q: Any, able: Any) -> tuple[Any, Any, Any]:
+    """See `pivot`; the dual active-set method for what it leaves."""
+    active, sure, count = pivot(xp, R, q, q < 0, able)
+    left = xp.nonzero(~sure & able)[0]
+    if not len(left):
+        return active, sure, count
+    more = size_for(len(left), 4) - len(left)
+    wide = xp.concat([left, xp.broadcast_to(left[:1], (more,))])
+    found = sweep(xp, R if R.shape[0] == 1 else R[wide], q[wide], able[wide])
+    rows, known, steps = (a[: len(left)] for a in found)
+    return put(xp, active, left, rows), put(xp, sure, left, known), put(xp, count, left, count[left] + steps)
 
 
 def _swept(program: Program) -> Found:
     """On the orthant, for compilers: the dual active-set method alone, and refinement."""
     xp, cone = program.xp, program.cone
     held = _prepare(xp, cone, *program.arrays)
-    form, q = Elimination(program, *held[:7]), held[9]
-    active, sure, count, _ = sweep(xp, form.R, q, xp.broadcast_to(form.ok, (program.batch,)))
+    form, q = Elimination(program, *held[:8]), held[10]
+    active, sure, count = sweep(xp, form.R, q, xp.broadcast_to(form.ok, (program.batch,)))
     here = Linearized.at(form, _sides(xp, active, q))
     return Found(Linearized(form, here.v, here.order, here.Lt, here.ok & sure).newton(_REFINEMENTS), here, count)
 
@@ -188,8 +203,8 @@ def _by_compaction(program: Program, every: int) -> Found:
     """With second-order cones: rounds of the interior point and Newton steps on what is not done yet, as ever smaller batches."""
     xp, cone, numbers = program.xp, program.cone, program.arrays
     held = traced(_prepare, xp, cone)(*numbers)
-    form = whole = Elimination(program, *held[:7])
-    q, scale = held[9:11]
+    form = whole = Elimination(program, *held[:8])
+    q, scale = held[10:12]
     problem = Complementarity(xp, cone, form.R, q, form.row, scale)
     state = State(*traced(_begin, xp, cone)(*problem.arrays, form.ok, xp.astype(xp.zeros_like(q[:, 0]), xp.int32)))
     index = None
@@ -208,7 +223,7 @@ def _by_compaction(program: Program, every: int) -> Found:
         state = problem.settle(state, xp.full_like(like, early), xp.full_like(like, tolerance), limit, every)
         if index is None:
             iterations = state.count
-            *point, exact, at, order, Lt = traced(_arrive, xp, cone)(*numbers, *held[:11], state.z, state.s)
+            *point, exact, at, order, Lt = traced(_arrive, xp, cone)(*numbers, *held[:12], state.z, state.s)
             best = (*point, at, order, Lt)
             if bool(exact):
                 return Found(Point(*point), Linearized(whole, at, order, Lt, whole.ok), iterations, True)
@@ -235,8 +250,8 @@ def _in_one_loop(program: Program, every: int) -> Found:
     """The same rounds on the whole batch, for compilers and devices: the loop's body is compiled once."""
     xp, cone = program.xp, program.cone
     held = _prepare(xp, cone, *program.arrays)
-    form = Elimination(program, *held[:7])
-    q, scale = held[9:11]
+    form = Elimination(program, *held[:8])
+    q, scale = held[10:12]
     problem = Complementarity(xp, cone, form.R, q, form.row, scale)
     eager = xp.name not in ("jax", "tensorflow")
     pivoting = not cone.groups

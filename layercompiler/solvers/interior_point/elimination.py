@@ -1,7 +1,7 @@
 """Eliminating x and y: factors of the data, and the linear systems of the residual map that are solved with them.
 
-With Q = L L' and W = L^-1 [A', G'], the Schur complement of the equalities in W'W leaves R = G M G' (m, m). It is kept in units where its
-diagonal is one: N R N for N = diag(row), so z = N z_here and s = s_here / N.
+With Q = L L', E = L^-1 A' and W = L^-1 G', the Schur complement of the equalities in [E, W]'[E, W] leaves R = G M G' (m, m).
+It is kept in units where its diagonal is one: N R N for N = diag(row), so z = N z_here and s = s_here / N.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 from layercompiler.solvers.interior_point.pivoting import active_rows, collect
 from layercompiler.solvers.interior_point.program import (
-    TINY,
     Point,
     Program,
     cholesky_solve,
@@ -22,6 +21,7 @@ from layercompiler.solvers.interior_point.program import (
     times_transposed,
     triangular,
     unsolved,
+    vertex,
 )
 from layercompiler.solvers.interior_point.symmetric import Symmetric
 
@@ -37,9 +37,10 @@ class Elimination:
     Attributes:
         program: The numbers.
         L: Factor of Q.
-        W: L^-1 [A', G'], (n, k + m).
-        La: Factor of the equalities' part of W'W.
-        V: La^-1 times the part of W'W that couples equalities with the others, (k, m).
+        E: L^-1 A', (n, k).
+        W: L^-1 G', (n, m).
+        La: Factor of E'E.
+        V: La^-1 E'W, (k, m).
         row: (m,), the units: alike within a second-order cone.
         R: (m, m), in these units.
         ok: (B,), where the factors exist.
@@ -47,6 +48,7 @@ class Elimination:
 
     program: Program
     L: Any
+    E: Any
     W: Any
     La: Any
     V: Any
@@ -59,25 +61,26 @@ class Elimination:
         """Factor Q, and the equalities in it."""
         xp, k, cone = program.xp, program.A.shape[1], program.cone
         L, ok = xp.cholesky(program.Q)
-        W = triangular(xp, L, xp.matrix_transpose(stacked(xp, program.A, program.G)))
-        R = xp.matmul(xp.matrix_transpose(W), W)
-        La, V = R[:, :k, :k], R[:, :k, k:]
+        E, W = (triangular(xp, L, xp.matrix_transpose(a)) for a in (program.A, program.G))
+        R, La, V = xp.matmul(xp.matrix_transpose(W), W), E[:, :k], E[:, :k]
         if k:
+            across = xp.matrix_transpose(E)
+            La = xp.matmul(across, E)
             length = xp.linalg.diagonal(La)
             La, full = xp.cholesky(La)
             # the pivots tell how far a row of A is from the span of those before it
             ok = ok & full & (xp.min(xp.linalg.diagonal(La) ** 2 / (length + 1e-300), axis=-1) > INDEPENDENT)
-            V = triangular(xp, La, V)
-            R = R[:, k:, k:] - xp.matmul(xp.matrix_transpose(V), V)
+            V = triangular(xp, La, xp.matmul(across, W))
+            R = xp.less(R, xp.matrix_transpose(V), V)
         linear, parts = cone.split(xp.linalg.diagonal(R))
         parts = [xp.max(p, axis=2, keepdims=True) + xp.zeros_like(p) for p in parts]
         row = 1.0 / xp.sqrt(xp.clip(cone.join(xp, linear, parts), 1e-30, None))
-        return cls(program, L, W, La, V, row, R * (row[:, :, None] * row[:, None, :]), ok)
+        return cls(program, L, E, W, La, V, row, R * row[:, :, None] * row[:, None, :], ok)
 
     @property
     def arrays(self) -> tuple[Any, ...]:
         """What a later call needs to solve with these factors."""
-        return self.L, self.W, self.La, self.V, self.row
+        return self.L, self.E, self.W, self.La, self.V, self.row
 
     def take(self, index: Any, program: Program) -> Elimination:
         """The instances `index`."""
@@ -87,21 +90,21 @@ class Elimination:
         """(u, t, q) of a right-hand side, q in the units of R."""
         xp, k = self.program.xp, b.shape[1]
         u = triangular(xp, self.L, p)
-        w = times_transposed(xp, self.W, u)
+        w = times_transposed(xp, self.W, u) + h
         if not k:
-            return u, b, self.row * (w + h)
-        t = triangular(xp, self.La, w[:, :k] + b)
-        return u, t, self.row * (w[:, k:] + h - times_transposed(xp, self.V, t))
+            return u, b, self.row * w
+        t = triangular(xp, self.La, times_transposed(xp, self.E, u) + b)
+        return u, t, self.row * (w - times_transposed(xp, self.V, t))
 
     def expand(self, u: Any, t: Any, z: Any) -> tuple[Any, Any, Any]:
         """X, y and z of the program for given z in the units of R."""
         xp = self.program.xp
-        z = y_z = self.row * z
-        y = z[:, :0]
+        z = self.row * z
+        y, u = z[:, :0], u + times(xp, self.W, z)
         if t.shape[1]:
             y = -triangular(xp, self.La, t + times(xp, self.V, z), transposed=True)
-            y_z = xp.concat([y, z], axis=1)
-        return -triangular(xp, self.L, u + times(xp, self.W, y_z), transposed=True), y, z
+            u = u + times(xp, self.E, y)
+        return -triangular(xp, self.L, u, transposed=True), y, z
 
 
 @dataclass(frozen=True)
@@ -200,13 +203,11 @@ class Linearized:
     def arrive(self, step: tuple[Any, Any, Any]) -> Point:
         """The point of a Newton step, with an infinite residual and zeros where it is not finite or the factors do not exist."""
         program, xp = self.form.program, self.form.program.xp
+        if not program.cone.groups:
+            return vertex(program, step, self.v > 0, self.ok)[0]
         x, y, z = step
         s = program.h - times(xp, program.G, x)
-        if program.cone.groups:
-            v = program.cone.join_parts(xp, z, s, self.v > 0)
-        else:  # the active rows stay as they are: a wrong sign shows in the residual
-            v = xp.where(self.v > 0, xp.clip(z, TINY, None), -xp.clip(s, 0.0, None))
-        return point(program, x, y, v).usable(xp, self.ok)
+        return point(program, x, y, program.cone.join_parts(xp, z, s, self.v > 0)).usable(xp, self.ok)
 
     def take(self, index: Any) -> Linearized:
         """The instances `index`."""
@@ -217,15 +218,15 @@ class Linearized:
 @cache
 def _rounds(xp: Any, cone: Symmetric) -> Any:
     """`_refine` in a loop, see `Arrays.repeated`."""
-    return xp.repeated(lambda *held: _refine(xp, cone, *held), 16, 23)
+    return xp.repeated(lambda *held: _refine(xp, cone, *held), 17, 24)
 
 
 def _refine(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
     """A step (dx, dy, dz) with what is missing solved for; what is missing then, relative size of it, and where to go on."""
-    Q, A, G, L, W, La, V, row, v, order, Lt, ok = held[:12]
-    right, finest, dx, dy, dz, r_x, r_y, r_z = held[12:15], *held[15:22]
+    Q, A, G, L, E, W, La, V, row, v, order, Lt, ok = held[:13]
+    right, finest, dx, dy, dz, r_x, r_y, r_z = held[13:16], *held[16:23]
     program = Program(xp, cone, Q, right[0], A, right[1], G, right[2])
-    here = Linearized(Elimination(program, L, W, La, V, row, L, ok), v, order, Lt, ok)  # R is not needed any more
+    here = Linearized(Elimination(program, L, E, W, La, V, row, L, ok), v, order, Lt, ok)  # R is not needed any more
     step = tuple(a + b for a, b in zip((dx, dy, dz), here.solve(r_x, r_y, r_z), strict=True))
     left = missing(program, v, right, step)  # type: ignore[arg-type]
     off = unsolved(xp, left, right)  # type: ignore[arg-type]

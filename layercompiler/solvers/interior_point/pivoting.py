@@ -13,11 +13,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from layercompiler.solvers.interior_point.program import cholesky_solve, times
+from layercompiler.solvers.interior_point.program import cholesky_solve, size_for, times
 
 _PASSES = 20
 _TRIES = 2  # passes without fewer wrong signs, before it is given up
 _SHIFT = 1e-4  # of R, whose diagonal is one, after a pass without a factor
+_FAR = 1e30  # on the diagonal
 _SIGN = 1e-11  # where the largest of q is one: smaller numbers have no sign
 _SHARE = 0.7  # of all rows: where fewer are active, a pass collects them
 _FEW = 16  # rows that are not worth collecting
@@ -67,8 +68,8 @@ def _start(xp: Any, q: Any, active: Any, going: Any) -> tuple[Any, ...]:
 
 
 def active_rows(xp: Any, R: Any, act: Any, shift: Any = 0.0) -> Any:
-    """R (plus `shift` on the diagonal) at the active rows, where act (B, m) is one, and the identity elsewhere."""
-    return xp.add_diagonal(R * (act[:, :, None] * act[:, None, :]), (1.0 + shift) - act)
+    """R (plus `shift` on the diagonal) at the active rows, where act (B, m) is one; the others are so far off that they do not matter."""
+    return xp.add_diagonal(R, shift + _FAR * (1.0 - act))
 
 
 def collect(xp: Any, R: Any, act: Any) -> tuple[Any, Any, Any]:
@@ -81,10 +82,10 @@ def collect(xp: Any, R: Any, act: Any) -> tuple[Any, Any, Any]:
 
     Returns:
         order (B, m), or (B, 0) where there are so few rows that all stay as they are; L (B, a, a) for a about the largest number of active
-        rows, that of the identity where an instance has fewer.
+        rows; what belongs to others does not matter where their right-hand side is zero.
     """
     most = _size(act.shape[1], int(xp.max(xp.sum(act, axis=1))), 1.0)
-    return _collected(xp, most)(R, act, xp.arange(len(act)))[:3]
+    return _collected(xp, most)(R, act, act.shape[1] * xp.arange(len(act))[:, None])
 
 
 def _size(m: int, count: int, share: float) -> int:
@@ -95,40 +96,42 @@ def _size(m: int, count: int, share: float) -> int:
 
 @cache
 def _collected(xp: Any, most: int) -> Any:
-    def call(R: Any, act: Any, index: Any) -> tuple[Any, ...]:
-        return _collect(xp, most, R, act, index, 0.0)
+    def call(R: Any, act: Any, begin: Any) -> tuple[Any, ...]:
+        order = xp.argsort(-act, axis=1) if most else xp.astype(act[:, :0], xp.int64)
+        return order, *_collect(xp, order[:, :most], R, act, begin, 0.0)[:2]
 
     return xp.trace(call) if xp.name == "torch" else call
 
 
-def _collect(xp: Any, most: int, R: Any, act: Any, index: Any, shift: Any) -> tuple[Any, ...]:
-    """(order, L, ok, on, rows) for the instances `index` of R: their rows, and one where they are active."""
-    b, m = act.shape
+def _collect(xp: Any, first: Any, R: Any, act: Any, begin: Any, shift: Any) -> tuple[Any, ...]:
+    """(L, ok, on, rows): the rows `first` (b, a) of instances, all where a is zero, and one where they are active.
+
+    Those of an instance begin at row `begin` (b, 1) of all that R holds.
+    """
+    (b, m), most = act.shape, first.shape[1]
     if not most:
-        rows = R if R.shape[0] in (1, b) else R[index]
-        return (xp.astype(act[:, :0], xp.int64), *xp.cholesky(active_rows(xp, rows, act, shift)), act, rows)
-    order = xp.argsort(-act, axis=1)
-    first = order[:, :most]
+        rows = R if R.shape[0] in (1, b) else R[begin[:, 0] // m]
+        return (*xp.cholesky(active_rows(xp, rows, act, shift)), act, rows)
     on = xp.gather(act, first, 1)
-    at = first if R.shape[0] == 1 else first + m * index[:, None]
-    rows = R.reshape(-1, m)[at.reshape(-1)].reshape(b, most, m)
+    at = first if R.shape[0] == 1 else first + begin
+    rows = xp.take(R.reshape(-1, m), at.reshape(-1), axis=0).reshape(b, most, m)
     inner = xp.gather(rows, xp.broadcast_to(first[:, None, :], (b, most, most)), 2)
-    return (order, *xp.cholesky(active_rows(xp, inner, on, shift)), on, rows)
+    return (*xp.cholesky(active_rows(xp, inner, on, shift)), on, rows)
 
 
 @cache
 def _pass_on(xp: Any, most: int) -> Any:
-    """A pass on the instances `index` that collects `most` rows, recorded where Python would cost as much as the numbers.
+    """A pass that collects `most` rows, recorded where Python would cost as much as the numbers; see `_collect` for `begin`.
 
     Returns:
         The state, and (2,): how many instances go on, and the largest number of active rows in one of them.
     """
 
-    def call(R: Any, q: Any, index: Any, *state: Any) -> tuple[Any, ...]:
+    def call(R: Any, q: Any, begin: Any, *state: Any) -> tuple[Any, ...]:
         act = state[0]
-        order, L, ok, on, rows = _collect(xp, most, R, act, index, state[3])
+        order = xp.leading(act, most)
+        L, ok, on, rows = _collect(xp, order, R, act, begin, state[3])
         if most:
-            order = order[:, :most]
             w = on * cholesky_solve(xp, L, -on * xp.gather(q, order, 1))
             z, s = xp.spread(w, order, act.shape[1]), q + xp.matmul(w[:, None, :], rows)[:, 0]
         else:
@@ -142,24 +145,23 @@ def _pass_on(xp: Any, most: int) -> Any:
 
 
 def _collecting(xp: Any, R: Any, q: Any, begin: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Passes on ever smaller halves of the batch, as instances are done."""
+    """Passes on ever smaller parts of the batch, as instances are done, and until most of those that are not have been given up."""
     m, whole, index, state = q.shape[1], list(begin), xp.arange(len(q)), list(begin)
     most = int(xp.max(xp.sum(state[0], axis=1)))
     for turn in range(_PASSES):
-        *state, facts = _pass_on(xp, _size(m, most, _SHARE))(R, q, index, *state)
+        *state, facts = _pass_on(xp, _size(m, most, _SHARE))(R, q, m * index[:, None], *state)
         left, most = (int(f) for f in facts.tolist())
-        size = len(q) // 2
-        if left > size and turn + 1 < _PASSES:
+        size = size_for(left)
+        if size >= len(q) and turn + 1 < _PASSES:
             continue
         if len(q) == len(whole[0]):
             whole = state
         else:
             for k in (0, 4, 6):  # active rows, passes, whether sure
                 whole[k][index] = state[k]
-        if not left or turn + 1 == _PASSES:
+        unsure = int(xp.sum(xp.astype(~whole[6], xp.int32)))
+        if 3 * left <= unsure or turn + 1 == _PASSES:
             break
-        while left <= size // 2:
-            size //= 2  # half of a half, so that sizes are few
         rest = xp.argsort(xp.astype(~state[5][:, 0], xp.int8))[:size]
         q, index, state = q[rest], index[rest], [a[rest] for a in state]
     return tuple(whole)

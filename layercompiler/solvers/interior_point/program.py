@@ -79,7 +79,7 @@ class Point:
 
     def usable(self, xp: Any, ok: Any) -> Point:
         """This point with an infinite residual, and zeros, where it is not `ok` (B,) or not finite."""
-        good = ok & xp.isfinite(self.residual) & xp.all(xp.isfinite(self.x), axis=1)
+        good = ok & (self.residual < xp.inf)  # which a number that is not finite spoils
         zero = lambda a: select(xp, good, a, xp.zeros_like(a))  # noqa: E731
         return Point(zero(self.x), zero(self.y), zero(self.v), xp.where(good, self.residual, xp.full_like(self.residual, xp.inf)))
 
@@ -100,7 +100,7 @@ def residuals(program: Program, x: Any, y: Any, z: Any, s: Any) -> tuple[Any, An
     # terms that vanish leave the norm to the others
     top, bottom = _largest(xp, x, Qx, program.p, Ay, Gz), _largest(xp, x, Ax, program.b, Gx, s, program.h)
     norm = xp.maximum(_largest(xp, x, r_x) / (top + TINY), _largest(xp, x, r_y, r_z) / (bottom + TINY))
-    return r_x, r_y, r_z, xp.where(xp.isfinite(norm), norm, xp.full_like(norm, xp.inf))
+    return r_x, r_y, r_z, xp.where(norm < xp.inf, norm, xp.full_like(norm, xp.inf))
 
 
 def missing(program: Program, v: Any, right: tuple[Any, Any, Any], step: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
@@ -122,10 +122,8 @@ def missing(program: Program, v: Any, right: tuple[Any, Any, Any], step: tuple[A
 
 
 def unsolved(xp: Any, left: tuple[Any, Any, Any], right: tuple[Any, Any, Any]) -> Any:
-    """(B,), the size of what is missing relative to the right-hand side."""
-    like = left[0]
-    found = _largest(xp, like, *left) / (_largest(xp, like, *right) + TINY)
-    return xp.where(xp.isfinite(found), found, xp.full_like(found, xp.inf))
+    """(B,), the size of what is missing relative to the right-hand side; not finite where that is not."""
+    return _largest(xp, left[0], *left) / (_largest(xp, left[0], *right) + TINY)
 
 
 def point(program: Program, x: Any, y: Any, v: Any) -> Point:
@@ -134,11 +132,23 @@ def point(program: Program, x: Any, y: Any, v: Any) -> Point:
     return Point(x, y, v, residuals(program, x, y, z, z - v)[3])
 
 
+def vertex(program: Program, step: tuple[Any, Any, Any], active: Any, ok: Any) -> tuple[Point, tuple[Any, Any, Any]]:
+    """On the orthant, the point of a solution (x, y, z) for these active rows (B, m), and what `missing` finds there.
+
+    The active rows stay as they are: a wrong sign shows in the residual. See `Point.usable` for `ok`.
+    """
+    xp, (x, y, z) = program.xp, step
+    z, raw = xp.where(active, xp.clip(z, TINY, None), xp.zeros_like(z)), program.h - times(xp, program.G, x)
+    s = xp.where(active, xp.zeros_like(z), xp.clip(raw, 0.0, None))
+    r_x, r_y, _, norm = residuals(program, x, y, z, s)
+    return Point(x, y, z - s, norm).usable(xp, ok), (r_x, r_y, xp.where(active, raw, xp.zeros_like(z)))
+
+
 def times(xp: Any, M: Any, x: Any) -> Any:
     """M x for M (B or 1, k, n) and x (B, n)."""
     if M.shape[0] == 1 and x.shape[0] != 1:
         return xp.matmul(x, M[0].T)
-    return xp.matmul(M, x[..., None])[..., 0]
+    return xp.matvec(M, x)
 
 
 def times_transposed(xp: Any, M: Any, y: Any) -> Any:
@@ -170,11 +180,11 @@ def cholesky_solve(xp: Any, L: Any, b: Any) -> Any:
 
 def _largest(xp: Any, like: Any, *terms: Any) -> Any:
     """(B,), the largest magnitude in the terms (B or 1, k), zero where there is none."""
-    terms = tuple(t for t in terms if t.shape[1])
+    B = like.shape[0]
+    terms = tuple(t if t.shape[0] == B else xp.broadcast_to(t, (B, t.shape[1])) for t in terms if t.shape[1])
     if not terms:
         return xp.zeros_like(like[:, 0])
-    B = like.shape[0]
-    return xp.max(xp.abs(xp.concat([t if t.shape[0] == B else xp.broadcast_to(t, (B, t.shape[1])) for t in terms], axis=1)), axis=1)
+    return xp.max(xp.abs(terms[0] if len(terms) == 1 else xp.concat(terms, axis=1)), axis=1)
 
 
 def select(xp: Any, condition: Any, a: Any, b: Any) -> Any:
@@ -187,3 +197,9 @@ def put(xp: Any, a: Any, index: Any, value: Any) -> Any:
     out = xp.asarray(a, copy=True)
     out[index] = value
     return out
+
+
+def size_for(count: int, steps: int = 2) -> int:
+    """The next size with `steps` sizes from one power of two to the next: what is recorded is recorded by size, so sizes should be few."""
+    step = max(1 << max(count - 1, 0).bit_length(), 2 * steps) // (2 * steps)
+    return -(-count // step) * step

@@ -18,7 +18,7 @@ from typing import Any
 
 from layercompiler.solvers.interior_point import sweeping
 from layercompiler.solvers.interior_point.elimination import FINEST, INDEPENDENT, NEWTON, stacked
-from layercompiler.solvers.interior_point.program import TINY, Point, Program, missing, point, times, times_transposed, triangular, unsolved
+from layercompiler.solvers.interior_point.program import Point, Program, missing, times, times_transposed, triangular, unsolved, vertex
 from layercompiler.solvers.interior_point.symmetric import Symmetric
 
 _ROWS = 24  # inequalities, from where block pivoting is faster
@@ -67,7 +67,7 @@ class Inverse:
 
     def arrive(self, step: tuple[Any, Any, Any]) -> Point:
         """See `elimination.Linearized.arrive`."""
-        return _arrive(self.program, step, self.v > 0, self.ok)
+        return vertex(self.program, step, self.v > 0, self.ok)[0]
 
     def refined(self, right: tuple[Any, Any, Any], turns: int = 1, finest: float = FINEST) -> tuple[tuple[Any, Any, Any], Any]:
         """See `elimination.Linearized.refined`."""
@@ -96,37 +96,37 @@ def start(xp: Any, cone: Symmetric, *numbers: Any) -> tuple[Any, ...]:
     V = triangular(xp, L, xp.concat([rows, xp.broadcast_to(xp.eye_like(Q, len(Q[0])), (len(rows), *Q.shape[1:]))], axis=2))
     V = xp.matmul(xp.matrix_transpose(V), V)
     R, Y, inverse = V[:, : k + m, : k + m], V[:, : k + m, k + m :], V[:, k + m :, k + m :]
-    unit = 1.0 / xp.sqrt(xp.clip(xp.linalg.diagonal(R), 1e-30, None))
-    R, w = R * (unit[:, :, None] * unit[:, None, :]), times(xp, Y, p)
-    val = xp.broadcast_to(unit * xp.concat([xp.broadcast_to(a, (B, a.shape[1])) for a in (w[:, :k] + b, w[:, k:] + h)], axis=1), (B, k + m))
-    where = xp.eye_like(Q, k + m)
+    unit = xp.clip(xp.linalg.diagonal(R), 1e-30, None) ** -0.5
+    val = unit * (times(xp, Y, p) + xp.concat([xp.broadcast_to(a, (B, a.shape[1])) for a in (b, h)], axis=1))
+    T = xp.concat([xp.broadcast_to(R * (unit[:, :, None] * unit[:, None, :]), (B, k + m, k + m)), val[:, :, None]], axis=2)
+    where, one, pivots = xp.eye_like(Q, k + m + 1), xp.ones_like(val), []
     for r in range(k):
-        line, pivot = R[:, r], R[:, r, r : r + 1]
-        independent = pivot > INDEPENDENT  # tells how far a row of A is from the span of those before it
-        ok, pivot = ok & independent[:, 0], xp.where(independent, pivot, xp.ones_like(pivot))
-        val = val - val[:, r : r + 1] / pivot * line
-        line = line - where[r]
-        R = R - (line / pivot)[:, :, None] * line[:, None, :]
-    left = xp.linalg.diagonal(R)[:, k:]  # what the equalities leave of the length of a row
-    again = xp.concat([xp.ones_like(R[:, :k, 0]), 1.0 / xp.sqrt(xp.where(left > INDEPENDENT, left, xp.ones_like(left)))], axis=1)
-    R, val, unit = R * (again[:, :, None] * again[:, None, :]), val * again, unit * again
-    ok = xp.broadcast_to(ok & xp.isfinite(xp.sum(val, axis=1)), (B,))
-    val, one = val[:, k:], xp.ones_like(val)
-    val = val / xp.clip(xp.max(xp.abs(val), axis=1, keepdims=True), 1e-30, None)
-    val = xp.concat([xp.full_like(one[:, :k], xp.inf), val], axis=1)  # equalities stand in nobody's way
-    side = xp.concat([-one[:, :k], one[:, k:]], axis=1)
-    return Y, inverse, unit, ok, *sweeping.begin(xp, R, val, side, ok[:, None])
+        line = T[:, r] - where[r]
+        pivots.append(T[:, r, r : r + 1])
+        T = xp.axpy((line[:, : k + m] / -pivots[-1])[:, :, None], line[:, None, :], T)
+    if k:  # tells how far a row of A is from the span of those before it
+        ok = ok & xp.all(xp.concat(pivots, axis=1) > INDEPENDENT, axis=1)
+    left, most = xp.linalg.diagonal(T[:, :, : k + m])[:, k:], k + m  # what the equalities leave of the length of a row
+    again = xp.where(left > INDEPENDENT, left, one[:, k:]) ** -0.5
+    size = xp.max(xp.abs(T[:, k:, most] * again), axis=1, keepdims=True)
+    again = xp.concat([one[:, :k], again], axis=1)
+    T = T * (again[:, :, None] * xp.concat([again, 1.0 / xp.clip(size, 1e-30, None)], axis=1)[:, None, :])
+    ok = ok & (size[:, 0] < xp.inf)
+    active = xp.concat([one[:, :k] > 0, one[:, k:] < 0], axis=1)
+    if k:
+        T = T - xp.concat([xp.zeros_like(T[:, :, :most]), sweeping.NEVER * xp.astype(active, T.dtype)[:, :, None]], axis=2)
+    return Y, inverse, unit * again, ok, *sweeping.begin(xp, T, active, ok[:, None])
 
 
-def finish(xp: Any, cone: Symmetric, tableau: Any, side: Any, Y: Any, inverse: Any, unit: Any, ok: Any, *numbers: Any) -> tuple[Any, ...]:
-    """Arrays of the point, whether all are exact, and H."""
+def finish(xp: Any, cone: Symmetric, tableau: Any, active: Any, Y: Any, inverse: Any, unit: Any, ok: Any, *numbers: Any) -> tuple[Any, ...]:
+    """Arrays of the point, whether all are exact, what is missing there, and H."""
     program = Program(xp, cone, *numbers)
-    on = xp.where(side < 0, unit + xp.zeros_like(side), xp.zeros_like(side))
-    H = (2.0 * xp.eye_like(Y, on.shape[1]) - tableau) * (on[:, :, None] * on[:, None, :])
-    like = xp.zeros_like(side[:, :1])
+    on = xp.where(active, unit, xp.zeros_like(unit))
+    H = (2.0 * xp.eye_like(Y, on.shape[1]) - tableau[:, :, :-1]) * (on[:, :, None] * on[:, None, :])
+    like = xp.zeros_like(unit[:, :1])
     step = _apply(xp, inverse, Y, H, like - program.p, like + program.b, like + program.h)
-    found = _arrive(program, step, side[:, program.A.shape[1] :] < 0, ok)
-    return *found.arrays, xp.all(found.residual <= 1e-12), H
+    found, left = vertex(program, step, active[:, program.A.shape[1] :], ok)
+    return *found.arrays, xp.all(found.residual <= 1e-12), *left, H
 
 
 def _apply(xp: Any, inverse: Any, Y: Any, H: Any, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
@@ -134,13 +134,6 @@ def _apply(xp: Any, inverse: Any, Y: Any, H: Any, r_x: Any, r_y: Any, r_z: Any) 
     k = r_y.shape[1]
     both = times(xp, H, times(xp, Y, r_x) - xp.concat([r_y, r_z], axis=1))
     return times(xp, inverse, r_x) - times_transposed(xp, Y, both), both[:, :k], both[:, k:]
-
-
-def _arrive(program: Program, step: tuple[Any, Any, Any], active: Any, ok: Any) -> Point:
-    """See `elimination.Linearized.arrive`."""
-    xp, (x, y, z) = program.xp, step
-    s = program.h - times(xp, program.G, x)
-    return point(program, x, y, xp.where(active, xp.clip(z, TINY, None), -xp.clip(s, 0.0, None))).usable(xp, ok)
 
 
 @cache

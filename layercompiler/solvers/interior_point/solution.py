@@ -188,8 +188,8 @@ def linear_solve(
     if len(factors) == 3:
         step, off = small.Inverse(program, v, *factors, by_dual).refined(right, _REFINEMENTS)
     else:
-        form = elimination.Elimination(program, *factors[:5], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more
-        step, off = elimination.Linearized(form, v, factors[5], factors[6], by_dual).refined(right, _REFINEMENTS)
+        form = elimination.Elimination(program, *factors[:6], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more
+        step, off = elimination.Linearized(form, v, factors[6], factors[7], by_dual).refined(right, _REFINEMENTS)
     poor = ~by_dual | ~(off <= _ACCURATE)
     if settings.compact:
         if bool(xp.any(poor)):

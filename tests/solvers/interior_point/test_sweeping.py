@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from layercompiler import arrays
-from layercompiler.solvers.interior_point.sweeping import sweep
+from layercompiler.solvers.interior_point.sweeping import begin, run, sweep
 
 
 def _problem(count, m, rank, seed, repeated=0):
@@ -31,11 +31,15 @@ def _answer(R, q, active):
 def test_signs_are_right_at_the_active_rows(framework, m, rank, repeated):
     xp = pytest.importorskip(framework) and arrays.get(framework)
     R, q = _problem(9, m, rank, 3, repeated)
-    active, sure, steps, tableau = (np.asarray(a) for a in sweep(xp, xp.new(R), xp.new(q), xp.new(np.ones(9, bool))))
+    active, sure, steps = (np.asarray(a) for a in sweep(xp, xp.new(R), xp.new(q), xp.new(np.ones(9, bool))))
     assert sure.all() and (steps <= 3 * m).all()
+    wide, none = xp.new(np.concatenate([R, q[:, :, None]], axis=2)), xp.new(np.zeros((9, m), bool))
+    tableau, same, *_ = (np.asarray(a) for a in run(xp, begin(xp, wide, none, xp.new(np.ones((9, 1), bool)))))
+    assert np.array_equal(active, same)
     for i in range(9):
         z, s = _answer(R[i], q[i], active[i])
         assert z.min() > -1e-9 and s.min() > -1e-9 and np.abs(s[active[i]]).max(initial=0.0) < 1e-9
+        np.testing.assert_allclose(tableau[i][:, m], np.where(active[i], -z, s), atol=1e-9)
         inverse = 2.0 * np.eye(active[i].sum()) - tableau[i][np.ix_(active[i], active[i])]
         assert np.abs(inverse @ R[i][np.ix_(active[i], active[i])] - np.eye(len(inverse))).max(initial=0.0) < 1e-7
 
@@ -47,7 +51,17 @@ def test_what_has_no_solution_is_not_sure_and_neighbors_do_not_matter():
     R[1], q[1] = np.outer(side, side), np.array([1.0, 0.5, 0.2, -0.1, 0.3, 0.4])  # x >= 0.1, and in the last row x <= -0.4
     q[1, 5] = -0.4
     idle = np.array([True, True, False])
-    active, sure, steps, _ = sweep(xp, R, q, idle)
+    active, sure, steps = sweep(xp, R, q, idle)
     assert sure.tolist() == [True, False, False] and steps[2] == 0
     alone = sweep(xp, R[:1], q[:1], idle[:1])
     assert np.array_equal(alone[0][0], active[0]) and alone[2][0] == steps[0]
+
+
+def test_halves_of_a_batch_find_what_singles_find():
+    xp = arrays.get("numpy")
+    R, q = _problem(70, 30, 40, 7)
+    active, sure, steps = sweep(xp, R, q, np.ones(70, bool))
+    assert sure.all() and len(set(steps.tolist())) > 3
+    for i in range(0, 70, 9):
+        alone = sweep(xp, R[i : i + 1], q[i : i + 1], np.ones(1, bool))
+        assert np.array_equal(alone[0][0], active[i]) and alone[2][0] == steps[i]
