@@ -296,8 +296,8 @@ class _Node(torch.autograd.Function):
         if getattr(found.quick, "number", np.float64) is np.float32:  # the general way is that of float64
             wide = [t.double() for t in theta]
             *_, z = rules.Solve.call(wide, None, "f" * len(wide), found.bound)
-            g = [None if p is None else p.double() for p in g]
-            return None, *[t.float() for t in rules._onto(rules.Vjp.call(wide, z.detach(), g, found.bound), wide)]
+            cotangents = [None if p is None else p.double() for p in g]
+            return None, *[t.float() for t in rules.Vjp.call(wide, z.detach(), cotangents, found.bound)]
         gradients = rules._onto(rules.Vjp.call(theta, found.z(theta), g, found.bound), theta)
         return None, *gradients
 

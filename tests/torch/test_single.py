@@ -56,9 +56,10 @@ def test_outputs_and_gradients_are_those_of_float64(shared, kind):
         assert not torch.equal(outputs[0], expected[0].float())
 
 
-def test_second_derivatives_are_those_of_float64():
+@pytest.mark.parametrize("shared", ["", "QGA"])
+def test_second_derivatives_are_those_of_float64(shared):
     single, double = layers()
-    given = problem()
+    given = problem(shared)
     seconds = []
     for layer, t in ((single, given), (double, [g.detach().double().requires_grad_() for g in given])):
         first = pulled(layer, t, create_graph=True)[1]
