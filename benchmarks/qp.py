@@ -4,7 +4,8 @@
 
 m = n inequalities, n/4 equalities, float64 (one column: float32), every instance its own matrices. Layers take turns, one forward and one
 backward call each, so that what the machine does meanwhile falls on all of them alike; reported are the fastest rounds. Gradient errors
-are relative, the largest of the six matrices and of four instances, beside the exact active set refined in long double (tests/qp/families.py).
+are relative, the largest of the six matrices and of four instances, beside the exact active set refined in long double
+(tests/qp/families.py).
 A peer whose round of the batch before took more than a second is left out of the next larger one.
 """
 
