@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
 
 #include "dense_plan.hpp"
@@ -187,8 +188,8 @@ template <class T> struct Results {
 };
 
 template <class T>
-std::unique_ptr<Factors> solve(const std::shared_ptr<Dense>& owner, int64_t batch, const double* const* values, const int64_t* strides, const T* start_x, const T* start_v,
-               bool only_factor, int32_t forms, double seconds, const Results<T>& to, int threads) {
+std::unique_ptr<Factors> solve(const std::shared_ptr<Dense>& owner, int64_t batch, const double* const* values, const int64_t* strides, const T* start_x,
+                               const T* start_v, bool only_factor, int32_t forms, double seconds, const Results<T>& to, int threads) {
   Dense& dense = *owner;
   const DensePlan& plan = dense.plan;
   std::unique_ptr<Factors> made(new Factors(owner, batch));
@@ -245,15 +246,13 @@ std::unique_ptr<Factors> solve(const std::shared_ptr<Dense>& owner, int64_t batc
     if (pivoted || r + 1 == rounds.size()) open.insert(open.end(), later.begin(), later.end()), later.clear();
   }
   // What came past the exchanges, since it had gone on at once, and is open still: alone it must not find less than in a batch.
-  for (size_t i = 0; i < skipped.size();)
-    if (std::find(open.begin(), open.end(), skipped[i]) == open.end()) skipped.erase(skipped.begin() + static_cast<std::ptrdiff_t>(i));
-    else i++;
+  auto among = [](const std::vector<int32_t>& all) { return [&all](int32_t i) { return std::find(all.begin(), all.end(), i) != all.end(); }; };
+  skipped.erase(std::remove_if(skipped.begin(), skipped.end(), std::not_fn(among(open))), skipped.end());
   if (!skipped.empty()) {
-    for (int32_t i : skipped) open.erase(std::find(open.begin(), open.end(), i));
+    open.erase(std::remove_if(open.begin(), open.end(), among(skipped)), open.end());
     job.round = rounds[1];
     run(dense, *made, job, std::move(skipped), end, threads);
-    skipped = unsolved(dense, *made, to.status);
-    open.insert(open.end(), skipped.begin(), skipped.end());
+    for (int32_t i : unsolved(dense, *made, to.status)) open.push_back(i);
   }
   for (int32_t i : open) to.status[i] = dense_failed;
   made->left.insert(made->left.end(), open.begin(), open.end());
@@ -272,10 +271,10 @@ void narrow(const double* from, const std::vector<int32_t>& index, int64_t size,
     for (int64_t k = 0; k < size; k++) to[i * size + k] = static_cast<float>(*from++);
 }
 
-// In floats; in doubles what these leave open: whatever has no solution, or whose active rows they cannot tell.
+// In floats; in doubles what these leave open: whatever has no solution, or whose active rows they cannot tell (or, with 32 bits for places, reach).
 std::unique_ptr<Factors> solve_single(const std::shared_ptr<Dense>& owner, int64_t batch, const double* const* values, const int64_t* strides, int32_t forms,
                                       double seconds, const Results<float>& to, int threads) {
-  std::unique_ptr<Factors> made = solve<float>(owner, batch, values, strides, nullptr, nullptr, false, forms & ~2, seconds, to, threads);
+  std::unique_ptr<Factors> made = solve<float>(owner, batch, values, strides, nullptr, nullptr, false, owner->plan.mp <= 11000 ? forms & ~2 : 0, seconds, to, threads);
   if (made->left.empty()) return made;
   const DensePlan& plan = owner->plan;
   made->rest.reset(new Rest);
