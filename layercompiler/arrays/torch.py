@@ -140,6 +140,9 @@ class Torch(Arrays):
     def less(self, C: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
         return torch.baddbmm(C, A, B, alpha=-1)
 
+    def dense(self, x: torch.Tensor) -> torch.Tensor:
+        return x.contiguous()
+
     def leading(self, x: torch.Tensor, count: int) -> torch.Tensor:
         return torch.topk(x, count, 1, sorted=False)[1]
 

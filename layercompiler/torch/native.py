@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from layercompiler import arrays
+from layercompiler.arrays.torch_implicit import active
 from layercompiler.plan.failure import failure
 from layercompiler.plan.native import Native
 from layercompiler.status import Info, Status
@@ -51,7 +52,7 @@ class _Solve(torch.autograd.Function):
         *held, status, by_dual = ctx.saved_tensors[:11]
         data, point, factors = held[:6], held[6:9], ctx.saved_tensors[11:]
         g = [torch.zeros_like(a) if g is None else g for g, a in zip(gradients, point, strict=False)]
-        t = _Linear.apply(ctx.native, True, data[0], data[2], data[4], point[2], *g, status, by_dual, *factors)
+        t = _linear(ctx.native, True, data[0], data[2], data[4], point[2], *g, status, by_dual, *factors)
         return None, None, None, *ctx.native.pull_right_side(_xp, point, t, tuple(data))
 
     @staticmethod
@@ -66,6 +67,19 @@ class _Solve(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], native: Native, batch: tuple[int, ...], *tensors: Tensor) -> tuple[Any, Any]:  # type: ignore[override]
         flat, count = _merge(tensors, in_dims[2:], info.batch_size)
         return _split(_Solve.apply(native, (info.batch_size, *batch), *flat), info.batch_size, count)
+
+
+class _Eager(torch.autograd.Function):
+    """`_Solve` where no transformation of torch.func is around, in the older form of `forward`, which costs half of the newer one."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _Solve.forward(*inputs)
+        _Solve.setup_context(ctx, inputs, output)
+        return output
+
+    backward = _Solve.backward  # type: ignore[assignment]
+    jvp = _Solve.jvp
 
 
 class _Linear(torch.autograd.Function):
@@ -105,6 +119,14 @@ class _Linear(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], native: Native, transposed: bool, *tensors: Tensor) -> tuple[Any, Any]:  # type: ignore[override]
         flat, count = _merge(tensors, in_dims[2:], info.batch_size)
         return _split(_Linear.apply(native, transposed, *flat), info.batch_size, count)
+
+
+def _linear(native: Native, transposed: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """`_Linear`, on plain numbers where nobody asks for its derivative."""
+    recording = torch.is_grad_enabled()
+    if any(active(t, recording) for t in tensors):
+        return _Linear.apply(native, transposed, *tensors)  # type: ignore[return-value]
+    return _Linear.forward(native, transposed, *tensors)
 
 
 def _merge(tensors: Sequence[Tensor], dims: Sequence[int | None], size: int) -> tuple[list[Tensor], int]:
@@ -207,7 +229,8 @@ def run(native: Native, theta: Sequence[Tensor], batch: tuple[int, ...], told: b
     channels = [rows[c.parameter] for c in native.program.channels]
     data, found = native.bind(_xp, channels, like)
     data = (data[0], data[1].expand(count, -1), *data[2:])
-    x, y, v, status, residual, iterations, *_ = _Solve.apply(native, batch, finite, *data)  # type: ignore[misc]
+    function = _Solve if torch._C._are_functorch_transforms_active() else _Eager
+    x, y, v, status, residual, iterations, *_ = function.apply(native, batch, finite, *data)  # type: ignore[misc]
     outputs = native.recover(_xp, data, found, x, y, v, status == 0, told)
     outputs = [o.reshape((*batch, *o.shape[1:])) for o in outputs]
     facts = {k: f.reshape(batch) for k, f in (("status", status), ("residual", residual), ("iterations", iterations))}

@@ -122,7 +122,7 @@ def _again(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
     """
     numbers, (x, y, v, residual), left, able, at = held[:6], held[6:10], held[10:13], held[13], held[14:]
     program = Program(xp, cone, *numbers)
-    if len(at) == 4:
+    if len(at) == 5:
         here: Linearized | small.Inverse = small.Inverse(program, v, *at)
     else:
         here = Linearized(Elimination(program, *at[:8]), *at[8:])  # type: ignore[call-arg]
@@ -142,12 +142,13 @@ def _by_sweeps(program: Program) -> Found:
     """Small ones: the dual active-set method, and refinement."""
     xp, cone, numbers = program.xp, program.cone, program.arrays
     Y, inverse, unit, ok, *state = traced(small.start, xp, cone)(*numbers)
+    Y, inverse = xp.dense(Y), xp.dense(inverse)
     tableau, active, sure, count = run(xp, tuple(state))
-    *best, exact, r_x, r_y, r_z, H = traced(small.finish, xp, cone)(tableau, active, Y, inverse, unit, ok, *numbers)
+    *best, exact, r_x, r_y, r_z, on = traced(small.finish, xp, cone)(tableau, active, Y, inverse, unit, ok, *numbers)
     able = ok & sure[:, 0]
     if not bool(exact):
-        *best, exact = traced(_again, xp, cone)(*numbers, *best, r_x, r_y, r_z, able, inverse, Y, H, ok)
-    here = small.Inverse(program, best[2], inverse, Y, H, ok)
+        *best, exact = traced(_again, xp, cone)(*numbers, *best, r_x, r_y, r_z, able, inverse, Y, tableau, on, ok)
+    here = small.Inverse(program, best[2], inverse, Y, tableau, on, ok)
     return Found(Point(*best), here, count, True) if bool(exact) else _polished(xp, best, here, able, count)
 
 

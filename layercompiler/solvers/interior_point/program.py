@@ -91,7 +91,7 @@ class Point:
 def residuals(program: Program, x: Any, y: Any, z: Any, s: Any) -> tuple[Any, Any, Any, Any]:
     """(r_x, r_y, r_z, norm): what is missing in stationarity, equalities and inequalities, and its size relative to the terms.
 
-    The relative residual (B,) is the larger of stationarity and feasibility, each over its largest term.
+    The relative residual (B,) is the larger of stationarity and feasibility, each over its largest term; not a number where one is not.
     """
     xp = program.xp
     Qx, Ay, Gz = times(xp, program.Q, x), times_transposed(xp, program.A, y), times_transposed(xp, program.G, z)
@@ -100,7 +100,7 @@ def residuals(program: Program, x: Any, y: Any, z: Any, s: Any) -> tuple[Any, An
     # terms that vanish leave the norm to the others
     top, bottom = _largest(xp, x, Qx, program.p, Ay, Gz), _largest(xp, x, Ax, program.b, Gx, s, program.h)
     norm = xp.maximum(_largest(xp, x, r_x) / (top + TINY), _largest(xp, x, r_y, r_z) / (bottom + TINY))
-    return r_x, r_y, r_z, xp.where(norm < xp.inf, norm, xp.full_like(norm, xp.inf))
+    return r_x, r_y, r_z, norm
 
 
 def missing(program: Program, v: Any, right: tuple[Any, Any, Any], step: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
@@ -128,8 +128,10 @@ def unsolved(xp: Any, left: tuple[Any, Any, Any], right: tuple[Any, Any, Any]) -
 
 def point(program: Program, x: Any, y: Any, v: Any) -> Point:
     """A point with its residual."""
-    z = program.cone.project(program.xp, v)
-    return Point(x, y, v, residuals(program, x, y, z, z - v)[3])
+    xp = program.xp
+    z = program.cone.project(xp, v)
+    norm = residuals(program, x, y, z, z - v)[3]
+    return Point(x, y, v, xp.where(norm < xp.inf, norm, xp.full_like(norm, xp.inf)))
 
 
 def vertex(program: Program, step: tuple[Any, Any, Any], active: Any, ok: Any) -> tuple[Point, tuple[Any, Any, Any]]:

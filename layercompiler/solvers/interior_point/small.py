@@ -40,7 +40,8 @@ class Inverse:
         v: (B, m).
         inverse: (B or 1, n, n), that of Q.
         Y: (B or 1, k + m, n).
-        H: (B, k + m, k + m).
+        T: (B, k + m, k + m + 1), the tableau: H = unit (2 I - T) unit.
+        on: (B, k + m), the unit at equalities and active rows, else zero.
         ok: (B,), where it exists.
     """
 
@@ -48,22 +49,23 @@ class Inverse:
     v: Any
     inverse: Any
     Y: Any
-    H: Any
+    T: Any
+    on: Any
     ok: Any
 
     @property
     def factors(self) -> tuple[Any, ...]:
         """What a later call needs."""
-        return self.inverse, self.Y, self.H
+        return self.inverse, self.Y, self.T, self.on
 
     def take(self, index: Any) -> Inverse:
         """The instances `index`."""
         inverse, Y = (a if a.shape[0] == 1 else a[index] for a in (self.inverse, self.Y))
-        return Inverse(self.program.take(index), self.v[index], inverse, Y, self.H[index], self.ok[index])
+        return Inverse(self.program.take(index), self.v[index], inverse, Y, self.T[index], self.on[index], self.ok[index])
 
     def solve(self, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
         """See `elimination.Linearized.solve`."""
-        return _apply(self.program.xp, self.inverse, self.Y, self.H, r_x, r_y, r_z)
+        return _apply(self.program.xp, *self.factors, r_x, r_y, r_z)  # type: ignore[call-arg]
 
     def arrive(self, step: tuple[Any, Any, Any]) -> Point:
         """See `elimination.Linearized.arrive`."""
@@ -72,7 +74,7 @@ class Inverse:
     def refined(self, right: tuple[Any, Any, Any], turns: int = 1, finest: float = FINEST) -> tuple[tuple[Any, Any, Any], Any]:
         """See `elimination.Linearized.refined`."""
         xp, program = self.program.xp, self.program
-        B = max(self.H.shape[0], *(r.shape[0] for r in right))
+        B = max(self.T.shape[0], *(r.shape[0] for r in right))
         right = tuple(r if r.shape[0] == B else xp.broadcast_to(r, (B, r.shape[1])) for r in right)  # type: ignore[assignment]
         zero, off = tuple(xp.zeros_like(r) for r in right), xp.full_like(right[0][:, 0], xp.inf)
         fixed = (program.Q, program.A, program.G, self.v, *self.factors, self.ok, *right, xp.full_like(off[0], finest))
@@ -112,41 +114,41 @@ def start(xp: Any, cone: Symmetric, *numbers: Any) -> tuple[Any, ...]:
     again = xp.concat([one[:, :k], again], axis=1)
     T = T * (again[:, :, None] * xp.concat([again, 1.0 / xp.clip(size, 1e-30, None)], axis=1)[:, None, :])
     ok = ok & (size[:, 0] < xp.inf)
-    active = xp.concat([one[:, :k] > 0, one[:, k:] < 0], axis=1)
+    idle = xp.concat([one[:, :k] < 0, one[:, k:] > 0], axis=1)
     if k:
-        T = T - xp.concat([xp.zeros_like(T[:, :, :most]), sweeping.NEVER * xp.astype(active, T.dtype)[:, :, None]], axis=2)
-    return Y, inverse, unit * again, ok, *sweeping.begin(xp, T, active, ok[:, None])
+        T = T - xp.concat([xp.zeros_like(T[:, :, :most]), sweeping.NEVER * xp.astype(~idle, T.dtype)[:, :, None]], axis=2)
+    return Y, inverse, unit * again, ok, *sweeping.begin(xp, T, idle, ok[:, None])
 
 
 def finish(xp: Any, cone: Symmetric, tableau: Any, active: Any, Y: Any, inverse: Any, unit: Any, ok: Any, *numbers: Any) -> tuple[Any, ...]:
-    """Arrays of the point, whether all are exact, what is missing there, and H."""
+    """Arrays of the point, whether all are exact, what is missing there, and `Inverse.on`."""
     program = Program(xp, cone, *numbers)
     on = xp.where(active, unit, xp.zeros_like(unit))
-    H = (2.0 * xp.eye_like(Y, on.shape[1]) - tableau[:, :, :-1]) * (on[:, :, None] * on[:, None, :])
     like = xp.zeros_like(unit[:, :1])
-    step = _apply(xp, inverse, Y, H, like - program.p, like + program.b, like + program.h)
+    step = _apply(xp, inverse, Y, tableau, on, like - program.p, like + program.b, like + program.h)
     found, left = vertex(program, step, active[:, program.A.shape[1] :], ok)
-    return *found.arrays, xp.all(found.residual <= 1e-12), *left, H
+    return *found.arrays, xp.all(found.residual <= 1e-12), *left, on
 
 
-def _apply(xp: Any, inverse: Any, Y: Any, H: Any, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
+def _apply(xp: Any, inverse: Any, Y: Any, T: Any, on: Any, r_x: Any, r_y: Any, r_z: Any) -> tuple[Any, Any, Any]:
     """The step of a right-hand side."""
     k = r_y.shape[1]
-    both = times(xp, H, times(xp, Y, r_x) - xp.concat([r_y, r_z], axis=1))
+    w = on * (times(xp, Y, r_x) - xp.concat([r_y, r_z], axis=1))
+    both = on * (2.0 * w - times(xp, T[:, :, :-1], w))
     return times(xp, inverse, r_x) - times_transposed(xp, Y, both), both[:, :k], both[:, k:]
 
 
 @cache
 def _rounds(xp: Any, cone: Symmetric) -> Any:
     """`_refine` in a loop, see `Arrays.repeated`."""
-    return xp.repeated(lambda *held: _refine(xp, cone, *held), 12, 19)
+    return xp.repeated(lambda *held: _refine(xp, cone, *held), 13, 20)
 
 
 def _refine(xp: Any, cone: Symmetric, *held: Any) -> tuple[Any, ...]:
     """A step with what is missing solved for; what is missing then, relative size of it, and where to go on."""
-    Q, A, G, v, inverse, Y, H, ok = held[:8]
-    right, finest, before, rest = held[8:11], held[11], held[12:15], held[15:18]
-    step = tuple(a + b for a, b in zip(before, _apply(xp, inverse, Y, H, *rest), strict=True))
+    Q, A, G, v, inverse, Y, T, on, ok = held[:9]
+    right, finest, before, rest = held[9:12], held[12], held[13:16], held[16:19]
+    step = tuple(a + b for a, b in zip(before, _apply(xp, inverse, Y, T, on, *rest), strict=True))
     left = missing(Program(xp, cone, Q, right[0], A, right[1], G, right[2]), v, right, step)  # type: ignore[arg-type]
     off = unsolved(xp, left, right)  # type: ignore[arg-type]
     return *step, *left, off, (off > finest) & ok

@@ -185,7 +185,7 @@ def linear_solve(
     xp = program.xp
     if not factors:
         return _robust(program, v, right, settings)
-    if len(factors) == 3:
+    if len(factors) == 4:
         step, off = small.Inverse(program, v, *factors, by_dual).refined(right, _REFINEMENTS)
     else:
         form = elimination.Elimination(program, *factors[:6], factors[0], by_dual)  # type: ignore[call-arg]  # R is not needed any more

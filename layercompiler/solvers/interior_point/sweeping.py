@@ -39,7 +39,7 @@ def sweep(xp: Any, R: Any, q: Any, going: Any, every: int = 1) -> tuple[Any, Any
     """
     going = xp.broadcast_to(going[:, None], q[:, :1].shape)
     wide = R if R.shape[0] == len(q) else xp.broadcast_to(R, (len(q), *R.shape[1:]))
-    state = begin(xp, xp.concat([wide, q[:, :, None]], axis=2), xp.zeros_like(q) > 0, going)
+    state = begin(xp, xp.concat([wide, q[:, :, None]], axis=2), xp.ones_like(q) > 0, going)
     if xp.name in ("jax", "tensorflow"):
         _, active, sure, count = run(xp, state, every)
         return active, (going & sure)[:, 0], count
@@ -47,8 +47,8 @@ def sweep(xp: Any, R: Any, q: Any, going: Any, every: int = 1) -> tuple[Any, Any
     while True:
         few = len(rows) // 2 if len(rows) > _FEW else 0
         state, turns = _steps(xp)(state, limit, few, every)
-        _, active, _, _, more, _ = state
-        found = (active, *(a[:, 0] for a in _facts(state)))
+        _, idle, _, _, more, _ = state
+        found = (~idle, *(a[:, 0] for a in _facts(state)))
         whole = found if whole is None else tuple(put(xp, a, rows, b) for a, b in zip(whole, found, strict=True))
         limit -= turns
         if not few or limit <= 0 or not bool(xp.any(more)):
@@ -58,11 +58,11 @@ def sweep(xp: Any, R: Any, q: Any, going: Any, every: int = 1) -> tuple[Any, Any
         rows, state = rows[first], tuple(a[first] for a in state)
 
 
-def begin(xp: Any, tableau: Any, active: Any, going: Any) -> tuple[Any, ...]:
+def begin(xp: Any, tableau: Any, idle: Any, going: Any) -> tuple[Any, ...]:
     """The state in which steps begin, see `_step`; with everything at rest where it is not `going` (B, 1)."""
     tableau = xp.where(going[:, :, None], tableau, xp.zeros_like(tableau))
-    worst, first = _choose(xp, tableau, active)
-    return tableau, active, first, worst, worst < -SIGN, xp.astype(xp.zeros_like(worst), xp.int32)
+    worst, first = _choose(xp, tableau, idle)
+    return tableau, idle, first, worst, worst < -SIGN, xp.astype(xp.zeros_like(worst), xp.int32)
 
 
 def run(xp: Any, state: tuple[Any, ...], every: int = 1) -> tuple[Any, Any, Any, Any]:
@@ -80,7 +80,7 @@ def run(xp: Any, state: tuple[Any, ...], every: int = 1) -> tuple[Any, Any, Any,
     else:
         state, _ = _steps(xp)(state, limit, 0, every)
     sure, count = _facts(state)
-    return state[0], state[1], sure, count[:, 0]
+    return state[0], ~state[1], sure, count[:, 0]
 
 
 def _limit(state: tuple[Any, ...]) -> int:
@@ -99,19 +99,19 @@ def _steps(xp: Any) -> Any:
     return xp.repeated(lambda *held: _step(xp, *held), 0, 4)
 
 
-def _choose(xp: Any, A: Any, active: Any) -> tuple[Any, Any]:
+def _choose(xp: Any, A: Any, idle: Any) -> tuple[Any, Any]:
     """(how wrong its sign is, the row that is to become active)."""
     val = A[:, :, -1]
-    return xp.smallest(xp.where(active, xp.zeros_like(val), val))
+    return xp.smallest(xp.where(idle, val, xp.zeros_like(val)))
 
 
-def _step(xp: Any, A: Any, active: Any, k: Any, worst: Any, going: Any, count: Any) -> tuple[Any, ...]:
+def _step(xp: Any, A: Any, idle: Any, k: Any, worst: Any, going: Any, count: Any) -> tuple[Any, ...]:
     """Row k becomes active, or what stands in its way leaves.
 
     Args:
         xp: Array functions.
         A: The tableau, (B, m, m + 1).
-        active: (B, m).
+        idle: (B, m), rows that are not active.
         k: (B, 1), the row to become active, as are all that follow.
         worst: How wrong its sign is.
         going: Where there is a step to take.
@@ -120,17 +120,16 @@ def _step(xp: Any, A: Any, active: Any, k: Any, worst: Any, going: Any, count: A
     m = A.shape[1]
     col = _line(xp, A, k)[:, :m]
     rates = (_LEAST - col) / xp.clip(A[:, :, m], None, -1e-14)
-    fastest, r = xp.largest(xp.where(xp.placed(active, k, k >= 0), rates, xp.zeros_like(rates)))  # only active rows and k end a step
-    going, enters = going & (fastest > _STILL), r == k  # else no z is feasible
+    fastest, r = xp.largest(xp.where(xp.placed(idle, k, k < 0), xp.zeros_like(rates), rates))  # only active rows and k end a step
+    going, leaves = going & (fastest > _STILL), r != k  # else no z is feasible
     line = _line(xp, A, r)
     corner = xp.gather(line, r, 1)
     line, zero = xp.placed(line, r, corner - 1.0), xp.zeros_like(corner)
-    scaled = line[:, :m] / (xp.where(going, xp.where(enters, zero, zero + 2.0), zero + xp.inf) - corner)
+    scaled = line[:, :m] / (xp.where(going, xp.where(leaves, zero + 2.0, zero), zero + xp.inf) - corner)
     A = xp.axpy(scaled[:, :, None], line[:, None, :], A)
-    active = xp.where(going, xp.placed(active, r, enters), active)
-    blocked = going & ~enters
-    worst, first = _choose(xp, A, active)
-    return A, active, xp.where(blocked, k, first), worst, blocked | (going & (worst < -SIGN)), count + xp.astype(going, count.dtype)
+    idle = xp.where(going, xp.placed(idle, r, leaves), idle)
+    worst, first = _choose(xp, A, idle)
+    return A, idle, xp.where(leaves, k, first), worst, going & (leaves | (worst < -SIGN)), count + xp.astype(going, count.dtype)
 
 
 def _line(xp: Any, A: Any, index: Any) -> Any:

@@ -33,8 +33,8 @@ def test_signs_are_right_at_the_active_rows(framework, m, rank, repeated):
     R, q = _problem(9, m, rank, 3, repeated)
     active, sure, steps = (np.asarray(a) for a in sweep(xp, xp.new(R), xp.new(q), xp.new(np.ones(9, bool))))
     assert sure.all() and (steps <= 3 * m).all()
-    wide, none = xp.new(np.concatenate([R, q[:, :, None]], axis=2)), xp.new(np.zeros((9, m), bool))
-    tableau, same, *_ = (np.asarray(a) for a in run(xp, begin(xp, wide, none, xp.new(np.ones((9, 1), bool)))))
+    wide, all_idle = xp.new(np.concatenate([R, q[:, :, None]], axis=2)), xp.new(np.ones((9, m), bool))
+    tableau, same, *_ = (np.asarray(a) for a in run(xp, begin(xp, wide, all_idle, xp.new(np.ones((9, 1), bool)))))
     assert np.array_equal(active, same)
     for i in range(9):
         z, s = _answer(R[i], q[i], active[i])
