@@ -95,7 +95,8 @@ class DenseProblem(CompiledProblem):
     @property
     def refining(self) -> str:
         """See `CompiledProblem.refining`."""
-        return "none: the points of the kernels are exact"
+        single = self.matrices is not None and self.options.precision == "single"
+        return "none: the points of the kernels are exact" + (", but float32 where that tells the active rows of float32 tensors" if single else "")
 
     def evaluate(self, arrays: Sequence[Any], *, warm_start: Any = None, options: Options | None = None) -> Evaluation:
         """See `CompiledProblem.evaluate`."""

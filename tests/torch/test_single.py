@@ -101,6 +101,8 @@ def test_training_in_float32_takes_the_short_way_every_time():
     assert single._bound.quick.single.pause == 0
 
 
-def test_unknown_precisions_are_refused():
+def test_the_report_says_so_and_unknown_precisions_are_refused():
+    single, double = layers()
+    assert "float32" in single.report() and "float32" not in double.report()
     with pytest.raises(OptionError, match="unknown precision"):
         lc.export(lc.QP(2, 1), "torch", options={"precision": "half"})
