@@ -96,7 +96,8 @@ class DenseProblem(CompiledProblem):
     def refining(self) -> str:
         """See `CompiledProblem.refining`."""
         single = self.matrices is not None and self.options.precision == "single"
-        return "none: the points of the kernels are exact" + (", but float32 where that tells the active rows of float32 tensors" if single else "")
+        more = ", but those of float32 tensors float32 where that tells the active rows" if single else ""
+        return f"none: the points of the kernels are exact{more}"
 
     def evaluate(self, arrays: Sequence[Any], *, warm_start: Any = None, options: Options | None = None) -> Evaluation:
         """See `CompiledProblem.evaluate`."""
