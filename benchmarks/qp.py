@@ -2,9 +2,10 @@
 
     python -m benchmarks.qp [--kinds std,ill] [--sizes 10,50,100] [--batches 1,16,128,512] [--seconds 0.7] [--out benchmarks/RESULTS.md]
 
-m = n inequalities, n/4 equalities, float64, every instance its own matrices. Layers take turns, one forward and one backward call each,
-so that what the machine does meanwhile falls on all of them alike; reported are the fastest rounds. Gradient errors are relative, the
-largest of the six matrices and of four instances, beside the exact active set refined in long double (tests/qp/families.py).
+m = n inequalities, n/4 equalities, float64 (one column: float32), every instance its own matrices. Layers take turns, one forward and one
+backward call each, so that what the machine does meanwhile falls on all of them alike; reported are the fastest rounds. Gradient errors
+are relative, the largest of the six matrices and of four instances, beside the exact active set refined in long double
+(tests/qp/families.py).
 A peer whose round of the batch before took more than a second is left out of the next larger one.
 """
 
@@ -31,7 +32,7 @@ from layercompiler import kernels
 from tests.qp import families
 
 KINDS = ("std", "ill", "dqp", "optnet")
-OURS, OURS_JAX = "layercompiler, torch", "layercompiler, jax"
+OURS, OURS_JAX, SINGLE = "layercompiler, torch", "layercompiler, jax", "torch, float32"
 ARRAYS, ARRAYS_JAX = "arrays, torch", "arrays, jax"
 PEERS = {"moreau": "moreau", "qpth": "qpth", "QPLayer": "proxsuite", "qpax": "qpax"}  # by name of the module
 SLOW = 1e3  # milliseconds of a round
@@ -54,11 +55,21 @@ class Torch:
 
 
 class Ours(Torch):
-    solver = "auto"
+    solver, precision = "auto", "double"
 
     def __init__(self, n, m, p, batch):
-        layer = lc.export(lc.QP(n, m, p), "torch", solver=self.solver, options={"workers": 1})
+        layer = lc.export(lc.QP(n, m, p), "torch", solver=self.solver, options={"workers": 1, "precision": self.precision})
         self.call = lambda *t: layer(*t)[0]
+
+
+class Single(Ours):
+    """Float32 tensors, solved in float32 where that tells the active rows."""
+
+    precision = "single"
+
+    def prepare(self, arrays):
+        tensors, w = super().prepare(arrays)
+        return [t.detach().float().requires_grad_() for t in tensors], w.float()
 
 
 class Arrays(Ours):
@@ -163,6 +174,7 @@ class Qpax(Jax):
 LAYERS = {
     OURS: Ours,
     OURS_JAX: Jax,
+    SINGLE: Single,
     ARRAYS: Arrays,
     ARRAYS_JAX: JaxArrays,
     "moreau": Moreau,
@@ -261,7 +273,8 @@ def page(found, errors, names, peak, machine):
         machine,
         "",
         "Milliseconds per batch, forward + backward together (forward / backward in brackets), the fastest round of each layer; m = n, n/4",
-        "equalities, float64, one core. The jax layers run forward and backward under one jit. The floor is the arithmetic of",
+        'equalities, float64 (but `torch, float32`, which is our layer with precision="single"), one core. The jax layers run forward',
+        "and backward under one jit. The floor is the arithmetic of",
         f"our method at the rate of a large matrix product here ({peak / 1e9:.0f} GF/s). `-`: failed, or left out, since a round of the",
         f"batch before took more than {SLOW / 1e3:.0f} s. QPLayer (proxsuite) runs with tolerances and proximal terms of 1e-9 (at its own",
         "defaults it is about as fast, with gradient errors up to 1e-3); qpax under vmap and jit with its implicit backend, tolerance and",
@@ -271,7 +284,7 @@ def page(found, errors, names, peak, machine):
         out += ["", f"Not installed where this was run, so without a column: {', '.join(missing)}."]
     out += _summary(found, peers)
     for kind in dict.fromkeys(k for k, _, _ in found):
-        shown = (OURS, *peers)
+        shown = (OURS, SINGLE, *peers)
         head = ["n", "batch", *names, "share of the floor", *(f"gradient error of {'ours' if x == OURS else x}" for x in shown)]
         out += ["", f"### {kind}", "", _row(head), _row(["---"] * len(head))]
         for (k, n, batch), times in found.items():

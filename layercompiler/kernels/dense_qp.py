@@ -58,12 +58,13 @@ class DenseQP:
         A: Rows and columns of the entries of A; None for all entries, by rows. Likewise `G`.
         G: See `A`.
         isa: Instruction set; the best one of the machine by default.
+        dtype: float64, or float32: of operands, points, right-hand sides and gradients; norm, margin, reach and residuals are float64.
 
     Immutable and thread safe; pickling rebuilds it.
 
-    Numbers are float64 throughout. The same method in float32 would move half the bytes, but finds other active rows in 18 of 40
-    instances with n = m = 100 whose Q has rank n / 2 but for 1e-4, where its gradients are off by up to 80 %; with well-conditioned
-    matrices a weakly active row is decided wrongly in 1 of 100 (n = 50). Its own residuals would not show it, so there is none.
+    In float32 (for the asking: half the bytes, twice the lanes, numbers right to 1e-4 or so) an instance counts as solved only where no
+    pivot is below 1e-4 of its diagonal and a correction moves everything by far less than the smallest multiplier and slack, so that it
+    is sure which rows are active. All others, about half of those whose Q is nearly singular, are solved again in float64.
 
     Example:
         >>> import numpy as np
@@ -86,8 +87,12 @@ class DenseQP:
         A: Pattern = None,
         G: Pattern = None,
         isa: str | None = None,
+        dtype: Any = np.float64,
     ) -> None:
         self._handle = None
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float64, np.float32):
+            raise BuildError("numbers of another kind", where="DenseQP", expected="float64 or float32", got=str(self.dtype))
         self.n, self.equalities, self.inequalities = int(n), int(equalities), int(inequalities)
         self.rows = self.equalities + self.inequalities
         self.patterns = tuple(None if k is None else tuple(_small(i) for i in k) for k in (Q, A, G))
@@ -101,7 +106,8 @@ class DenseQP:
             self._entries.append(count if k is None else len(k[0]))
             arguments += [self._entries[-1], *((None, None) if k is None else map(at, k))]
         self._handle = self._library.lc_dense_new(
-            self.n, self.equalities, self.inequalities, int(self.patterns[0] is not None), *arguments, self.isa.encode()
+            *(self.n, self.equalities, self.inequalities),
+            *(int(self.dtype == np.float32), int(self.patterns[0] is not None), *arguments, self.isa.encode()),
         )
         if not self._handle:
             raise BuildError("the structure is malformed", where="DenseQP", got=library.reason())
@@ -150,7 +156,7 @@ class DenseQP:
             b: (B, p).
             G: (B, m, n), or entries.
             h: (B, m).
-            start: x (B, n) and v (B, p + m) of an earlier, similar solve.
+            start: x (B, n) and v (B, p + m) of an earlier, similar solve (float64 only).
             factor_only: Take `start` as the solution: only evaluate and factor.
             form: "dual" or "primal" to try that form alone; None for the better one, and the other where it fails.
             quick: Leave open what takes many iterations.
@@ -162,12 +168,14 @@ class DenseQP:
         """
         operands = Operands.of(self, (Q, q, A, b, G, h))
         batch, m = operands.batch, self.rows
-        x, v, y = np.empty((batch, self.n)), np.empty((batch, m)), np.empty((batch, m))
+        x, v, y = (np.empty((batch, k), self.dtype) for k in (self.n, m, m))
         facts = np.empty((3, batch))
         status, iterations = np.empty(batch, np.int8), np.empty(batch, np.int32)
         handle, at, troubles = None, library.address, ctypes.c_int64()
         points: list[Any] = [None, None]
         if start is not None:
+            if self.dtype != np.float64:
+                raise BuildError("float32 starts from nothing", where="start")
             points = [np.ascontiguousarray(a, dtype=np.float64) for a in start]
             if points[0].shape != x.shape or points[1].shape != v.shape:
                 raise ShapeError(
@@ -189,10 +197,10 @@ class DenseQP:
         return DenseSolution(x, v, y, status, iterations, norm, margin, reach, DenseFactors(self, handle, operands), troubles.value)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.n, self.equalities, self.inequalities, self.patterns)
+        return _rebuild, (self.n, self.equalities, self.inequalities, self.patterns, self.dtype)
 
     def __repr__(self) -> str:
-        return f"DenseQP(n={self.n}, equalities={self.equalities}, inequalities={self.inequalities}, isa={self.isa!r})"
+        return f"DenseQP(n={self.n}, equalities={self.equalities}, inequalities={self.inequalities}, isa={self.isa!r}, dtype={self.dtype})"
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -216,8 +224,8 @@ def _small(index: Any) -> np.ndarray:
     return np.ascontiguousarray(found, np.int32)
 
 
-def _rebuild(n: int, equalities: int, inequalities: int, patterns: Sequence[Pattern]) -> DenseQP:
-    return DenseQP(n, equalities, inequalities, Q=patterns[0], A=patterns[1], G=patterns[2])
+def _rebuild(n: int, equalities: int, inequalities: int, patterns: Sequence[Pattern], dtype: np.dtype[Any]) -> DenseQP:
+    return DenseQP(n, equalities, inequalities, Q=patterns[0], A=patterns[1], G=patterns[2], dtype=dtype)
 
 
 _Pointers, _Strides = ctypes.c_void_p * 6, ctypes.c_int64 * 6
@@ -238,8 +246,8 @@ class Operands:
         arrays, pointers, strides, batch = [], [], [], 1
         for k in range(6):
             a, width = given[k], qp._widths[k]
-            if not (type(a) is np.ndarray and a.dtype == np.float64 and a.flags.c_contiguous):
-                a = np.ascontiguousarray(a, dtype=np.float64)
+            if not (type(a) is np.ndarray and a.dtype == qp.dtype and a.flags.c_contiguous):
+                a = np.ascontiguousarray(a, dtype=qp.dtype)
             count = a.shape[0] if a.ndim else -1
             if a.size != count * width or a.ndim < 2:
                 raise ShapeError("wrong shape", where=OPERANDS[k], expected=f"(B, {width}) or its matrix", got=str(a.shape))
@@ -287,12 +295,12 @@ class DenseFactors:
         """
         n, p, m, batch = self.qp.n, self.qp.equalities, self.qp.inequalities, self.batch
         shapes = ((batch, n, n), (batch, n), (batch, p, n), (batch, p), (batch, m, n), (batch, m))
-        out = [np.empty(s) if w else None for s, w in zip(shapes, wanted, strict=True)]
+        out = [np.empty(s, self.qp.dtype) if w else None for s, w in zip(shapes, wanted, strict=True)]
         u, t, residual = self._run(r, h, x, y, _Pointers(*(None if a is None else a.ctypes.data for a in out)), threads)
         return u, t, residual, out
 
     def _run(self, r: Any, h: Any, x: Any, y: Any, pointers: Any, threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        r, h = np.ascontiguousarray(r, dtype=np.float64), np.ascontiguousarray(h, dtype=np.float64)
+        r, h = np.ascontiguousarray(r, dtype=self.qp.dtype), np.ascontiguousarray(h, dtype=self.qp.dtype)
         if r.shape != (self.batch, self.qp.n) or h.shape != (self.batch, self.qp.rows):
             expected = f"({self.batch}, {self.qp.n}), ({self.batch}, {self.qp.rows})"
             raise ShapeError("wrong right-hand side", where="r, h", expected=expected, got=f"{r.shape}, {h.shape}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from layercompiler.errors import MissingDependencyError, OptionError
 
-ABI = 32
+ABI = 33
 _POINTER, _LONG, _INT, _REAL, _TEXT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double, ctypes.c_char_p
 _PROTOTYPES = {
     "lc_abi": (_INT, []),
@@ -33,7 +33,7 @@ _PROTOTYPES = {
     "lc_newton_refine": (_POINTER, [_POINTER, _LONG] + [_POINTER, _LONG] * 4 + [_POINTER] * 10 + [_INT, _REAL, _REAL, _INT]),
     "lc_linearization_free": (None, [_POINTER]),
     "lc_linearization_solve": (_INT, [_POINTER] * 6 + [_INT, _REAL, _INT]),
-    "lc_dense_new": (_POINTER, [_LONG] * 3 + [_INT] + [_LONG, _POINTER, _POINTER] * 3 + [_TEXT]),
+    "lc_dense_new": (_POINTER, [_LONG] * 3 + [_INT] * 2 + [_LONG, _POINTER, _POINTER] * 3 + [_TEXT]),
     "lc_dense_free": (None, [_POINTER]),
     "lc_dense_facts": (None, [_POINTER, _POINTER]),
     "lc_dense_solve_within": (_POINTER, [_POINTER, _LONG] + [_POINTER] * 4 + [_INT] * 2 + [_REAL] + [_POINTER] * 9 + [_INT]),

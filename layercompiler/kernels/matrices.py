@@ -27,9 +27,10 @@ class DenseCalls(Handle):
         self, kernel: DenseQP, constants: Sequence[np.ndarray | None], places: Sequence[int], parts: Sequence[int], accurate: float
     ) -> None:
         self.kernel = kernel
-        self.constants = [None if c is None else np.ascontiguousarray(c, dtype=np.float64) for c in constants]
+        self.constants = [None if c is None else np.ascontiguousarray(c, dtype=kernel.dtype) for c in constants]
         addresses = [0 if c is None else library.address(c) for c in self.constants]
-        sizes = (kernel.handle, kernel.n, kernel.equalities, kernel.inequalities, kernel.forms, *addresses, len(places), len(parts))
+        head = (kernel.handle, kernel.dtype.itemsize, kernel.n, kernel.equalities, kernel.inequalities, kernel.forms)
+        sizes = (*head, *addresses, len(places), len(parts))
         super().__init__("matrices", longs([*sizes, *places, *parts]), accurate)
         self._forward, self._adjoint = self._library.lc_matrices_forward, self._library.lc_solved_adjoint
         self._free_solved = self._library.lc_solved_free
@@ -74,7 +75,8 @@ class Solved:
     def solution(self, values: Any, strides: Any) -> DenseSolution:
         """The points, with factors that live as long as this batch; `values` and `strides` are those of the operands."""
         kernel, B = self._calls.kernel, self.batch
-        x, v, y, facts = np.empty((B, kernel.n)), np.empty((B, kernel.rows)), np.empty((B, kernel.rows)), np.empty((3, B))
+        x, v, y = (np.empty((B, k), kernel.dtype) for k in (kernel.n, kernel.rows, kernel.rows))
+        facts = np.empty((3, B))
         iterations = np.empty(B, np.int32)
         handle = self._calls._library.lc_solved_point(self._handle, *map(library.address, (x, v, y, facts, iterations)))
         factors = _Borrowed(kernel, handle, Operands((), B, values, strides))

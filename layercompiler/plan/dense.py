@@ -95,7 +95,9 @@ class DenseProblem(CompiledProblem):
     @property
     def refining(self) -> str:
         """See `CompiledProblem.refining`."""
-        return "none: the points of the kernels are exact"
+        single = self.matrices is not None and self.options.precision == "single"
+        more = ", but those of float32 tensors float32 where that tells the active rows" if single else ""
+        return f"none: the points of the kernels are exact{more}"
 
     def evaluate(self, arrays: Sequence[Any], *, warm_start: Any = None, options: Options | None = None) -> Evaluation:
         """See `CompiledProblem.evaluate`."""

@@ -44,6 +44,11 @@ class Matrices:
         self.place = [ORDER.index(name) for name in self.names]
         self.constants = [qp.values.get(k, np.zeros(shapes[k]))[None] if k not in self.names else None for k in ORDER]
 
+    @cached_property
+    def single(self) -> DenseQP:
+        """The kernel in float32."""
+        return DenseQP(self.kernel.n, self.kernel.equalities, self.kernel.inequalities, dtype=np.float32)
+
     @classmethod
     def of(cls, program: ConeProgram) -> Matrices | None:
         """Of a program that `layercompiler.QP` made, or None: what a file says is made again and compared."""

@@ -77,9 +77,9 @@ class Layer(torch.nn.Module):
         raises UnsupportedTransformError. Failed instances (with on_error="flag") are NaN, with zero derivatives.
 
     Cost:
-        The problem is solved in float64, whatever the dtype of the tensors is. Dense problems of linear and second-order cones whose
-        tensors are on a GPU are solved there, forward and backward (the array interior point, without warm starts); all others on the
-        host.
+        The problem is solved in float64, whatever the dtype of the tensors is (but see `precision` of `Options`). Dense problems of
+        linear and second-order cones whose tensors are on a GPU are solved there, forward and backward (the array interior point,
+        without warm starts); all others on the host.
     """
 
     def __init__(self, compiled: Any) -> None:

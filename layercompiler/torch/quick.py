@@ -1,7 +1,7 @@
 """The short way of programs written as matrices: tensors of the host go to the dense kernel as they lie, with one node in autograd's graph.
 
 It is taken in eager reverse mode where every tensor is float64 and contiguous and every instance is solved; all else, and second
-derivatives, go the general way of `operators`, with the same numbers.
+derivatives, go the general way of `operators`, with the same numbers. With precision="single" float32 tensors take it too, as they are.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from layercompiler.plan.matrices import ORDER, Call, Matrices, summed
 from layercompiler.torch import host, rules
 from layercompiler.torch.lease import empty
 
+_ACCURATE_SINGLE = 1e-3  # relative residual of a linear system in float32 up to which gradients are taken
 PAUSE = 16  # calls that go the general way after one in which an instance failed
 KINDS = (Tensor, torch.nn.Parameter)
 _KNOWN = 64  # shapes of calls that are kept
@@ -70,6 +71,8 @@ class Short:
         threads: Threads that share a batch.
     """
 
+    dtype = _F64
+
     def __init__(self, parameters: Sequence[Sequence[int]], results: Sequence[Sequence[int]], threads: int = 1) -> None:
         self.threads = threads
         self.parameters = [(tuple(shape), len(shape), math.prod(shape)) for shape in parameters]
@@ -84,10 +87,10 @@ class Short:
             return None
         if not _eager():
             return None
-        key, addresses, recorded = [], [], False
+        key, addresses, recorded, dtype = [], [], False, self.dtype
         try:
             for t in tensors:
-                if type(t) not in KINDS or t.dtype is not _F64 or not t.is_cpu or not t.is_contiguous() or t.is_neg():
+                if type(t) not in KINDS or t.dtype is not dtype or not t.is_cpu or not t.is_contiguous() or t.is_neg():
                     return None
                 key.append(t.shape)
                 addresses.append(t.data_ptr())
@@ -141,9 +144,9 @@ class Compiled(Short):
         super().__init__(parameters, outputs, (bound.options or self.compiled.options).workers or self.compiled.threads)
 
 
-def lies_plain(t: Tensor) -> bool:
-    """Whether the numbers of a tensor are those in the host's memory, in order and float64."""
-    return t.is_contiguous() and t.dtype is _F64 and t.is_cpu and not t.is_neg() and not t._is_zerotensor()
+def lies_plain(t: Tensor, dtype: torch.dtype = _F64) -> bool:
+    """Whether the numbers of a tensor are those in the host's memory, in order and of this dtype."""
+    return t.is_contiguous() and t.dtype is dtype and t.is_cpu and not t.is_neg() and not t._is_zerotensor()
 
 
 def _lying(g: Sequence[Any]) -> list[Tensor | None]:
@@ -164,13 +167,18 @@ class Quick(Compiled):
     Args:
         bound: The problem with its options.
         matrices: Its parameters as operands of the kernel.
+        single: Whether tensors are float32, and solved in it.
     """
 
-    def __init__(self, bound: Any, matrices: Matrices) -> None:
+    def __init__(self, bound: Any, matrices: Matrices, single: bool = False) -> None:
         super().__init__(bound)
-        self.matrices = matrices
+        self.matrices, self.single, self.number = matrices, None, np.float32 if single else np.float64
+        self.dtype = torch.float32 if single else _F64
+        if not single and (bound.options or self.compiled.options).precision == "single":
+            self.single = Quick(bound, matrices, True)
         parts = ["xyz".index(o.name) for o in bound.compiled.outputs]
-        self.calls = DenseCalls(matrices.kernel, matrices.constants, matrices.place, parts, ACCURATE)
+        kernel = matrices.single if single else matrices.kernel
+        self.calls = DenseCalls(kernel, matrices.constants, matrices.place, parts, _ACCURATE_SINGLE if single else ACCURATE)
         k, o = len(self.parameters), len(parts)
         self.there, self.back = struct.Struct(f"{2 * k + o}q").pack, struct.Struct(f"{2 * k + o + 2}q").pack
 
@@ -187,9 +195,9 @@ class Quick(Compiled):
         """Outputs of the problem, or None where it has to go the general way."""
         read = self.read(tensors)
         if read is None:
-            return None
+            return None if self.single is None else self.single(bound, tensors)
         shapes, addresses, recorded = read
-        outputs = [empty(shape) for shape in shapes.outputs]
+        outputs = [empty(shape, self.number) for shape in shapes.outputs]
         handle = self.calls.solve(shapes.count, self.there(*addresses, *shapes.strides, *[o.data_ptr() for o in outputs]), self.threads)
         if not handle:
             self.pause = PAUSE
@@ -214,20 +222,21 @@ class _Found(Solved):
     def adjoint(self, theta: Sequence[Tensor], g: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None] | None:
         """Gradients of the parameters `wanted`; None where the linear system was not solved well."""
         shapes, addresses = self.shapes, [t.data_ptr() for t in theta]
-        if addresses != self.addresses and not all([lies_plain(t) for t in theta]):  # a hook for saved tensors may have moved them
-            return None
+        if addresses != self.addresses and not all([lies_plain(t, self.quick.dtype) for t in theta]):
+            return None  # a hook for saved tensors has moved them
         out, pointers, summing = [], [], False
         for t, own, want in zip(theta, shapes.own, wanted, strict=True):
             if want and (own or self.batch == 1):
-                gradient = empty(t.shape)
+                gradient = empty(t.shape, self.quick.number)
                 out.append(gradient)
                 pointers.append(gradient.data_ptr())
             else:
                 out.append(None)
                 pointers.append(0)
                 summing = summing or want
-        ends = np.empty(self.batch * (self._calls.kernel.n + self._calls.kernel.rows)) if summing else None
-        at = (0, 0) if ends is None else (ends.ctypes.data, ends.ctypes.data + 8 * self.batch * self._calls.kernel.n)
+        kernel = self._calls.kernel
+        ends = np.empty(self.batch * (kernel.n + kernel.rows), kernel.dtype) if summing else None
+        at = (0, 0) if ends is None else (ends.ctypes.data, ends.ctypes.data + ends.itemsize * self.batch * kernel.n)
         cotangents = [0 if p is None else p.data_ptr() for p in g]
         if not self.pull(self.quick.back(*addresses, *cotangents, *pointers, *at), self.quick.threads):
             return None
@@ -284,6 +293,11 @@ class _Node(torch.autograd.Function):
                 gradients = None
             if gradients is not None:
                 return None, *gradients
+        if getattr(found.quick, "number", np.float64) is np.float32:  # the general way is that of float64
+            wide = [t.double() for t in theta]
+            *_, z = rules.Solve.call(wide, None, "f" * len(wide), found.bound)
+            cotangents = [None if p is None else p.double() for p in g]
+            return None, *[t.float() for t in rules.Vjp.call(wide, z.detach(), cotangents, found.bound)]
         gradients = rules._onto(rules.Vjp.call(theta, found.z(theta), g, found.bound), theta)
         return None, *gradients
 

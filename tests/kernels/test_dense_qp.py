@@ -72,6 +72,28 @@ def test_an_instance_gives_the_same_bits_alone_in_any_batch_and_on_any_threads(k
             np.testing.assert_array_equal(a, b[part])
 
 
+def test_hard_instances_find_alone_what_they_find_in_a_batch():
+    """Nearly active rows of many sizes, on which pivoting turns in circles: in a batch they wait for others of their kind."""
+    n, m, p, count = 31, 30, 13, 32
+    hard = 0
+    for seed in (2, 3, 4, 7):
+        rng = np.random.default_rng(seed)
+        k = rng.standard_normal((count, n, n))
+        Q, q = k @ k.transpose(0, 2, 1) / n + 1e-4 * np.eye(n), 100.0 * rng.standard_normal((count, n))
+        G, A = rng.standard_normal((count, m, n)) * 10.0 ** rng.integers(-2, 3, (count, m, 1)), rng.standard_normal((count, p, n))
+        x = rng.standard_normal((count, n))
+        s = np.maximum(rng.standard_normal((count, m)), 0) * 10.0 ** rng.integers(-6, 1, (count, m))
+        h, b = np.einsum("bij,bj->bi", G, x) + s * np.linalg.norm(G, axis=2), np.einsum("bij,bj->bi", A, x)
+        _, whole = solve((Q, q, G, h, A, b), form="dual")
+        for i in np.flatnonzero(whole.iterations > 40):
+            _, one = solve([a[i : i + 1] for a in (Q, q, G, h, A, b)], form="dual")
+            assert one.status[0] == whole.status[i]
+            if whole.status[i] == 0:
+                np.testing.assert_allclose(one.x[0], whole.x[i], rtol=0, atol=1e-7 * np.abs(whole.x[i]).max())
+                hard += 1
+    assert hard > 4
+
+
 def test_matrices_that_the_batch_shares_give_the_same_bits_as_repeated_ones():
     Q, p, G, h, A, b = families.batch("std", 12, 15, 3, 11)
     one = [np.repeat(a[:1], 11, axis=0) for a in (Q, G, A)]

@@ -42,7 +42,7 @@ struct Factor {
 
 }  // namespace
 
-LC_API int lc_abi() { return 32; }
+LC_API int lc_abi() { return 33; }
 
 LC_API const char* lc_error() { return last_error.c_str(); }
 

@@ -8,10 +8,10 @@ using namespace layercompiler;
 
 namespace {
 
-// As Python lays it down: kernel of lc_dense_new, sizes, forms, constants of the operands that are no parameters, and the two counts; then the operand of
+// As Python lays it down: kernel of lc_dense_new, bytes of its numbers (where they are 4, doubles here are floats but for facts and residuals), sizes, forms, constants of the operands that are no parameters, and the two counts; then the operand of
 // each parameter, and the part that each output shows: 0 x, 1 duals of equalities, 2 of inequalities.
 struct Head {
-  int64_t kernel, n, p, m, forms, constants[6], parameters, outputs;
+  int64_t kernel, bytes, n, p, m, forms, constants[6], parameters, outputs;
 };
 
 struct Matrices {
@@ -58,10 +58,36 @@ struct Solved {
   void* factors = nullptr;
 };
 
-void copy(double* to, const double* from, int64_t count) { std::memcpy(to, from, sizeof(double) * static_cast<size_t>(count)); }
+// Numbers of `bytes` each, from and to places counted in them.
+void copy(double* to, int64_t at, const double* from, int64_t first, int64_t count, int64_t bytes) {
+  std::memcpy(reinterpret_cast<char*>(to) + at * bytes, reinterpret_cast<const char*>(from) + first * bytes, static_cast<size_t>(count * bytes));
+}
 void read(const Matrices& k, const int64_t* parameters, const double* (&values)[6]) {
   for (int i = 0; i < 6; i++) values[i] = reinterpret_cast<const double*>(k.head.constants[i]);
   for (size_t i = 0; i < k.place.size(); i++) values[k.place[i]] = reinterpret_cast<const double*>(parameters[i]);
+}
+
+// The cotangents of the outputs as right-hand sides (r, h); returns where the first of them lies, `r` or a cotangent itself.
+template <class T> const double* right_sides(const Matrices& k, int64_t B, const int64_t* cotangents, double* r_, double* h_, bool dual) {
+  T *r = reinterpret_cast<T*>(r_), *h = reinterpret_cast<T*>(h_);
+  const int64_t n = k.head.n, rows = k.rows();
+  int64_t primal = 0;
+  for (size_t o = 0; o < k.part.size(); o++) primal += cotangents[o] && k.part[o] == 0;
+  const double* right = r_;
+  if (primal != 1) std::memset(r, 0, sizeof(T) * static_cast<size_t>(B * n));
+  if (dual) std::memset(h, 0, sizeof(T) * static_cast<size_t>(B * rows));
+  for (size_t o = 0; o < k.part.size(); o++) {
+    auto g = reinterpret_cast<const T*>(cotangents[o]);
+    if (!g) continue;
+    const int64_t part = k.part[o], first = k.first(part), width = k.width(part);
+    if (part == 0 && primal == 1) right = reinterpret_cast<const double*>(g);
+    else if (part == 0)
+      for (int64_t i = 0; i < B * n; i++) r[i] += g[i];
+    else
+      for (int64_t i = 0; i < B; i++)
+        for (int64_t j = 0; j < width; j++) h[i * rows + first + j] += g[i * width + j];
+  }
+  return right;
 }
 
 }  // namespace
@@ -111,9 +137,9 @@ LC_API int64_t lc_matrices_forward(void* matrices, int64_t batch, const int64_t*
     for (size_t o = 0; o < k.part.size(); o++) {
       auto out = reinterpret_cast<double*>(outputs[o]);
       const int64_t part = k.part[o], width = k.width(part);
-      if (part == 0) copy(out, s.x, batch * width);
+      if (part == 0) copy(out, 0, s.x, 0, batch * width, d.bytes);
       else
-        for (int64_t i = 0; i < batch; i++) copy(out + i * width, s.y + i * rows + k.first(part), width);
+        for (int64_t i = 0; i < batch; i++) copy(out, i * width, s.y, i * rows + k.first(part), width, d.bytes);
     }
     made = reinterpret_cast<int64_t>(solved.release());
   });
@@ -126,7 +152,9 @@ LC_API void lc_solved_free(void* solved) { delete static_cast<Solved*>(solved); 
 LC_API void* lc_solved_point(const void* solved, double* x, double* v, double* y, double* facts, int32_t* iterations) {
   const Solved& s = *static_cast<const Solved*>(solved);
   const int64_t n = s.owner->head.n, rows = s.owner->rows();
-  copy(x, s.x, s.batch * n), copy(v, s.v, s.batch * rows), copy(y, s.y, s.batch * rows), copy(facts, s.facts, 3 * s.batch);
+  const int64_t bytes = s.owner->head.bytes;
+  copy(x, 0, s.x, 0, s.batch * n, bytes), copy(v, 0, s.v, 0, s.batch * rows, bytes), copy(y, 0, s.y, 0, s.batch * rows, bytes);
+  copy(facts, 0, s.facts, 0, 3 * s.batch, 8);
   std::memcpy(iterations, s.iterations, sizeof(int32_t) * static_cast<size_t>(s.batch));
   return s.factors;
 }
@@ -142,26 +170,12 @@ LC_API int lc_solved_adjoint(const void* solved, const int64_t* addresses, int32
                   *ends = gradients + k.head.parameters;
     const double* values[6];
     read(k, addresses, values);
-    int64_t primal = 0, dual = 0;
-    for (size_t o = 0; o < k.part.size(); o++)
-      if (cotangents[o]) (k.part[o] == 0 ? primal : dual)++;
+    bool dual = false;
+    for (size_t o = 0; o < k.part.size(); o++) dual |= cotangents[o] && k.part[o] != 0;
     Room room(k.recycler, B * (2 * n + 2 * rows + 1));
     double *r = room.memory.get(), *h = r + B * n, *u = h + B * rows, *t = u + B * n, *residual = t + B * rows;
     if (ends[0]) u = reinterpret_cast<double*>(ends[0]), t = reinterpret_cast<double*>(ends[1]);
-    const double* right = r;
-    if (primal != 1) std::memset(r, 0, sizeof(double) * static_cast<size_t>(B * n));
-    if (dual) std::memset(h, 0, sizeof(double) * static_cast<size_t>(B * rows));
-    for (size_t o = 0; o < k.part.size(); o++) {
-      auto g = reinterpret_cast<const double*>(cotangents[o]);
-      if (!g) continue;
-      const int64_t part = k.part[o], first = k.first(part), width = k.width(part);
-      if (part == 0 && primal == 1) right = g;
-      else if (part == 0)
-        for (int64_t i = 0; i < B * n; i++) r[i] += g[i];
-      else
-        for (int64_t i = 0; i < B; i++)
-          for (int64_t j = 0; j < width; j++) h[i * rows + first + j] += g[i * width + j];
-    }
+    const double* right = k.head.bytes == 4 ? right_sides<float>(k, B, cotangents, r, h, dual) : right_sides<double>(k, B, cotangents, r, h, dual);
     double* out[6] = {};
     for (size_t i = 0; i < k.place.size(); i++) out[k.place[i]] = reinterpret_cast<double*>(gradients[i]);
     if (lc_dense_adjoint(s.factors, values, s.strides, right, dual ? h : nullptr, u, t, residual, s.x, s.y, out, threads)) throw std::bad_alloc();

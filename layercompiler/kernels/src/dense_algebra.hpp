@@ -1,20 +1,34 @@
 // Dense linear algebra on packs: matrices by rows, tiles of four by four. Included INSIDE the namespace of one target.
 
-constexpr double dense_exact = 1e-11;   // relative residual of the optimality conditions at which an instance is done
-constexpr double dense_target = 1e-12;  // residual that is not refined any more
 constexpr double dense_calm = 64;       // norms within [1/64, 64] are left alone
 constexpr int dense_block = 16;         // rows that meet the same columns before others do: columns stay in the cache
 constexpr int dense_few = 24;           // inequalities that are not worth being sorted into active and other ones
-constexpr double dense_sick = 1e-13;    // a pivot this small beside its diagonal: the matrix is singular for our purposes
+constexpr double dense_margin = 8;      // times that what a correction of floats moves must fit into a number for its sign to be sure
 constexpr double dense_tie = 1e-9;      // a multiplier and a slack this small are both zero
-constexpr double dense_frail = 1e-8;    // below it, whether the system is regular is looked at
+
+// What rounding leaves of numbers of one kind.
+template <class T> struct Fine;
+template <> struct Fine<double> {
+  static constexpr double exact = 1e-11;   // relative residual of the optimality conditions at which an instance is done
+  static constexpr double target = 1e-12;  // residual that is not refined any more
+  static constexpr double sick = 1e-13;    // a pivot this small beside its diagonal: the matrix is singular for our purposes
+  static constexpr double frail = 1e-8;    // below it, whether the system is regular is looked at
+  static constexpr double sign = 1e-10;    // multipliers and slacks below it have no sign, where the largest of q is one
+  static constexpr double flat = 1e-9;     // diagonal of what is left of R, below which a row depends on active ones
+  static constexpr double healthy = 1e-12;  // least pivot of active rows
+  static constexpr double tiny = 1e-200, lost = 1e-18;  // numbers that stand for zero, and a pivot beside its diagonal that is nothing but rounding
+};
+template <> struct Fine<float> {
+  static constexpr double exact = 1e-5, target = 1e-6, sick = 1e-4, frail = 1e-4, sign = 3e-6, flat = 1e-5, healthy = 1e-4, tiny = 1e-30, lost = 1e-9;
+};
+template <class V> using FineOf = Fine<Real<V>>;
 
 template <class V> LC_INLINE Mask<V> negate(Mask<V> m) {
   if constexpr (lanes_of<V> == 1) return !m;
   else return ~m;
 }
 template <class V> LC_INLINE V num(double x) { return splat<V>(x); }
-template <class V> LC_INLINE V load_wide(const double* p) {
+template <class V> LC_INLINE V load_wide(const Real<V>* p) {
   V v;
   __builtin_memcpy(&v, p, sizeof(V));
   return v;
@@ -50,8 +64,8 @@ template <class V> LC_INLINE void factor_tile(V (&c)[4][4], V* inverse, const V*
   for (int j = 0; j < 4; j++) {
     V d = c[j][j];
     for (int k = 0; k < j; k++) d = fnma(c[j][k], c[j][k], d);
-    V floor = vmax(whole[j], num<V>(1e-200)) * num<V>(1e-18);
-    least = vmin(d / vmax(whole[j], num<V>(1e-200)), least);
+    V top = vmax(whole[j], num<V>(FineOf<V>::tiny)), floor = top * num<V>(FineOf<V>::lost);
+    least = vmin(d / top, least);
     d = select<V>(d > floor, d, floor);
     V r = num<V>(1) / root(d);
     inverse[j] = r;

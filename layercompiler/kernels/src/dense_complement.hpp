@@ -4,12 +4,13 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
   using Base = DensePack<V, F, Form>;
   using Base::act;
   using Base::L;
+  using typename Base::T;
   using Base::p;
   static constexpr bool spread_out = lanes_of<F> != lanes_of<V>;
   static constexpr int sweeps = 2, tries = 8, shifted = 6;  // sweeps, passes that may fail to help, passes with a shift
   DenseElimination<F> k;
   int32_t* order;       // by position and lane: an active row, or -1
-  int64_t* most;        // positions, a multiple of four
+  int32_t* most;        // positions, a multiple of four
   V *factor, *inverse;  // of R on the active rows
   V *q, *z, *s, *r, *dz, *ds, *rc, *zf, *sf, *inverse_z, *inverse_s, *t;
   V frail = num<V>(1);  // smallest pivot beside its diagonal, of R on the active rows
@@ -26,7 +27,7 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
   V factor_active(V shift) {
     const int64_t mp = p.mp;
     if (few()) {  // all rows, those that are not active replaced by rows of the identity
-      *most = mp;
+      *most = p.mp;
       for (int i = 0; i < mp; i++) {
         V *o = factor + i * factor_stride(mp), on = act[i];
         for (int j = 0; j < i; j++) o[j] = spread<V>(k.R[i * mp + j]) * (on * act[j]);
@@ -35,7 +36,7 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
       return cholesky_tiles(p.mp, factor, factor_stride(mp), inverse);
     }
     int32_t count[L];
-    int64_t longest = 0;
+    int32_t longest = 0;
     for (int& c : count) c = 0;
     for (int32_t i = 0; i < p.m; i++)
       for (int l_ = 0; l_ < L; l_++) {
@@ -47,10 +48,10 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
     const int64_t ld = factor_stride(*most);
     for (int l_ = 0; l_ < L; l_++)
       for (int64_t i = count[l_]; i < *most; i++) order[i * L + l_] = -1;
-    const double* R = reinterpret_cast<const double*>(k.R);
+    const T* R = reinterpret_cast<const T*>(k.R);
     constexpr int width = spread_out ? 1 : L;
 #if defined(__AVX512F__)
-    if constexpr (L == 8) {
+    if constexpr (L == 8 && sizeof(T) == 8) {
       const __m512i none = _mm512_set1_epi64(-1), lane = spread_out ? _mm512_setzero_si512() : _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
       auto places = [&](int64_t i) { return _mm512_cvtepi32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(order + i * L))); };
       for (int64_t i = 0; i < *most; i++) {
@@ -65,6 +66,20 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
       }
       return cholesky_tiles(static_cast<int>(*most), factor, ld, inverse);
     }
+    if constexpr (L == 16) {
+      const __m512i none = _mm512_set1_epi32(-1), lane = spread_out ? _mm512_setzero_si512() : _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+      for (int64_t i = 0; i < *most; i++) {
+        __m512i at = _mm512_loadu_si512(order + i * L), line = _mm512_add_epi32(_mm512_mullo_epi32(at, _mm512_set1_epi32(static_cast<int>(mp * width))), lane);
+        __mmask16 on = _mm512_cmpneq_epi32_mask(at, none);
+        V* o = factor + i * ld;
+        for (int64_t j = 0; j <= i; j++) {
+          __m512i from = _mm512_add_epi32(line, _mm512_slli_epi32(_mm512_loadu_si512(order + j * L), spread_out ? 0 : 4));
+          o[j] = (V)_mm512_mask_i32gather_ps(j < i ? _mm512_setzero_ps() : _mm512_set1_ps(1.0f), on, from, R, 4);
+        }
+        o[i] = o[i] + shift;
+      }
+      return cholesky_tiles(static_cast<int>(*most), factor, ld, inverse);
+    }
 #endif
     for (int64_t i = 0; i < *most; i++) {
       V* o = factor + i * ld;
@@ -73,8 +88,8 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
     }
     for (int l_ = 0; l_ < L; l_++)
       for (int i = 0; i < count[l_]; i++) {
-        const double* from = R + (int64_t)order[i * L + l_] * mp * width + (spread_out ? 0 : l_);
-        double* to = reinterpret_cast<double*>(factor + i * ld) + l_;
+        const T* from = R + (int64_t)order[i * L + l_] * mp * width + (spread_out ? 0 : l_);
+        T* to = reinterpret_cast<T*>(factor + i * ld) + l_;
         for (int j = 0; j <= i; j++) to[j * L] = from[(int64_t)order[j * L + l_] * width];
       }
     for (int64_t i = 0; i < *most; i++) factor[i * ld + i] = factor[i * ld + i] + shift;
@@ -110,12 +125,12 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
   // enters where the objective falls most; one leaves where z meets its bound on the way. A step is one update of rank one.
   void exchange(Mask<V> open, int limit, V* steps) {
     const int m = p.m, mp = p.mp;
-    const V one = num<V>(1), none = V{}, bound = num<V>(1e-10), flat = num<V>(1e-9), nowhere = num<V>(-1);
-    V *T = factor, *d = dz, *c = ds, *u = rc;
+    const V one = num<V>(1), none = V{}, bound = num<V>(Fine<T>::sign), flat = num<V>(Fine<T>::flat), nowhere = num<V>(-1);
+    V *tableau = factor, *d = dz, *c = ds, *u = rc;
     for (int i = 0; i < mp; i++) act[i] = zf[i] = none;
     for (int i = 0; i < m; i++) {
       const F* from = k.R + (int64_t)i * mp;
-      for (int j = 0; j < i; j++) T[i * mp + j] = spread<V>(from[j]);
+      for (int j = 0; j < i; j++) tableau[i * mp + j] = spread<V>(from[j]);
       d[i] = spread<V>(from[i]), c[i] = q[i];
     }
     for (int step = 0; step < limit; step++) {
@@ -132,7 +147,7 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
       Mask<V> go = which > nowhere;
       if (!any<V>(go)) break;
       *steps = select<V>(go, *steps + one, *steps);
-      row_of(T, which, u);
+      row_of(tableau, which, u);
       V pivot_d = one, pivot_c = none;
       for (int i = 0; i < m; i++) {
         Mask<V> here = which == num<V>(i);
@@ -145,7 +160,7 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
         zf[i] = select<V>(here | (moved < none), none, moved);
         u[i] = select<V>(here, pivot_d - side, u[i]);
         V w = u[i] * inverse_d;
-        V* o = T + i * mp;
+        V* o = tableau + i * mp;
         for (int j = 0; j < i; j++) o[j] = fnma(w, u[j], o[j]);
         d[i] = select<V>(here, -inverse_d, fnma(w, u[i], d[i]));
         c[i] = select<V>(here, side * (pivot_c * inverse_d), fnma(w, pivot_c, c[i]));
@@ -154,11 +169,11 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
     }
   }
   // Off the diagonal, the row `which` of the symmetric matrix whose lower triangle is given; zero where `which` is negative.
-  void row_of(const V* T, V which, V* u) const {
+  void row_of(const V* tableau, V which, V* u) const {
     const int m = p.m, mp = p.mp;
-    const double* from = reinterpret_cast<const double*>(T);
+    const T* from = reinterpret_cast<const T*>(tableau);
 #if defined(__AVX512F__)
-    if constexpr (L == 8) {
+    if constexpr (L == 8 && sizeof(T) == 8) {
       const __m512i at = _mm512_cvtepi32_epi64(_mm512_cvtpd_epi32((__m512d)which)), lane = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
       const __m512i line = _mm512_add_epi64(_mm512_mullo_epi64(at, _mm512_set1_epi64(8 * mp)), lane), column = _mm512_add_epi64(_mm512_slli_epi64(at, 3), lane);
       for (int j = 0; j < m; j++) {
@@ -166,6 +181,17 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
         __mmask8 some = _mm512_cmpneq_epi64_mask(at, row) & _mm512_cmpge_epi64_mask(at, _mm512_setzero_si512()), left = _mm512_cmpgt_epi64_mask(at, row);
         __m512i place = _mm512_mask_blend_epi64(left, _mm512_add_epi64(column, _mm512_set1_epi64((int64_t)8 * mp * j)), _mm512_add_epi64(line, _mm512_set1_epi64(8 * j)));
         u[j] = (V)_mm512_mask_i64gather_pd(_mm512_setzero_pd(), some, place, from, 8);
+      }
+      return;
+    }
+    if constexpr (L == 16) {
+      const __m512i at = _mm512_cvtps_epi32((__m512)which), lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+      const __m512i line = _mm512_add_epi32(_mm512_mullo_epi32(at, _mm512_set1_epi32(16 * mp)), lane), column = _mm512_add_epi32(_mm512_slli_epi32(at, 4), lane);
+      for (int j = 0; j < m; j++) {
+        const __m512i row = _mm512_set1_epi32(j);
+        __mmask16 some = _mm512_cmpneq_epi32_mask(at, row) & _mm512_cmpge_epi32_mask(at, _mm512_setzero_si512()), left = _mm512_cmpgt_epi32_mask(at, row);
+        __m512i place = _mm512_mask_blend_epi32(left, _mm512_add_epi32(column, _mm512_set1_epi32(16 * mp * j)), _mm512_add_epi32(line, _mm512_set1_epi32(16 * j)));
+        u[j] = (V)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), some, place, from, 4);
       }
       return;
     }
@@ -197,7 +223,7 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
     }
     for (int i = 0; i < mp; i++) act[i] = select<V>(zf[i] > V{}, num<V>(1), V{});
   }
-  static V corrected(int, V rest, V diagonal) { return select<V>((diagonal > num<V>(1e-10)) & (rest < V{}), -rest / diagonal, V{}); }
+  static V corrected(int, V rest, V diagonal) { return select<V>((diagonal > num<V>(Fine<T>::sign)) & (rest < V{}), -rest / diagonal, V{}); }
 
   // zf, sf on the active set. `shift` is added to the diagonal of R.
   V evaluate(V shift) {
@@ -216,7 +242,7 @@ template <class V, class F, class Form> struct ComplementPack : DensePack<V, F, 
   // Leaves zf, act, and the factor of the active rows; returns the lanes whose signs are right.
   Mask<V> pivot(int passes, Mask<V> good, V* steps) {
     const int m = p.m;
-    const V one = num<V>(1), none = V{}, sign = num<V>(-1e-10), healthy = num<V>(1e-12);
+    const V one = num<V>(1), none = V{}, sign = num<V>(-Fine<T>::sign), healthy = num<V>(Fine<T>::healthy);
     V fewest = num<V>(m + 1), left = num<V>(tries), shift = none;
     for (int pass = 0; pass < passes; pass++) {
       V least = evaluate(shift), wrong = none, last = none;

@@ -27,12 +27,29 @@ LC_INLINE void transpose_lanes(d4 (&r)[4]) {
   r[0] = __builtin_shuffle(a, c, (i4){0, 1, 4, 5}), r[1] = __builtin_shuffle(b, d, (i4){0, 1, 4, 5});
   r[2] = __builtin_shuffle(a, c, (i4){2, 3, 6, 7}), r[3] = __builtin_shuffle(b, d, (i4){2, 3, 6, 7});
 }
-// Stores that leave the cache alone: for numbers that are not read soon. Whoever does must end with `stream_end`.
-LC_INLINE void stream_one(double* to, Wide v) {
+// Blocks of S by S lanes change places.
+template <int S, class V> LC_INLINE void exchange_lanes(V (&r)[lanes_of<V>]) {
+  constexpr int W = lanes_of<V>;
+  Bits<V> low, high;
+  for (int l = 0; l < W; l++) low[l] = l & S ? W + l - S : l, high[l] = l & S ? W + l : l + S;
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i++)
+    if (!(i & S)) {
+      V a = r[i], b = r[i + S];
+      r[i] = __builtin_shuffle(a, b, low), r[i + S] = __builtin_shuffle(a, b, high);
+    }
+}
+LC_INLINE void transpose_lanes(f4 (&r)[4]) { exchange_lanes<1>(r), exchange_lanes<2>(r); }
+LC_INLINE void transpose_lanes(f8 (&r)[8]) { exchange_lanes<1>(r), exchange_lanes<2>(r), exchange_lanes<4>(r); }
 #if defined(__AVX512F__)
-  _mm512_stream_pd(to, (__m512d)v);
+LC_INLINE void transpose_lanes(f16 (&r)[16]) { exchange_lanes<1>(r), exchange_lanes<2>(r), exchange_lanes<4>(r), exchange_lanes<8>(r); }
+#endif
+// Stores that leave the cache alone: for numbers that are not read soon. Whoever does must end with `stream_end`.
+template <class T, class V> LC_INLINE void stream_one(T* to, V v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v);
 #elif defined(__AVX2__)
-  _mm256_stream_pd(to, (__m256d)v);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)v);
 #else
   __builtin_memcpy(to, &v, sizeof v);
 #endif
@@ -44,9 +61,9 @@ LC_INLINE void stream_end() {
 }
 constexpr int64_t dense_large = 1 << 18;  // bytes of a pack's factors above which they bypass the cache
 template <class V> LC_INLINE void copy_packs(V* to, const V* from, int64_t count, bool large) {
-  if constexpr (lanes_of<V> == lanes_of<Wide> && lanes_of<V> > 1) {
+  if constexpr (sizeof(V) == sizeof(Wide) && lanes_of<V> > 1) {
     if (large) {
-      for (int64_t i = 0; i < count; i++) stream_one(reinterpret_cast<double*>(to + i), from[i]);
+      for (int64_t i = 0; i < count; i++) stream_one(to + i, from[i]);
       return;
     }
   }
@@ -54,9 +71,9 @@ template <class V> LC_INLINE void copy_packs(V* to, const V* from, int64_t count
 }
 constexpr int64_t dense_far = 512;  // numbers: how far ahead lines are fetched; the hardware stops at the end of a page
 // `end`: of the numbers that follow in memory and are wanted as well.
-template <class V> LC_INLINE void interleave(const double* const* from, int64_t at, int64_t count, V* out, int64_t end = 0) {
+template <class V> LC_INLINE void interleave(const Real<V>* const* from, int64_t at, int64_t count, V* out, int64_t end = 0) {
   if constexpr (lanes_of<V> == 1) {
-    __builtin_memcpy(out, from[0] + at, sizeof(double) * static_cast<size_t>(count));
+    __builtin_memcpy(out, from[0] + at, sizeof(V) * static_cast<size_t>(count));
   } else {
     constexpr int W = lanes_of<V>;
     int64_t k = 0;
@@ -75,7 +92,7 @@ template <class V> LC_INLINE void interleave(const double* const* from, int64_t 
   }
 }
 // in[k] lane l -> out[k] of instance l, where `lanes` says so
-template <class V> LC_INLINE void deinterleave(const V* in, int count, const int64_t* instance, const bool* lanes, double* out, int64_t width) {
+template <class V> LC_INLINE void deinterleave(const V* in, int count, const int64_t* instance, const bool* lanes, Real<V>* out, int64_t width) {
   constexpr int W = lanes_of<V>;
   int k = 0;
   if constexpr (W >= 4) {
@@ -89,7 +106,7 @@ template <class V> LC_INLINE void deinterleave(const V* in, int count, const int
   }
   for (; k < count; k++)
     for (int l = 0; l < W; l++)
-      if (lanes[l]) out[instance[l] * width + k] = get(in[k], l);
+      if (lanes[l]) out[instance[l] * width + k] = static_cast<Real<V>>(get(in[k], l));
 }
 
 // ---- products with the data as they were given --------------------------------------------------------------------------------------------------------------
@@ -97,7 +114,7 @@ template <class V> LC_INLINE void deinterleave(const V* in, int count, const int
 // Packs that hold some rows of a matrix on their way through.
 LC_INLINE int64_t dense_chunk(const DensePlan& p) { return 4 * (int64_t)p.n + 256; }
 
-// Mx = M x and Mty += M'y for `rows` rows of length n; F is double where the lanes share M.
+// Mx = M x and Mty += M'y for `rows` rows of length n; F is a number where the lanes share M.
 template <class V, class F> LC_INLINE void pass_rows(const F* M, int rows, int n, const V* x, const V* y, V* Mx, V* Mty) {
   int i = 0;
   for (; i + 4 <= rows; i += 4) {
@@ -128,11 +145,11 @@ template <class V, class F> LC_INLINE void pass_rows(const F* M, int rows, int n
 }
 // The same for the matrix of each lane; of a triangle, entries of the diagonal count in Mx alone.
 template <class V>
-static void pass(const DensePattern& p, const DenseOperand& values, const int64_t* instance, int rows, int n, bool triangle, const V* x, const V* y, V* Mx,
+static void pass(const DensePattern& p, const DenseOperand<Real<V>>& values, const int64_t* instance, int rows, int n, bool triangle, const V* x, const V* y, V* Mx,
                  V* Mty, V* chunk) {
-  const double* from[lanes_of<V>];
+  const Real<V>* from[lanes_of<V>];
   for (int l = 0; l < lanes_of<V>; l++) from[l] = values.of(instance[l]);
-  if (!p.row && values.stride == 0) return pass_rows<V, double>(from[0], rows, n, x, y, Mx, Mty);
+  if (!p.row && values.stride == 0) return pass_rows<V, Real<V>>(from[0], rows, n, x, y, Mx, Mty);
   if (!p.row) {
     int block = n < 64 ? 256 / n / 4 * 4 : 4;
     for (int i = 0; i < rows; i += block) {
@@ -160,7 +177,7 @@ static void pass(const DensePattern& p, const DenseOperand& values, const int64_
 }
 // Qx = Q x, Aty = A'y + G'y, Ax = [A; G] x.
 template <class V>
-static void all_products(const DensePlan& p, const DenseData& d, const int64_t* instance, const V* x, const V* y, V* Qx, V* Aty, V* Ax, V* work, V* chunk) {
+static void all_products(const DensePlan& p, const DenseData<Real<V>>& d, const int64_t* instance, const V* x, const V* y, V* Qx, V* Aty, V* Ax, V* work, V* chunk) {
   for (int j = 0; j < p.n; j++) Aty[j] = work[j] = V{};
   pass<V>(p.q, d.q, instance, p.n, p.n, p.half, x, x, Qx, work, chunk);
   V share = num<V>(p.half ? 1.0 : 0.5);
@@ -182,6 +199,8 @@ LC_INLINE int64_t dense_loading(const DensePlan& p) { return p.p + p.m + 9 * (in
 
 // Q, A and G in one matrix M of row length `ld`: rows 0 .. np of Q (its lower triangle), `at_a` on of A, `at_g` on of G; scaled to Q = D Q D, A = E A D.
 template <class F> struct DenseMatrices {
+  using T = Real<F>;
+  using Operand = DenseOperand<T>;
   const DensePlan& p;
   F *M, *D, *E;
   int64_t ld, at_a, at_g;
@@ -190,7 +209,7 @@ template <class F> struct DenseMatrices {
   static constexpr int L = lanes_of<F>;
   F* row(int i) const { return M + (i < p.p ? at_a + i : at_g + (i - p.p)) * ld; }
   // Lane -> instance, spare lanes repeating the last.
-  void load(const DenseData& data, const int64_t* instance, F* work) {
+  void load(const DenseData<T>& data, const int64_t* instance, F* work) {
     F *rows = work, *cols = rows + p.p + p.m, *lines = cols + p.n;
     for (int j = 0; j < p.n; j++) cols[j] = F{};
     if (p.q.row) load_entries(p.q, data.q, instance, 0, p.n, true, lines), norm_q(cols);
@@ -203,8 +222,8 @@ template <class F> struct DenseMatrices {
     load_rows(p.g, data.g, instance, p.p, p.m, lines, rows, cols);
     equilibrate(rows, cols);
   }
-  void load_entries(const DensePattern& k, const DenseOperand& values, const int64_t* instance, int64_t at, int64_t count, bool mirrored, F* lines) {
-    const double* from[L];
+  void load_entries(const DensePattern& k, const Operand& values, const int64_t* instance, int64_t at, int64_t count, bool mirrored, F* lines) {
+    const T* from[L];
     for (int l = 0; l < L; l++) from[l] = values.of(instance[l]);
     __builtin_memset(static_cast<void*>(M + at * ld), 0, sizeof(F) * static_cast<size_t>(ld * count));
     for (int64_t e = 0; e < k.count; e += 64) {
@@ -218,8 +237,8 @@ template <class F> struct DenseMatrices {
     }
   }
   // The symmetric part, eight rows at a time: what lies above the diagonal waits in its mirror image.
-  void load_q(const DenseOperand& values, const int64_t* instance, F* lines, F* cols) {
-    const double* from[L];
+  void load_q(const Operand& values, const int64_t* instance, F* lines, F* cols) {
+    const T* from[L];
     for (int l = 0; l < L; l++) from[l] = values.of(instance[l]);
     const F half = num<F>(0.5);
     const int n = p.n;
@@ -245,8 +264,8 @@ template <class F> struct DenseMatrices {
         for (int i = 0; i < some; i++) M[j * ld + I + i] = half * lines[i * n + j];
     }
   }
-  void load_rows(const DensePattern& k, const DenseOperand& values, const int64_t* instance, int first, int count, F* lines, F* rows, F* cols) {
-    const double* from[L];
+  void load_rows(const DensePattern& k, const Operand& values, const int64_t* instance, int first, int count, F* lines, F* rows, F* cols) {
+    const T* from[L];
     for (int l = 0; l < L; l++) from[l] = values.of(instance[l]);
     if (k.row) load_entries(k, values, instance, (row(first) - M) / ld, count, false, lines);
     for (int i = 0; i < count; i++) {

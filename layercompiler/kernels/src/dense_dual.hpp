@@ -56,7 +56,7 @@ template <class V, class F> struct DualPack : ComplementPack<V, F, DualPack<V, F
     };
     int64_t nc = p.np + p.pp;
     act = take(storage, p.mp), inverse = take(storage, p.mp);
-    order = reinterpret_cast<int32_t*>(take(storage, p.mp)), most = reinterpret_cast<int64_t*>(take(storage, 1));
+    order = reinterpret_cast<int32_t*>(take(storage, p.mp)), most = reinterpret_cast<int32_t*>(take(storage, 1));
     auto at = static_cast<V*>(scratch);
     V** of_m[] = {&q, &z, &s, &r, &dz, &ds, &rc, &zf, &sf, &g, &inverse_z, &inverse_s, &t};
     for (V** o : of_m) *o = take(at, p.mp);
@@ -139,7 +139,7 @@ template <class V, class F> struct DualPack : ComplementPack<V, F, DualPack<V, F
   }
   // The complementarity problem s = q + R z. Pivoting is cheap and mostly ends; lanes where it does not go on here if they are half of the pack, else in
   // the next round, beside others of their kind: what they find does not depend on it.
-  Mask<V> complement(const DenseJob& job, Chunk chunk, Mask<V> healthy, V* steps) {
+  Mask<V> complement(const typename Base::Job& job, Chunk chunk, Mask<V> healthy, V* steps) {
     Mask<V> good = none_of<V>();
     if (job.round.pivots) {
       if (few()) exchange(healthy, 3 * p.m + 8, steps);
@@ -161,8 +161,8 @@ template <class V, class F> struct DualPack : ComplementPack<V, F, DualPack<V, F
     return good & healthy;
   }
 
-  void solve(const DenseJob& job, Chunk chunk) {
-    const DenseData& data = job.data;
+  void solve(const typename Base::Job& job, Chunk chunk) {
+    const typename Base::Data& data = job.data;
     this->place(job.index, chunk);
     if constexpr (!spread_out)
       if (own) eliminate<F>(p, data, this->instance, k, work);
@@ -173,14 +173,19 @@ template <class V, class F> struct DualPack : ComplementPack<V, F, DualPack<V, F
     for (int i = 0; i < p.m; i++) top = vmax(vabs(q[i]), top);
     V unit = power_of_two(top), inverse_unit = num<V>(1) / unit;
     for (int i = 0; i < p.m; i++) q[i] = q[i] * inverse_unit;
-    Mask<V> healthy = spread<V>(k.sick) > num<V>(dense_sick), good = healthy;
+    Mask<V> healthy = spread<V>(k.sick) > num<V>(FineOf<V>::sick), good = healthy;
     *most = 0;
     for (int i = 0; i < p.mp; i++) act[i] = zf[i] = V{};
     if (p.m > 0 && any<V>(healthy)) good = complement(job, chunk, healthy, &steps);
     for (int i = 0; i < p.mp; i++) zf[i] = select<V>(zf[i] > V{}, zf[i], V{}) * (unit / spread<V>(*k.unit));
     expand(f, zf, X, Y);
     this->finish(job, chunk, good, num<V>(1), num<V>(1), steps);
-    Mask<V> doubtful = good & (vmin(spread<V>(k.sick), frail) < num<V>(dense_frail));
+    Mask<V> doubtful = good & (vmin(spread<V>(k.sick), frail) < num<V>(FineOf<V>::frail));
+    if constexpr (Base::single) {
+      for (int i = 0; i < chunk.count; i++)
+        if (test<V>(doubtful, i)) job.status[this->instance[i]] = 7;
+      return keep();
+    }
     if (any<V>(doubtful)) Base::probe(job, chunk, doubtful);
     // Rows without a multiplier must not be what makes a doubtful matrix regular: the primal form finds the middle of what is optimal.
     for (int i = 0; i < chunk.count; i++)
@@ -189,7 +194,7 @@ template <class V, class F> struct DualPack : ComplementPack<V, F, DualPack<V, F
       if (job.status[this->instance[i]] == 7) job.status[this->instance[i]] = dense_tried;
     keep();
   }
-  void differentiate(const DenseAdjoint& job, Chunk chunk) {
+  void differentiate(const typename Base::Adjoint& job, Chunk chunk) {
     this->place(job.index, chunk);
     recall();
     this->adjoint(job, chunk, num<V>(1));

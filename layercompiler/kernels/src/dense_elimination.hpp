@@ -24,7 +24,7 @@ template <class F> static F* carve_elimination(const DensePlan& p, F* at, bool w
   return at;
 }
 
-template <class F> static void eliminate(const DensePlan& p, const DenseData& data, const int64_t* instance, DenseElimination<F>& k, F* work) {
+template <class F> static void eliminate(const DensePlan& p, const DenseData<Real<F>>& data, const int64_t* instance, DenseElimination<F>& k, F* work) {
   int nc = p.np + p.pp, nr = nc + p.mp, np = p.np, mp = p.mp;
   int64_t ld = elimination_stride(p);
   F* M = k.M;

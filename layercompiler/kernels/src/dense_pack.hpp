@@ -7,7 +7,12 @@ struct DenseUnits {
 
 // `Form` gives solve_active(fx, fc, X, Y): Q X + C'Y = -fx, C_on X = -fc_on, Y = 0 off the active rows, in the coordinates of the pack.
 template <class V, class F, class Form> struct DensePack {
+  using T = Real<V>;
+  using Data = DenseData<T>;
+  using Job = DenseJob<T>;
+  using Adjoint = DenseAdjoint<T>;
   static constexpr int L = lanes_of<V>;
+  static constexpr bool single = sizeof(T) == 4;
   const DensePlan& p;
   const F *D, *E;
   V *X, *Y, *act;                // point in the coordinates of the pack; act: 1 on the active inequalities, else 0
@@ -43,13 +48,13 @@ template <class V, class F, class Form> struct DensePack {
   double e_of(int i, int l) const { return get(E[i], lanes_of<F> == 1 ? 0 : l); }
   V d(int j) const { return spread<V>(D[j]); }
   V e(int i) const { return spread<V>(E[i]); }
-  void load(const DenseOperand& values, int count, V* out) {
-    const double* from[L];
+  void load(const DenseOperand<T>& values, int count, V* out) {
+    const T* from[L];
     for (int l = 0; l < L; l++) from[l] = values.of(instance[l]);
     interleave<V>(from, 0, count, out);
   }
 
-  void measure(const DenseData& data) {
+  void measure(const Data& data) {
     load(data.c, p.n, oc), load(data.b, p.p, ob), load(data.h, p.m, ob + p.p);
     V top = V{}, side = V{};
     for (int i = 0; i < rows(); i++) side = vmax(vabs(ob[i] * e(i)), side);
@@ -61,7 +66,7 @@ template <class V, class F, class Form> struct DensePack {
   }
 
   // Residual map at (ox, oy): F_x in rQ, F_y in rC, y - s in ov; relative size, and the least |y - s| of an inequality. c is in oc, b and h in ob.
-  void residual(const DenseData& data, V& norm, V& margin) {
+  void residual(const Data& data, V& norm, V& margin) {
     all_products<V>(p, data, instance, ox, oy, rQ, rA, rC, spare, chunk_);
     V kappa = V{}, sk = V{}, none = V{}, one = num<V>(1);
     for (int l = 0; l < L; l++) put(kappa, l, units[l].kappa), put(sk, l, units[l].sigma * units[l].kappa);
@@ -94,8 +99,25 @@ template <class V, class F, class Form> struct DensePack {
     norm = select<V>(whole == none, vmax(a, b), num<V>(__builtin_inf()));
   }
 
+  // After a correction of floats: whether all it moved is small beside the point, and small beside every multiplier and slack of an inequality, so that
+  // none has the wrong side. What moved is about as large as the error that is left.
+  Mask<V> settled() const {
+    const V none = V{}, far = num<V>(Format<T>::most);
+    V moved_y = none, moved_s = none, least_y = far, least_s = far, moved_x = none, top_x = none;
+    for (int j = 0; j < p.n; j++) moved_x = vmax(vabs(dX[j]), moved_x), top_x = vmax(vabs(X[j]), top_x);
+    for (int i = 0; i < p.m; i++) {
+      const int r = p.p + i;
+      const Mask<V> on = act[i] > none;
+      const V moved = vabs(ov[r] - best_v[r]), size = vabs(ov[r]), scale = e(r);
+      moved_y = vmax(select<V>(on, moved / scale, none), moved_y), least_y = vmin(select<V>(on, size / scale, far), least_y);
+      moved_s = vmax(select<V>(on, none, moved * scale), moved_s), least_s = vmin(select<V>(on, far, size * scale), least_s);
+    }
+    const V times = num<V>(dense_margin);
+    return (least_y > times * moved_y) & (least_s > times * moved_s) & (moved_x <= num<V>(1e-2) * top_x);
+  }
+
   // Takes the points of the lanes `good`, measured before, to rounding on the data as they were given, and writes the best; scale: x = D X x_unit, y = E Y y_unit.
-  void finish(const DenseJob& job, Chunk chunk, Mask<V> good, V x_unit, V y_unit, V steps) {
+  void finish(const Job& job, Chunk chunk, Mask<V> good, V x_unit, V y_unit, V steps) {
     const int m = rows();
     const V none = V{}, far = num<V>(__builtin_inf()), to_x = num<V>(1) / x_unit, to_y = num<V>(1) / y_unit;
     V norm = far, margin = none;
@@ -105,19 +127,23 @@ template <class V, class F, class Form> struct DensePack {
     V even = num<V>(1);  // 1 where nothing is scaled; sizes of rows far apart ask for all that refinement gives
     for (int j = 0; j < p.n; j++) even = select<V>(d(j) == num<V>(1), even, none);
     for (int i = 0; i < m; i++) even = select<V>(e(i) == num<V>(1), even, none);
-    const V enough = select<V>(even > none, num<V>(dense_target), num<V>(1e-3 * dense_target));
+    V enough = select<V>(even > none, num<V>(FineOf<V>::target), num<V>(1e-3 * FineOf<V>::target));
+    Mask<V> sure = all_of<V>();
+    if constexpr (single) enough = num<V>(-1), sure = none_of<V>();
     for (int step = 0; any<V>(open); step++) {
       for (int j = 0; j < p.n; j++) ox[j] = X[j] * d(j) * x_unit;
       for (int i = 0; i < m; i++) oy[i] = Y[i] * e(i) * y_unit;
       for (int i = 0; i < p.m; i++) oy[p.p + i] = select<V>((act[i] > none) & (oy[p.p + i] > none), oy[p.p + i], none);
       V found, close;
       residual(job.data, found, close);
+      if constexpr (single)
+        if (step == 1) sure = settled();
       open = open & (found < norm);
       norm = select<V>(open, found, norm), margin = select<V>(open, close, margin);
       for (int j = 0; j < p.n; j++) best_x[j] = select<V>(open, ox[j], best_x[j]);
       for (int i = 0; i < m; i++) best_y[i] = select<V>(open, oy[i], best_y[i]), best_v[i] = select<V>(open, ov[i], best_v[i]);
       open = open & (found > enough) & (found < num<V>(1e-2));
-      if (step == 3 || !any<V>(open)) break;
+      if (step == (single ? 1 : 3) || !any<V>(open)) break;
       for (int j = 0; j < p.np; j++) fx[j] = j < p.n ? select<V>(open, rQ[j] * d(j) * to_y, none) : none;
       for (int i = 0; i < m; i++) fc[i] = select<V>(open, rC[i] * e(i) * to_x, none);
       static_cast<Form*>(this)->solve_active(fx, fc, dX, dY);
@@ -133,12 +159,12 @@ template <class V, class F, class Form> struct DensePack {
       int64_t i = instance[l];
       job.norm[i] = get(norm, l), job.margin[i] = get(margin, l), job.reach[i] = 0;
       job.iterations[i] += (int32_t)get(steps, l);
-      job.status[i] = get(norm, l) <= dense_exact ? 0 : 7;
+      job.status[i] = get(norm, l) <= FineOf<V>::exact && test<V>(sure, l) ? 0 : 7;
     }
   }
 
   // What a right-hand side without structure reaches, of lanes whose pivots are small: those of singular matrices are rounding, and of any small size.
-  void probe(const DenseJob& job, Chunk chunk, Mask<V> doubtful) {
+  void probe(const Job& job, Chunk chunk, Mask<V> doubtful) {
     const int m = rows();
     for (int j = 0; j < p.np; j++) fx[j] = j < p.n ? num<V>(j % 2 ? 0.5 + 0.37 * (j % 7) : -1.5 + 0.11 * (j % 5)) : V{};
     for (int i = 0; i < m; i++) fc[i] = num<V>(i % 2 ? -0.7 - 0.13 * (i % 3) : 0.6 + 0.17 * (i % 7));
@@ -157,7 +183,7 @@ template <class V, class F, class Form> struct DensePack {
   }
 
   // Linear system at the active set, refined on the data as they were given; `unit` is that of the objective.
-  void adjoint(const DenseAdjoint& job, Chunk chunk, V unit) {
+  void adjoint(const Adjoint& job, Chunk chunk, V unit) {
     const int m = rows();
     const V none = V{}, inverse_unit = num<V>(1) / unit;
     V best = num<V>(__builtin_inf());
@@ -200,8 +226,8 @@ template <class V, class F, class Form> struct DensePack {
       best = select<V>(open, found, best);
       for (int j = 0; j < p.n; j++) best_x[j] = select<V>(open, ox[j], best_x[j]);
       for (int i = 0; i < m; i++) best_y[i] = select<V>(open, oy[i], best_y[i]);
-      open = open & (found > num<V>(dense_target));
-      if (step == 6 || !any<V>(open)) break;
+      open = open & (found > num<V>(FineOf<V>::target));
+      if (step == (single ? 1 : 6) || !any<V>(open)) break;
       for (int j = 0; j < p.n; j++) fx[j] = select<V>(open, rQ[j] * d(j) * unit, none);
       for (int i = 0; i < m; i++) fc[i] = select<V>(open, rC[i] * e(i), none);
     }
@@ -216,26 +242,27 @@ template <class V, class F, class Form> struct DensePack {
   }
 
   // sign (a u' + c x') by rows.
-  static void outer(double* out, int rows, int n, const double* a, const double* u, const double* c, const double* x, double sign, bool large) {
-    constexpr int W = lanes_of<Wide>;
+  static void outer(T* out, int rows, int n, const T* a, const T* u, const T* c, const T* x, T sign, bool large) {
+    using P = typename Format<T>::Widest;
+    constexpr int W = lanes_of<P>;
     for (int i = 0; i < rows; i++) {
-      double f = sign * a[i], g = sign * c[i];
-      double* o = out + (int64_t)i * n;
+      T f = sign * a[i], g = sign * c[i];
+      T* o = out + (int64_t)i * n;
       int j = 0;
       if (large) {
-        for (; j < n && reinterpret_cast<uintptr_t>(o + j) % sizeof(Wide); j++) o[j] = fma(f, u[j], g * x[j]);
-        for (; j + W <= n; j += W) stream_one(o + j, fma(splat<Wide>(f), load_wide<Wide>(u + j), splat<Wide>(g) * load_wide<Wide>(x + j)));
+        for (; j < n && reinterpret_cast<uintptr_t>(o + j) % sizeof(P); j++) o[j] = fma(f, u[j], g * x[j]);
+        for (; j + W <= n; j += W) stream_one(o + j, fma(splat<P>(f), load_wide<P>(u + j), splat<P>(g) * load_wide<P>(x + j)));
       }
       for (; j + W <= n; j += W) {
-        Wide v = fma(splat<Wide>(f), load_wide<Wide>(u + j), splat<Wide>(g) * load_wide<Wide>(x + j));
+        P v = fma(splat<P>(f), load_wide<P>(u + j), splat<P>(g) * load_wide<P>(x + j));
         __builtin_memcpy(o + j, &v, sizeof v);
       }
       for (; j < n; j++) o[j] = fma(f, u[j], g * x[j]);
     }
   }
-  void gradients(const DenseAdjoint& job, int64_t i) const {
+  void gradients(const Adjoint& job, int64_t i) const {
     int n = p.n, m = rows();
-    const double *u = job.u + i * n, *t = job.t + i * m, *x = job.x + i * n, *y = job.y + i * m;
+    const T *u = job.u + i * n, *t = job.t + i * m, *x = job.x + i * n, *y = job.y + i * m;
     if (job.dq) outer(job.dq + i * n * n, n, n, x, u, u, x, -0.5, job.large);
     if (job.dc)
       for (int j = 0; j < n; j++) job.dc[i * n + j] = -u[j];

@@ -4,11 +4,11 @@
 
 namespace layercompiler {
 
-// Numbers of a batch; stride 0 shares one set.
-struct DenseOperand {
-  const double* values;
+// Numbers of a batch, T is double or float; stride 0 shares one set.
+template <class T> struct DenseOperand {
+  const T* values;
   int64_t stride;
-  const double* of(int64_t instance) const { return values + stride * instance; }
+  const T* of(int64_t instance) const { return values + stride * instance; }
 };
 
 // Entries of one matrix; `row` and `col` are null where all entries are given, by rows.
@@ -37,50 +37,51 @@ struct DenseRound {
   int32_t exchanges;  // or single exchanges before it, so many for each inequality
 };
 
-struct DenseData {
-  DenseOperand q, c, a, b, g, h;  // c: linear objective
+template <class T> struct DenseData {
+  DenseOperand<T> q, c, a, b, g, h;  // c: linear objective
 };
 
-struct DenseJob {
+template <class T> struct DenseJob {
   const DensePlan* plan;
   DenseRound round;
-  DenseData data;
+  DenseData<T> data;
   const int32_t* index;             // position -> instance
-  const double *start_x, *start_v;  // null, or points whose active set is only factored (primal form)
-  double *x, *v, *y;                // v: duals of the equalities, then z - s; y: duals
+  const T *start_x, *start_v;  // null, or points whose active set is only factored (primal form)
+  T *x, *v, *y;                     // v: duals of the equalities, then z - s; y: duals
   int8_t* status;
   int32_t* iterations;
   double *norm, *margin, *reach;
-  double* storage;
+  T* storage;
   int64_t footprint;
   const void* shared;  // null, or matrices prepared for the whole batch (dual form)
 };
 
 // One right-hand side per instance: Q u + A't + G't = r, A u = h, G_I u = h_I, t = 0 off the active rows I.
-struct DenseAdjoint {
+template <class T> struct DenseAdjoint {
   const DensePlan* plan;
   DenseForm form;
-  DenseData data;
+  DenseData<T> data;
   const int32_t* index;  // -1: the instance was solved elsewhere
-  const double* storage;
+  const T* storage;
   int64_t footprint;
   const void* shared;
-  const double *r, *h;
-  double *u, *t, *residual;
-  const double *x, *y;                  // with the next: gradients of the data, written where not null
-  double *dq, *dc, *da, *db, *dg, *dh;  // full matrices by rows
+  const T *r, *h;
+  T *u, *t;
+  double* residual;
+  const T *x, *y;                  // with the next: gradients of the data, written where not null
+  T *dq, *dc, *da, *db, *dg, *dh;  // full matrices by rows
   bool large;  // the gradients of all instances are many bytes
 };
 
-struct DenseTarget {
+template <class T> struct DenseTarget {
   const char* name;
   int32_t lanes;
   int64_t (*footprint)(const DensePlan&, DenseForm, bool shared);  // numbers per instance
   size_t (*scratch)(const DensePlan&, DenseForm);                  // bytes per thread
   int64_t (*shared_footprint)(const DensePlan&);
-  void (*share)(const DenseJob&, void* memory, void* scratch);
-  void (*solve)(const DenseJob&, Chunk, void* scratch);
-  void (*adjoint)(const DenseAdjoint&, Chunk, void* scratch);
+  void (*share)(const DenseJob<T>&, void* memory, void* scratch);
+  void (*solve)(const DenseJob<T>&, Chunk, void* scratch);
+  void (*adjoint)(const DenseAdjoint<T>&, Chunk, void* scratch);
 };
 
 }  // namespace layercompiler

@@ -117,7 +117,7 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
     }
   }
 
-  void prepare(const DenseData& data) {
+  void prepare(const typename Base::Data& data) {
     k.load(data, this->instance, work);
     this->measure(data);
     bool moved = false;
@@ -248,8 +248,8 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
     return good;
   }
 
-  void solve(const DenseJob& job, Chunk chunk) {
-    const DenseData& data = job.data;
+  void solve(const typename Base::Job& job, Chunk chunk) {
+    const typename Base::Data& data = job.data;
     this->place(job.index, chunk);
     prepare(data);
     V steps = V{}, verdict = V{};
@@ -295,7 +295,7 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
     return select<V>(build(w, 1e-6) > V{}, V{}, num<V>(dense_not_convex));
   }
   // A certificate, brought to gain one: y of primal, x of dual infeasibility.
-  void certify(const DenseJob& job, int l, double verdict) {
+  void certify(const typename Base::Job& job, int l, double verdict) {
     if (verdict != 1 && verdict != 2) return;
     int64_t i = this->instance[l];
     int m = this->rows();
@@ -307,7 +307,7 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
     for (int r = 0; r < m; r++) y[r] /= gain, v[r] = y[r];
   }
   // Whether the linear system is regular: what a right-hand side without structure reaches.
-  void probe(const DenseJob& job, Chunk chunk) {
+  void probe(const typename Base::Job& job, Chunk chunk) {
     int m = this->rows();
     V *f = this->fx, *g = this->fc;
     for (int j = 0; j < p.np; j++) f[j] = j < p.n ? num<V>(j % 2 ? 0.5 + 0.37 * (j % 7) : -1.5 + 0.11 * (j % 5)) : V{};
@@ -322,7 +322,7 @@ template <class V> struct PrimalPack : DensePack<V, V, PrimalPack<V>> {
     for (int i = 0; i < m; i++) worst = vmax(i < p.p ? vabs(Cx[i] + g[i]) : vabs(Cx[i] + g[i]) * act[i - p.p], worst);
     for (int l = 0; l < chunk.count; l++) job.reach[this->instance[l]] = get(worst, l) / get(top, l);
   }
-  void differentiate(const DenseAdjoint& job, Chunk chunk) {
+  void differentiate(const typename Base::Adjoint& job, Chunk chunk) {
     this->place(job.index, chunk);
     this->measure(job.data);
     V unit = num<V>(1);

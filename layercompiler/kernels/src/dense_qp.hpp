@@ -22,31 +22,36 @@
 
 // ---- the functions of the target ------------------------------------------------------------------------------------------------------------------------------
 
-template <class V> static void dense_solve_chunk(const DenseJob& job, Chunk chunk, void* scratch) {
+// In floats there is the dual form alone: what it does not solve is the business of doubles.
+template <class V> static void dense_solve_chunk(const DenseJob<Real<V>>& job, Chunk chunk, void* scratch) {
+  using T = Real<V>;
   V* storage = reinterpret_cast<V*>(job.storage + chunk.first * job.footprint);
-  if (job.round.form == primal_form) PrimalPack<V>(*job.plan, storage, scratch).solve(job, chunk);
-  else if (job.shared) DualPack<V, double>(*job.plan, storage, static_cast<const DenseElimination<double>*>(job.shared), scratch).solve(job, chunk);
+  if constexpr (sizeof(T) == 8)
+    if (job.round.form == primal_form) return PrimalPack<V>(*job.plan, storage, scratch).solve(job, chunk);
+  if (job.shared) DualPack<V, T>(*job.plan, storage, static_cast<const DenseElimination<T>*>(job.shared), scratch).solve(job, chunk);
   else DualPack<V, V>(*job.plan, storage, nullptr, scratch).solve(job, chunk);
 }
-template <class V> static void dense_adjoint_chunk(const DenseAdjoint& job, Chunk chunk, void* scratch) {
-  V* storage = reinterpret_cast<V*>(const_cast<double*>(job.storage) + chunk.first * job.footprint);
-  if (job.form == primal_form) PrimalPack<V>(*job.plan, storage, scratch).differentiate(job, chunk);
-  else if (job.shared) DualPack<V, double>(*job.plan, storage, static_cast<const DenseElimination<double>*>(job.shared), scratch).differentiate(job, chunk);
+template <class V> static void dense_adjoint_chunk(const DenseAdjoint<Real<V>>& job, Chunk chunk, void* scratch) {
+  using T = Real<V>;
+  V* storage = reinterpret_cast<V*>(const_cast<T*>(job.storage) + chunk.first * job.footprint);
+  if constexpr (sizeof(T) == 8)
+    if (job.form == primal_form) return PrimalPack<V>(*job.plan, storage, scratch).differentiate(job, chunk);
+  if (job.shared) DualPack<V, T>(*job.plan, storage, static_cast<const DenseElimination<T>*>(job.shared), scratch).differentiate(job, chunk);
   else DualPack<V, V>(*job.plan, storage, nullptr, scratch).differentiate(job, chunk);
 }
-static int64_t dense_footprint(const DensePlan& p, DenseForm form, bool shared) {
-  return form == primal_form ? PrimalPack<double>::kept(p) : DualPack<double, double>::kept(p, shared);
+template <class T> static int64_t dense_footprint(const DensePlan& p, DenseForm form, bool shared) {
+  return form == primal_form ? PrimalPack<double>::kept(p) : DualPack<T, T>::kept(p, shared);
 }
-static size_t dense_scratch(const DensePlan& p, DenseForm form) {
-  return form == primal_form ? PrimalPack<Wide>::memory(p) : DualPack<Wide, Wide>::memory(p);
+template <class T> static size_t dense_scratch(const DensePlan& p, DenseForm form) {
+  using P = typename Format<T>::Widest;
+  return form == primal_form ? PrimalPack<Wide>::memory(p) : DualPack<P, P>::memory(p);
 }
 // The elimination of matrices that the whole batch shares: a head, then its numbers.
-static int64_t dense_shared_footprint(const DensePlan& p) {
-  return (int64_t)(sizeof(DenseElimination<double>) / sizeof(double)) + 8 + elimination_numbers<double>(p, true);
-}
-static void dense_share(const DenseJob& job, void* memory, void* scratch) {
-  auto* k = static_cast<DenseElimination<double>*>(memory);
-  carve_elimination<double>(*job.plan, static_cast<double*>(memory) + sizeof(DenseElimination<double>) / sizeof(double) + 8, true, *k);
+template <class T> constexpr int64_t dense_head = (int64_t)(sizeof(DenseElimination<T>) / sizeof(T)) + 8;
+template <class T> static int64_t dense_shared_footprint(const DensePlan& p) { return dense_head<T> + elimination_numbers<T>(p, true); }
+template <class T> static void dense_share(const DenseJob<T>& job, void* memory, void* scratch) {
+  auto* k = static_cast<DenseElimination<T>*>(memory);
+  carve_elimination<T>(*job.plan, static_cast<T*>(memory) + dense_head<T>, true, *k);
   int64_t first = 0;
-  eliminate<double>(*job.plan, job.data, &first, *k, static_cast<double*>(scratch));
+  eliminate<T>(*job.plan, job.data, &first, *k, static_cast<T*>(scratch));
 }

@@ -18,7 +18,7 @@ namespace LC_JOIN(dense_, LC_TARGET) {
 
 #include "dense_qp.hpp"
 
-static void solve(const DenseJob& job, Chunk chunk, void* scratch) {
+static void solve(const DenseJob<double>& job, Chunk chunk, void* scratch) {
   switch (chunk.width) {
 #if defined(__AVX512F__)
     case 8: return dense_solve_chunk<d8>(job, chunk, scratch);
@@ -32,7 +32,7 @@ static void solve(const DenseJob& job, Chunk chunk, void* scratch) {
     default: return dense_solve_chunk<double>(job, chunk, scratch);
   }
 }
-static void adjoint(const DenseAdjoint& job, Chunk chunk, void* scratch) {
+static void adjoint(const DenseAdjoint<double>& job, Chunk chunk, void* scratch) {
   switch (chunk.width) {
 #if defined(__AVX512F__)
     case 8: return dense_adjoint_chunk<d8>(job, chunk, scratch);
@@ -46,17 +46,26 @@ static void adjoint(const DenseAdjoint& job, Chunk chunk, void* scratch) {
     default: return dense_adjoint_chunk<double>(job, chunk, scratch);
   }
 }
+// Floats fill whole registers or come alone.
+static void solve_single(const DenseJob<float>& job, Chunk chunk, void* scratch) {
+  if (chunk.width > 1) dense_solve_chunk<WideSingle>(job, chunk, scratch);
+  else dense_solve_chunk<float>(job, chunk, scratch);
+}
+static void adjoint_single(const DenseAdjoint<float>& job, Chunk chunk, void* scratch) {
+  if (chunk.width > 1) dense_adjoint_chunk<WideSingle>(job, chunk, scratch);
+  else dense_adjoint_chunk<float>(job, chunk, scratch);
+}
 
 }  // namespace
-extern const DenseTarget LC_JOIN(dense_table_, LC_TARGET);
-const DenseTarget LC_JOIN(dense_table_, LC_TARGET) = {
-    LC_TEXT(LC_TARGET),
-    LC_JOIN(dense_, LC_TARGET)::lanes_of<LC_JOIN(dense_, LC_TARGET)::Wide>,
-    LC_JOIN(dense_, LC_TARGET)::dense_footprint,
-    LC_JOIN(dense_, LC_TARGET)::dense_scratch,
-    LC_JOIN(dense_, LC_TARGET)::dense_shared_footprint,
-    LC_JOIN(dense_, LC_TARGET)::dense_share,
-    LC_JOIN(dense_, LC_TARGET)::solve,
-    LC_JOIN(dense_, LC_TARGET)::adjoint,
+namespace here = LC_JOIN(dense_, LC_TARGET);
+extern const DenseTarget<double> LC_JOIN(dense_table_, LC_TARGET);
+extern const DenseTarget<float> LC_JOIN(dense_single_, LC_TARGET);
+const DenseTarget<double> LC_JOIN(dense_table_, LC_TARGET) = {
+    LC_TEXT(LC_TARGET),      here::lanes_of<here::Wide>,   here::dense_footprint<double>, here::dense_scratch<double>, here::dense_shared_footprint<double>,
+    here::dense_share<double>, here::solve, here::adjoint,
+};
+const DenseTarget<float> LC_JOIN(dense_single_, LC_TARGET) = {
+    LC_TEXT(LC_TARGET),      here::lanes_of<here::WideSingle>, here::dense_footprint<float>, here::dense_scratch<float>, here::dense_shared_footprint<float>,
+    here::dense_share<float>, here::solve_single, here::adjoint_single,
 };
 }  // namespace layercompiler
