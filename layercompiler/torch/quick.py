@@ -293,7 +293,7 @@ class _Node(torch.autograd.Function):
                 gradients = None
             if gradients is not None:
                 return None, *gradients
-        if theta[0].dtype is torch.float32:  # solved in it; the general way is that of float64
+        if isinstance(found, _Found) and found.quick.dtype is torch.float32:  # the general way is that of float64
             wide = [t.double() for t in theta]
             *_, z = rules.Solve.call(wide, None, "f" * len(wide), found.bound)
             cotangents = [None if p is None else p.double() for p in g]
