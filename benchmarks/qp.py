@@ -212,7 +212,11 @@ def measure(kind, n, batch, seconds, names):
             tensors, w = layer.prepare(arrays)
             x = layer.forward(tensors)
             gradients = layer.backward(x, tensors, w)
-            errors[name] = _error(arrays, layer, x if x is not None else layer.x, gradients)
+            known = arrays, x if x is not None else layer.x
+            if build is Single:  # beside what float64 makes of the rounded numbers
+                rounded = [a.astype(np.float32).astype(np.float64) for a in arrays]
+                known = rounded, Ours(n, m, p, batch).forward([torch.tensor(a) for a in rounded])
+            errors[name] = _error(*known, layer, gradients)
             state[name], found[name] = (layer, tensors, w), []
         except Exception as error:
             print(f"    {name}: {type(error).__name__}: {str(error)[:100]}", flush=True)
@@ -233,7 +237,7 @@ def measure(kind, n, batch, seconds, names):
     return best, errors
 
 
-def _error(arrays, layer, x, gradients):
+def _error(arrays, x, layer, gradients):
     x, gradients, w = layer.numpy(x), [layer.numpy(g) for g in gradients], _cotangent(arrays)
     worst = 0.0
     for i in range(min(4, len(x))):
