@@ -25,7 +25,7 @@ from layercompiler.plan.matrices import ORDER, Call, Matrices, summed
 from layercompiler.torch import host, rules
 from layercompiler.torch.lease import empty
 
-_ACCURATE_SINGLE = 1e-3  # relative residual of a linear system in float32 up to which gradients are taken
+_ACCURATE_SINGLE = 1e-4  # relative residual of a linear system in float32 up to which gradients are taken
 PAUSE = 16  # calls that go the general way after one in which an instance failed
 KINDS = (Tensor, torch.nn.Parameter)
 _KNOWN = 64  # shapes of calls that are kept
